@@ -1,0 +1,1 @@
+"""Stage one: video → frames → features → one shard."""

@@ -1,0 +1,149 @@
+"""The decoding child: a process of its own that opens video files, so that a bad one costs no more than itself.
+
+Started by `children.py` as `python -m vtnpipe.extract.child CONNECTION RING LIFELINE MEMORY_BYTES` (three file
+descriptors and a limit). It answers each request {path, start, end, decoder} with `probe`, `chunk`s, perhaps
+`restart`, and `end`; `alive` in between says that a long file is being read.
+"""
+
+import dataclasses
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from multiprocessing.connection import Connection
+
+from ..manifests.errors import VideoError
+from .frames import Frame, Outcome, Restart, read_frames
+from .ring import NUM_SLOTS, Message, Ring, frames_per_chunk, receive, send
+
+ALIVE_SECONDS = 1.0
+
+
+class _Link:
+    """The child's end: requests that wait, slots that are free."""
+
+    def __init__(self, connection: Connection, ring: Ring) -> None:
+        self.connection = connection
+        self.ring = ring
+        self.requests: deque[Message] = deque()
+        self._free = deque(range(NUM_SLOTS))
+        self._last_sent = 0.0
+
+    def wait(self) -> None:
+        message = receive(self.connection)
+        if "slot" in message:
+            self._free.append(message["slot"])
+        else:
+            self.requests.append(message)
+
+    def take_slot(self) -> int:
+        while not self._free:
+            self.wait()
+        return self._free.popleft()
+
+    def send(self, **message: object) -> None:
+        send(self.connection, message)
+        self._last_sent = time.monotonic()
+
+    def tick(self) -> None:
+        """Says that reading goes on, once in a while."""
+        if time.monotonic() - self._last_sent > ALIVE_SECONDS:
+            self.send(kind="alive")
+
+
+class _Chunk:
+    """Frames of one size on their way into one slot."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self._slot = -1
+        self._shape = (0, 0, 0)
+        self._indices: list[int] = []
+        self._times: list[float] = []
+
+    def add(self, frame: Frame) -> None:
+        height, width, _ = frame.image.shape
+        if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
+            self.flush()
+            self._slot = self._link.take_slot()
+            self._shape = (frames_per_chunk(height, width), height, width)
+        self._link.ring.frames(self._slot, self._shape)[len(self._indices)] = frame.image
+        self._indices.append(frame.index)
+        self._times.append(frame.time)
+
+    def flush(self) -> None:
+        if self._indices:
+            shape = (len(self._indices), *self._shape[1:])
+            self._link.send(
+                kind="chunk",
+                slot=self._slot,
+                shape=shape,
+                frame_index=self._indices,
+                timestamps=self._times,
+            )
+        self._shape, self._indices, self._times = (0, 0, 0), [], []
+
+
+def _decode(link: _Link, request: Message) -> Outcome:
+    chunk = _Chunk(link)
+    frames = read_frames(
+        **request,
+        on_probe=lambda info: link.send(kind="probe", num_frames=info.num_presented),
+        on_progress=link.tick,
+    )
+    try:
+        while True:
+            item = next(frames)
+            if isinstance(item, Restart):
+                chunk.flush()
+                link.send(kind="restart")
+            else:
+                chunk.add(item)
+            link.tick()
+    except StopIteration as end:
+        chunk.flush()
+        outcome: Outcome = end.value
+        return outcome
+    except VideoError as error:
+        return Outcome(status="failed", reason=error.reason, message=str(error))
+    except MemoryError:
+        message = f"{request['path']}: passes the memory limit of the decoding process"
+        return Outcome(status="failed", reason="too-large", message=message)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Ends this process when the other end of the lifeline closes, in whatever way the parent ends."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves requests until the parent is gone."""
+    connection_fd, ring_fd, lifeline_fd, memory_bytes = map(int, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_end_with_parent, args=(lifeline_fd,), daemon=True).start()
+    link = _Link(Connection(connection_fd), Ring(ring_fd))
+    try:
+        while True:
+            while not link.requests:
+                link.wait()
+            try:
+                outcome = _decode(link, link.requests.popleft())
+            except (EOFError, ConnectionError):
+                raise
+            except Exception:  # noqa: BLE001  # a bug here: the parent raises it, with this traceback
+                link.send(kind="bug", traceback=traceback.format_exc())
+                return
+            link.send(kind="end", **dataclasses.asdict(outcome))
+    except (EOFError, ConnectionError):
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Decoding in child processes: rows in, chunks of uint8 frames out, in the order of the rows.
+
+A child that dies or hangs costs the video at hand one more try, and then only that video; other videos and the
+worker process, which holds the backbone, never notice. Children live on between tasks, and end with the worker.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .choices import Decoder
+from .frames import Outcome
+from .ring import Message, Ring, receive, send
+
+MEMORY_BYTES = 4 * 2**30
+STALL_SECONDS = 120.0
+QUEUED_ROWS = 2  # rows that a child has at a time: it opens the next while the last frames are fetched
+MAX_TRIES = 2
+
+
+class Request(NamedTuple):
+    """What to decode: a file, or a span of it in seconds."""
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    decoder: Decoder = "auto"
+
+
+class Probed(NamedTuple):
+    """The video was looked at: how many frames it presents."""
+
+    num_frames: int
+
+
+class Chunk(NamedTuple):
+    """Some frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
+
+    images: npt.NDArray[np.uint8]
+    frame_index: list[int]
+    timestamps: list[float]  # seconds
+
+
+class Restarted(NamedTuple):
+    """The video begins again: its chunks so far are void."""
+
+
+Event = Probed | Chunk | Restarted | Outcome
+
+
+class _GoneError(Exception):
+    """The child died or stalled; the argument is the reason code and what happened."""
+
+
+class _Child:
+    """One decoding process, with the numbers of the rows that it has been sent, in order."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.ring = Ring()
+        self.rows: deque[int] = deque()
+        ours, theirs = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        inherited = (theirs.fileno(), self.ring.descriptor, lifeline)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vtnpipe.extract.child"),
+                *(str(argument) for argument in (*inherited, memory_bytes)),
+            ],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.connection = Connection(ours.detach())
+        theirs.close()
+        os.close(lifeline)
+
+    def next_message(self, stall_seconds: float) -> Message:
+        """Waits for the child's next message.
+
+        Raises:
+            _GoneError: it died, or sent nothing for so long.
+        """
+        try:
+            if not self.connection.poll(stall_seconds):
+                raise _GoneError("stalled", f"no progress for {stall_seconds:g} s")
+            return receive(self.connection)
+        except (EOFError, ConnectionError):
+            code = self.process.wait()
+            raise _GoneError("crashed", f"the decoding process ended with code {code}") from None
+
+    def send(self, message: Message) -> None:
+        """Sends a message; that the child is gone shows when it is next waited for."""
+        with contextlib.suppress(ConnectionError):
+            send(self.connection, message)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+        os.close(self._lifeline)
+        os.close(self.ring.descriptor)
+
+
+class DecodingChildren:
+    """A few decoding processes, started when they are first needed.
+
+    Args:
+        num_children: how many.
+        memory_bytes: limit on each one's own memory.
+        stall_seconds: a child that sends nothing for so long while it is waited for is ended.
+    """
+
+    def __init__(
+        self,
+        num_children: int = 1,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self._children: list[_Child | None] = [None] * num_children
+        self._memory_bytes = memory_bytes
+        self._stall_seconds = stall_seconds
+
+    def __enter__(self) -> "DecodingChildren":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the children."""
+        for number in range(len(self._children)):
+            self._end(number)
+
+    def decode(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        """Yields (row, event) of each request in turn; a row's last event is its `Outcome`.
+
+        Row r is decoded by child r modulo their number, ahead of its turn as far as its ring has room: so the
+        order of events does not depend on timing.
+        """
+        stride = len(self._children)
+        is_finished = False
+        try:
+            for row in range(min(len(requests), QUEUED_ROWS * stride)):
+                self._request(row, requests)
+            for row in range(len(requests)):
+                for event in self._row(row, requests):
+                    yield row, event
+                if row + QUEUED_ROWS * stride < len(requests):
+                    self._request(row + QUEUED_ROWS * stride, requests)
+            is_finished = True
+        finally:
+            if not is_finished:  # what the children still send belongs to nobody
+                self.close()
+
+    def _row(self, row: int, requests: Sequence[Request]) -> Iterator[Event]:
+        """The events of one row, with another try if its child is lost."""
+        number = row % len(self._children)
+        for attempt in range(1, MAX_TRIES + 1):
+            child = self._child(number)
+            try:
+                yield from self._events(child)
+                child.rows.popleft()
+                return
+            except _GoneError as gone:
+                reason, what = gone.args
+            waiting = list(child.rows)[1:]
+            self._end(number)
+            if reason == "stalled" or attempt == MAX_TRIES:
+                break
+            for again in (row, *waiting):
+                self._request(again, requests)
+            yield Restarted()
+        for again in waiting:
+            self._request(again, requests)
+        yield Outcome(status="failed", reason=reason, message=f"{requests[row].path}: {what}")
+
+    def _events(self, child: _Child) -> Iterator[Event]:
+        while True:
+            message = child.next_message(self._stall_seconds)
+            kind = message.pop("kind")
+            if kind == "chunk":
+                slot = message["slot"]
+                images = child.ring.frames(slot, tuple(message["shape"]))
+                yield Chunk(images, message["frame_index"], message["timestamps"])
+                child.send({"slot": slot})
+            elif kind == "probe":
+                yield Probed(message["num_frames"])
+            elif kind == "restart":
+                yield Restarted()
+            elif kind == "end":
+                yield Outcome(**message)
+                return
+            elif kind == "bug":
+                raise RuntimeError(f"in the decoding process:\n{message['traceback']}")
+
+    def _child(self, number: int) -> _Child:
+        child = self._children[number]
+        if child is None:
+            child = self._children[number] = _Child(self._memory_bytes)
+        return child
+
+    def _request(self, row: int, requests: Sequence[Request]) -> None:
+        child = self._child(row % len(self._children))
+        child.rows.append(row)
+        child.send(requests[row]._asdict())
+
+    def _end(self, number: int) -> None:
+        child, self._children[number] = self._children[number], None
+        if child is not None:
+            child.kill()

@@ -1,0 +1,259 @@
+"""The frames of one video, exactly: every presented frame, once, upright, with its index and its time.
+
+decord reads a file where it is known to be right, and is checked while it reads; everything else goes through
+PyAV, packet by packet. Either way frames come one at a time, so memory does not grow with the video.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..manifests.errors import Reason, VideoError
+from .choices import Decoder
+from .probe import (
+    MATROSKA,
+    MIN_DECORD_WIDTH,
+    MOV,
+    VideoInfo,
+    decode,
+    open_best_stream,
+    packets,
+    probe,
+)
+
+
+class Frame(NamedTuple):
+    """One upright frame: image [H, W, 3] uint8 RGB, rank among the presented frames, seconds from the first."""
+
+    image: npt.NDArray[np.uint8]
+    index: int
+    time: float
+
+    def __repr__(self) -> str:
+        height, width, _ = self.image.shape
+        return f"Frame({self.index}, {self.time:.3f} s, {width}x{height})"
+
+
+class Restart(NamedTuple):
+    """decord gave out wrong or too few frames: drop this video's frames so far, they all come again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How reading a video ended.
+
+    Attributes:
+        status: `ok`; `partial` where presented frames are missing or concealed; `failed` without any frame.
+        reason: why it is not `ok`.
+        message: the same for a person, with counts.
+        num_lost_frames: presented frames that could not be decoded.
+        decoder: `decord` or `pyav`.
+        decoder_reason: why `auto` did not take decord.
+    """
+
+    status: Literal["ok", "partial", "failed"]
+    reason: Reason | Literal[""] = ""
+    message: str = ""
+    num_lost_frames: int = 0
+    decoder: str = ""
+    decoder_reason: str = ""
+
+
+class _DecordFaultError(Exception):
+    """decord broke a rule while it read."""
+
+
+def read_frames(
+    path: str,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    decoder: Decoder = "auto",
+    on_probe: Callable[[VideoInfo], None] = lambda info: None,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Generator[Frame | Restart, None, Outcome]:
+    """Yields the presented frames with start <= time < end, and returns how it ended.
+
+    Frames come in the decoder's order, which is that of their timestamps but in some damaged files; whoever
+    gathers them sorts by index. Broken packets are skipped, and counted.
+
+    Args:
+        path: a video file.
+        start: first second wanted; None for the beginning.
+        end: the second before which to stop; None for the end.
+        decoder: `auto` takes decord where it is known to be right.
+        on_probe: called once, before the first frame.
+        on_progress: called often while the file is read without giving frames.
+
+    Raises:
+        VideoError: no frame can be had of it.
+    """
+    info = probe(path, on_progress=on_progress)
+    on_probe(info)
+    first, stop = np.searchsorted(info.times, [start or 0.0, np.inf if end is None else end])
+    wanted = range(int(first), int(stop))
+    is_whole = start is None and end is None
+    refusal = decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
+    if info.num_presented == 0:
+        raise VideoError("no-frames", f"{path}: its video stream has no frames")
+    if not wanted:
+        raise VideoError(
+            "no-frames",
+            f"{path}: none of its {info.num_presented} frames, which end at {info.times[-1]:.3f} s, "
+            f"is in [{start or 0:g}, {'…' if end is None else f'{end:g}'}) s",
+        )
+    if decoder == "decord" or (decoder == "auto" and not refusal):
+        try:
+            yield from _read_decord(info, wanted)
+            return Outcome(status="ok", decoder="decord")
+        except _DecordFaultError as fault:
+            if decoder == "decord":
+                raise VideoError("damaged", f"{path}: decord: {fault}; try --decoder auto") from None
+            refusal = f"decord: {fault}"
+            yield Restart(refusal)
+    return (yield from _read_pyav(info, wanted, on_progress, is_whole=is_whole, decoder_reason=refusal))
+
+
+def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
+    """The first rule that keeps decord from a file, tried on hundreds of odd ones; empty where it may try."""
+    rules = (
+        (info.container not in (MOV, MATROSKA), f"container {info.container}"),
+        (not is_whole, "a span is wanted"),
+        (info.width < MIN_DECORD_WIDTH, f"{info.width} pixels wide"),
+        (info.count_reason != "", info.count_reason),
+        (bool(info.oddities), ", ".join(info.oddities)),
+        (info.num_beyond_end > 0, "the file ends before its index does"),
+        (info.orientation.is_mirrored, "the display matrix mirrors"),
+        (importlib.util.find_spec("decord") is None, "decord is not installed"),
+    )
+    return next((reason for is_broken, reason in rules if is_broken), "")
+
+
+def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
+    """Front to back with one thread, never by index: random access returns neighbouring frames on some files."""
+    decord = _import_decord()
+    times = info.times
+    try:
+        reader = decord.VideoReader(info.path, ctx=decord.cpu(0), num_threads=1)
+        stated = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
+    except (RuntimeError, AssertionError, decord.DECORDError) as error:
+        raise _DecordFaultError(f"cannot open it ({_first_line(error)})") from None
+    if len(reader) != info.num_presented:
+        raise _DecordFaultError(f"counts {len(reader)} frames, not {info.num_presented}")
+    tolerance = np.maximum(1e-3, 2e-7 * times)
+    if (np.abs(stated - stated[0] - times) > tolerance).any():
+        raise _DecordFaultError("its timestamps are not the packets'")
+    for index in range(info.num_presented):
+        try:
+            image = reader.next().asnumpy()
+        except (StopIteration, RuntimeError, decord.DECORDError) as error:
+            raise _DecordFaultError(f"fails at frame {index} ({_first_line(error)})") from None
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise _DecordFaultError(f"frame {index} has shape {image.shape}")
+        if index in wanted:
+            yield Frame(image, index, float(times[index]))
+
+
+def _import_decord() -> Any:
+    """Imports decord without the CUDA libraries that it would load beside: 0.8 GB of memory in every process."""
+    if "decord" not in sys.modules:
+        nvidia = sys.modules.get("nvidia")
+        sys.modules["nvidia"] = None  # type: ignore[assignment]  # find_spec then finds none
+        try:
+            import decord
+        except ImportError as error:
+            raise _DecordFaultError(f"not installed ({error})") from None
+        finally:
+            del sys.modules["nvidia"]
+            if nvidia is not None:
+                sys.modules["nvidia"] = nvidia
+        decord.logging.set_level(decord.logging.QUIET)
+    return sys.modules["decord"]
+
+
+def _first_line(error: BaseException) -> str:
+    """An error's first line without decord's clock and source lines, so that two runs say the same."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", line)[:200]
+
+
+def _read_pyav(
+    info: VideoInfo,
+    wanted: range,
+    on_progress: Callable[[], None],
+    *,
+    is_whole: bool,
+    decoder_reason: str,
+) -> Generator[Frame, None, Outcome]:
+    """Packet by packet; errors are skipped, and what is missing at the end is counted."""
+    is_ranked = not info.count_reason
+    seen = np.zeros(info.num_presented, dtype=bool)
+    num_decoded, num_errors, num_concealed, first_error = 0, 0, 0, ""
+    with open_best_stream(info.path) as (container, stream):
+        for packet in packets(container, stream):
+            on_progress()
+            frames, error = decode(packet)
+            if error and packet.size > 0 and not packet.is_discard:
+                num_errors += 1
+                first_error = first_error or error
+            for frame in frames:
+                position = _rank(info, frame.pts) if is_ranked else num_decoded
+                num_decoded += 1
+                if position not in wanted or seen[position]:
+                    continue
+                seen[position] = True
+                num_concealed += bool(frame.is_corrupt)
+                image = info.orientation.apply(frame.to_ndarray(format="rgb24"))
+                yield Frame(image, position, _time(info, position, frame.pts))
+            if seen[wanted.stop - 1] and not is_whole:
+                break
+    num_rows = int(seen.sum())
+    if is_ranked:
+        num_lost = len(wanted) - num_rows
+    else:  # a packet need not be a frame here (VP9's hidden frames): only errors tell
+        num_lost = min(num_errors, len(wanted) - num_rows)
+    if is_whole:
+        num_lost += info.num_beyond_end
+    if num_rows == 0:
+        detail = f" ({first_error})" if first_error else ""
+        raise VideoError(
+            "damaged", f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}"
+        )
+    decoder = {"decoder": "pyav", "decoder_reason": decoder_reason}
+    if not num_lost and not num_concealed:
+        return Outcome(status="ok", **decoder)
+    faults = [
+        f"{num_lost} of {num_rows + num_lost} frames could not be decoded" if num_lost else "",
+        f"{num_concealed} are concealed" if num_concealed else "",
+        first_error,
+    ]
+    return Outcome(
+        status="partial",
+        reason="truncated" if info.num_beyond_end and is_whole else "damaged",
+        message=f"{info.path}: {'; '.join(filter(None, faults))}",
+        num_lost_frames=num_lost,
+        **decoder,
+    )
+
+
+def _rank(info: VideoInfo, pts: int | None) -> int:
+    """Rank of a timestamp among the presented ones; -1 for one that is not among them."""
+    if pts is None:
+        return -1
+    rank = int(np.searchsorted(info.presented_pts, pts))
+    return rank if rank < info.num_presented and info.presented_pts[rank] == pts else -1
+
+
+def _time(info: VideoInfo, position: int, pts: int | None) -> float:
+    """Seconds of the frame at `position`: its own timestamp, or what its place in the order says without one."""
+    if info.count_reason == "timestamps are not unique" and pts is not None:
+        return float(info.seconds(np.array([pts]))[0])
+    return float(info.times[position])

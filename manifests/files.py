@@ -1,0 +1,60 @@
+"""Writing so that a file is there whole or not at all: temporary name, flush, fsync, rename, fsync the folder.
+
+The temporary name begins with a dot and ends in `.tmp`, so that what a killed process left is recognised.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` at the end, or removes it on an exception."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_text(path: Path) -> Iterator[IO[str]]:
+    """Like `atomic_path`, as an open UTF-8 text file."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Writes a file, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(value: Any, path: Path, *, indent: int | None = 2) -> None:
+    """Writes `value` as JSON, atomically."""
+    with atomic_text(path) as file:
+        file.write(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def remove_temporaries(folder: Path) -> list[Path]:
+    """Removes what writers that were killed left in `folder`; returns what it removed."""
+    stale = sorted(folder.glob(".*.tmp"))
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""The feature folder: where each of its files lies, what `extraction.json` says, and the fingerprint.
+
+    extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5  failures.csv  report.json
+
+A folder holds the features of one fingerprint. What the fingerprint covers is `identity` in extraction.json;
+everything else there is a record.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import FeaturesError
+from .files import write_json
+
+FORMAT, VERSION = "vtnpipe.extraction", 1
+
+
+@dataclass(frozen=True)
+class FeatureFolder:
+    """The paths of a feature folder; making one touches nothing."""
+
+    root: Path
+
+    @property
+    def extraction(self) -> Path:
+        """What was extracted and how; its presence makes a folder a feature folder."""
+        return self.root / "extraction.json"
+
+    @property
+    def backbone(self) -> Path:
+        """The weights that made the features."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def manifest(self) -> Path:
+        """The rows extracted, labels as last given."""
+        return self.root / "manifest.csv"
+
+    @property
+    def plans(self) -> Path:
+        """Folder of the plan files."""
+        return self.root / "plan"
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the shards."""
+        return self.root / "shards"
+
+    @property
+    def failures(self) -> Path:
+        """Failed and partial videos, with their reasons."""
+        return self.root / "failures.csv"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes; gone afterwards."""
+        return self.root / ".lock"
+
+    @property
+    def report(self) -> Path:
+        """Counts and times of the last run."""
+        return self.root / "report.json"
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """The digest of everything that decides a stored value: 16 hexadecimal digits."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
+    """What `extraction.json` says.
+
+    Raises:
+        FeaturesError: the file is missing, damaged, or of another format or version.
+    """
+    try:
+        found = json.loads(folder.extraction.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FeaturesError(
+            f"{folder.root}: not a feature folder (no {folder.extraction.name}); "
+            "make one with `vtnpipe extract MANIFEST FEATURES`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FeaturesError(f"{folder.extraction}: cannot be read ({error})") from None
+    for name, value in {"format": FORMAT, "version": VERSION}.items():
+        if not isinstance(found, dict) or found.get(name) != value:
+            raise FeaturesError(
+                f"{folder.extraction}: its {name} is not {value!r}; it was made by another version of "
+                "vtnpipe, or by another program"
+            )
+    return found
+
+
+def write_extraction(folder: FeatureFolder, identity: Mapping[str, Any], **records: Any) -> None:
+    """Writes `extraction.json`, atomically: format, version, fingerprint, identity, then the records."""
+    value = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(identity)}
+    write_json({**value, "identity": dict(identity), **records}, folder.extraction)
+
+
+def check_identity(folder: FeatureFolder, identity: Mapping[str, Any]) -> None:
+    """Refuses to mix features of two fingerprints in one folder.
+
+    Raises:
+        FeaturesError: names each setting that differs, with both values.
+    """
+    stored = read_extraction(folder)["identity"]
+    differences = [
+        f"{key} is {identity.get(key)!r} here and {stored.get(key)!r} in the folder"
+        for key in sorted({*identity, *stored})
+        if identity.get(key) != stored.get(key)
+    ]
+    if differences:
+        raise FeaturesError(
+            f"{folder.root}: holds features made otherwise: {'; '.join(differences)}; "
+            "use the folder's settings, or another folder"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: FeatureFolder) -> Iterator[None]:
+    """Makes the folder and holds it for writing; the lock ends with the process, however that ends.
+
+    Raises:
+        FeaturesError: another run writes there, or nothing can be written there.
+    """
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise FeaturesError(
+            f"{folder.root}: cannot be written ({error.strerror}); give a folder that can"
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.fstat(descriptor).st_nlink > 0  # else its holder removed it just now
+        except BlockingIOError:
+            is_held = False
+        if not is_held:
+            raise FeaturesError(
+                f"{folder.root}: another run is writing there; wait for it, or give another folder"
+            )
+        try:
+            yield
+        finally:
+            folder.lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""The command line: each command checks its arguments, calls one function, and returns an exit code.
+
+Imported on every start, so nothing here, nor what it imports, may load torch, h5py, Dask or a decoder.
+"""
+
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+from ..manifests.errors import (
+    EXIT_BUG,
+    EXIT_OK,
+    EXIT_STOPPED,
+    EXIT_WITH_FAILURES,
+    VtnpipeError,
+)
+from .doctor import doctor
+from .extract import ExtractSettings, extract
+from .features import show_features, show_video
+from .manifest import SplitSettings, build_manifest, check_manifest, show_manifest, split_manifest
+from .options import settings_options
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="vtnpipe", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Classify long videos with Video Transformer Networks: run the backbone once, train in minutes.
+
+    Exit codes: 0 all went well; 1 finished, but some videos failed or are partial; 2 wrong usage or
+    settings; 3 stopped, and the same command resumes.
+    """
+
+
+@cli.command("extract")
+@click.argument("manifest")
+@click.argument("features")
+@settings_options(ExtractSettings)
+def extract_command(manifest: str, features: str, **options: Any) -> int:
+    """Run a frozen backbone over every frame of the videos in MANIFEST, into the folder FEATURES.
+
+    The same command again resumes: finished shards stay, and new rows of the manifest are added.
+    """
+    report = extract(manifest, features, ExtractSettings(**options), console=Console())
+    return report.exit_code
+
+
+@cli.group("features")
+def features_group() -> None:
+    """Look into a feature folder."""
+
+
+@features_group.command("show")
+@click.argument("features")
+@click.argument("video_id", nargs=-1)
+def features_show(features: str, video_id: tuple[str, ...]) -> int:
+    """Show what FEATURES holds, or what it holds of each VIDEO_ID."""
+    for line in show_features(features) if not video_id else ():
+        click.echo(line)
+    for one in video_id:
+        for line in show_video(features, one):
+            click.echo(line)
+    return EXIT_OK
+
+
+@cli.group("manifest")
+def manifest_group() -> None:
+    """Make, check, split and count video manifests."""
+
+
+@manifest_group.command("build")
+@click.argument("folder")
+@click.option("-o", "--output", required=True, metavar="MANIFEST", help="The CSV to write.")
+@click.option("--split", default="", help="Name of the split to write into every row.")
+def manifest_build(folder: str, output: str, split: str) -> int:
+    """Write a manifest of FOLDER, which has one sub-folder per class."""
+    rows = build_manifest(folder, output, split=split)
+    click.echo(f"{output}: {len(rows):,} videos, {len({row.label for row in rows}):,} classes")
+    return EXIT_OK
+
+
+@manifest_group.command("check")
+@click.argument("manifest")
+def manifest_check(manifest: str) -> int:
+    """Check MANIFEST's rules, and that every file is there; list those that are not."""
+    faults = list(check_manifest(manifest))
+    for fault in faults:
+        click.echo(fault)
+    click.echo(f"{manifest}: {f'{len(faults):,} files are missing or no files' if faults else 'ok'}")
+    return EXIT_WITH_FAILURES if faults else EXIT_OK
+
+
+@manifest_group.command("split")
+@click.argument("manifest")
+@click.option("-o", "--output", required=True, metavar="MANIFEST", help="The CSV to write.")
+@settings_options(SplitSettings)
+def manifest_split(manifest: str, output: str, **options: Any) -> int:
+    """Draw train, val and test for MANIFEST's rows, each class by itself."""
+    split_manifest(manifest, output, SplitSettings(**options))
+    return _echo_counts(output)
+
+
+@manifest_group.command("show")
+@click.argument("manifest")
+def manifest_show(manifest: str) -> int:
+    """Count MANIFEST's rows by label and split."""
+    return _echo_counts(manifest)
+
+
+def _echo_counts(manifest: str) -> int:
+    for line in show_manifest(manifest):
+        click.echo(line)
+    return EXIT_OK
+
+
+@cli.command("doctor")
+def doctor_command() -> int:
+    """Show versions, decoders, processors, caches and disk of this machine."""
+    findings, exit_code = doctor()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = " " if finding.is_fine else "!"
+        click.echo(f"{mark} {finding.name.ljust(width)}  {finding.text}")
+    return exit_code
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with the code that `manifests/errors.py` gives."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(prog_name="vtnpipe", standalone_mode=False) or EXIT_OK
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except VtnpipeError as error:
+        click.echo(f"vtnpipe: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("vtnpipe: stopped; the same command resumes", err=True)
+        code = EXIT_STOPPED
+    except Exception:  # noqa: BLE001  # a bug, shown whole
+        traceback.print_exc()
+        click.echo("vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True)
+        code = EXIT_BUG
+    sys.exit(code)
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

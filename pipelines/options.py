@@ -1,0 +1,138 @@
+"""Settings as dataclasses, and the command-line options that are made from them.
+
+A setting's default, type, help and check stand on its field, written with `setting(...)`, and nowhere else. Types
+are str, int, float, bool, a Literal of words, or one of these `| None`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from ..manifests.errors import SettingsError
+
+S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A check returns the rule that a value breaks, in words; empty where it is fine.
+Check = Callable[[Any], str]
+
+
+def setting(
+    default: Any, *, help: str, check: Check | None = None, short: str = "", metavar: str = ""
+) -> Any:
+    """A field of a settings dataclass."""
+    metadata = {"help": help, "check": check, "short": short, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def at_least(minimum: float) -> Check:
+    """A check for numbers."""
+    return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
+
+
+def check_settings(settings: Any) -> None:
+    """Runs the checks of a settings dataclass; call it in `__post_init__`.
+
+    Raises:
+        SettingsError: names option, value, rule.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        base, is_optional = _base_type(hints[field.name])
+        if value is None and is_optional:
+            continue
+        words = typing.get_args(base) if typing.get_origin(base) is typing.Literal else ()
+        if words:
+            rule = "" if value in words else f"it must be one of {', '.join(words)}"
+        elif not isinstance(value, (int, float) if base is float else base):
+            rule = f"it must be of type {base.__name__}"
+        else:
+            check = field.metadata.get("check")
+            rule = check(value) if check else ""
+        if rule:
+            raise SettingsError(f"{option_name(field.name)} {value!r}: {rule}")
+
+
+def option_name(name: str) -> str:
+    """The option of a field.
+
+    >>> option_name("batch_size")
+    '--batch-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def _base_type(hint: Any) -> tuple[Any, bool]:
+    """The type without `| None`, and whether it had it."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (base,) = (member for member in typing.get_args(hint) if member is not type(None))
+        return base, True
+    return hint, False
+
+
+def settings_options(settings_class: type[S]) -> Callable[[F], F]:
+    """A decorator that gives a click command one option per field, and `--config FILE.yaml`.
+
+    The command gets the fields as keyword arguments; make the settings with `settings_class(**options)`.
+    """
+    hints = typing.get_type_hints(settings_class)
+    fields = dataclasses.fields(settings_class)  # type: ignore[arg-type]
+
+    def decorate(command: F) -> F:
+        for field in reversed(fields):
+            command = _option(field, hints[field.name])(command)
+        return click.option(
+            "--config",
+            type=click.Path(dir_okay=False),
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            metavar="FILE.yaml",
+            help="Read options' values from a YAML file; the command line wins.",
+        )(command)
+
+    return decorate
+
+
+def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
+    base, _ = _base_type(hint)
+    names = [option_name(field.name), field.name]
+    if field.metadata["short"]:
+        names.append(field.metadata["short"])
+    options: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+    if base is bool:
+        return click.option(*names, is_flag=True, **options)
+    if typing.get_origin(base) is typing.Literal:
+        options["type"] = click.Choice(typing.get_args(base))
+    else:
+        options["type"] = base
+    if field.metadata["metavar"]:
+        options["metavar"] = field.metadata["metavar"]
+    return click.option(*names, show_default=field.default is not None, **options)
+
+
+def _read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Makes a YAML file's values the defaults of the command's options."""
+    if value is None:
+        return
+    try:
+        config = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {value}: cannot be read as YAML ({error})") from None
+    if not isinstance(config, Mapping):
+        raise SettingsError(f"--config {value}: must be a mapping of option names to values")
+    known = [p.name for p in context.command.params if isinstance(p, click.Option) and p.name]
+    defaults = {str(key).replace("-", "_"): entry for key, entry in config.items()}
+    for key in defaults:
+        if key not in known:
+            raise SettingsError(
+                f"--config {value}: unknown option {key!r}; this command has {', '.join(sorted(known))}"
+            )
+    context.default_map = {**(context.default_map or {}), **defaults}
