@@ -1,8 +1,10 @@
-"""The decoding child: a process of its own that opens video files, so that a bad one costs no more than itself.
+"""The decoding child: a process of its own that opens video files, so that a bad one costs no more
+than itself.
 
-Started by `children.py` as `python -m vtnpipe.extract.child CONNECTION RING LIFELINE MEMORY_BYTES` (three file
-descriptors and a limit). It answers each request {path, start, end, decoder} with `probe`, `chunk`s, perhaps
-`restart`, and `end`; `alive` in between says that a long file is being read.
+Started by `children.py` as `python -m vtnpipe.extract.child CONNECTION RING LIFELINE MEMORY_BYTES`
+(three file descriptors and a limit). It answers each request {path, start, end, decoder} with
+`probe`, `chunk`s, perhaps `restart`, and `end`; `alive` in between says that a long file is being
+read.
 """
 
 import dataclasses
@@ -72,7 +74,7 @@ class _Chunk:
             self._slot = self._link.take_slot()
             self._shape = (frames_per_chunk(height, width), height, width)
         self._link.ring.frames(self._slot, self._shape)[len(self._indices)] = frame.image
-        self._indices.append(frame.index)
+        self._indices.append(frame.frame_index)
         self._times.append(frame.time)
 
     def flush(self) -> None:
@@ -116,7 +118,7 @@ def _decode(link: _Link, request: Message) -> Outcome:
 
 
 def _end_with_parent(lifeline: int) -> None:
-    """Ends this process when the other end of the lifeline closes, in whatever way the parent ends."""
+    """Ends this process when the lifeline's other end closes, however the parent ends."""
     os.read(lifeline, 1)
     os._exit(1)
 

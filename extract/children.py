@@ -1,7 +1,8 @@
 """Decoding in child processes: rows in, chunks of uint8 frames out, in the order of the rows.
 
-A child that dies or hangs costs the video at hand one more try, and then only that video; other videos and the
-worker process, which holds the backbone, never notice. Children live on between tasks, and end with the worker.
+A child that dies or hangs costs the video at hand one more try, and then only that video; other
+videos and the worker process, which holds the backbone, never notice. Children live on between
+tasks, and end with the worker.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import NamedTuple
@@ -24,7 +25,9 @@ from .ring import Message, Ring, receive, send
 
 MEMORY_BYTES = 4 * 2**30
 STALL_SECONDS = 120.0
-QUEUED_ROWS = 2  # rows that a child has at a time: it opens the next while the last frames are fetched
+QUEUED_ROWS = (
+    2  # rows that a child has at a time: it opens the next while the last frames are fetched
+)
 MAX_TRIES = 2
 
 
@@ -44,7 +47,7 @@ class Probed(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
+    """Frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
 
     images: npt.NDArray[np.uint8]
     frame_index: list[int]
@@ -148,11 +151,11 @@ class DecodingChildren:
         for number in range(len(self._children)):
             self._end(number)
 
-    def decode(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+    def decode(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
         """Yields (row, event) of each request in turn; a row's last event is its `Outcome`.
 
-        Row r is decoded by child r modulo their number, ahead of its turn as far as its ring has room: so the
-        order of events does not depend on timing.
+        Row r is decoded by child r modulo their number, ahead of its turn as far as its ring has
+        room: so the order of events does not depend on timing.
         """
         stride = len(self._children)
         is_finished = False

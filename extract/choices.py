@@ -1,4 +1,6 @@
-"""The words that stage one's settings take; light, so that the command line can name them without torch."""
+"""The words that stage one's settings take; light, so that the command line can name them without
+torch.
+"""
 
 from typing import Literal
 

@@ -1,7 +1,9 @@
-"""The frames of one video, exactly: every presented frame, once, upright, with its index and its time.
+"""The frames of one video, exactly: every presented frame, once, upright, with its index and its
+time.
 
-decord reads a file where it is known to be right, and is checked while it reads; everything else goes through
-PyAV, packet by packet. Either way frames come one at a time, so memory does not grow with the video.
+decord reads a file where it is known to be right, and is checked while it reads; everything else
+goes through PyAV, packet by packet. Either way frames come one at a time, so memory does not grow
+with the video.
 """
 
 import importlib.util
@@ -29,19 +31,23 @@ from .probe import (
 
 
 class Frame(NamedTuple):
-    """One upright frame: image [H, W, 3] uint8 RGB, rank among the presented frames, seconds from the first."""
+    """One upright frame: image [H, W, 3] uint8 RGB, rank among the presented frames, seconds from
+    the first.
+    """
 
     image: npt.NDArray[np.uint8]
-    index: int
+    frame_index: int
     time: float
 
     def __repr__(self) -> str:
         height, width, _ = self.image.shape
-        return f"Frame({self.index}, {self.time:.3f} s, {width}x{height})"
+        return f"Frame({self.frame_index}, {self.time:.3f} s, {width}x{height})"
 
 
 class Restart(NamedTuple):
-    """decord gave out wrong or too few frames: drop this video's frames so far, they all come again."""
+    """decord gave out wrong or too few frames: drop this video's frames so far, they all come
+    again.
+    """
 
     reason: str
 
@@ -51,7 +57,8 @@ class Outcome:
     """How reading a video ended.
 
     Attributes:
-        status: `ok`; `partial` where presented frames are missing or concealed; `failed` without any frame.
+        status: `ok`; `partial` where presented frames are missing or concealed; `failed` without
+            any frame.
         reason: why it is not `ok`.
         message: the same for a person, with counts.
         num_lost_frames: presented frames that could not be decoded.
@@ -82,8 +89,8 @@ def read_frames(
 ) -> Generator[Frame | Restart, None, Outcome]:
     """Yields the presented frames with start <= time < end, and returns how it ended.
 
-    Frames come in the decoder's order, which is that of their timestamps but in some damaged files; whoever
-    gathers them sorts by index. Broken packets are skipped, and counted.
+    Frames come in the decoder's order, which is that of their timestamps but in some damaged files;
+    whoever gathers them sorts by index. Broken packets are skipped, and counted.
 
     Args:
         path: a video file.
@@ -107,7 +114,8 @@ def read_frames(
     if not wanted:
         raise VideoError(
             "no-frames",
-            f"{path}: none of its {info.num_presented} frames, which end at {info.times[-1]:.3f} s, "
+            f"{path}: none of its {info.num_presented} frames, which end at {info.times[-1]:.3f} "
+            "s, "
             f"is in [{start or 0:g}, {'…' if end is None else f'{end:g}'}) s",
         )
     if decoder == "decord" or (decoder == "auto" and not refusal):
@@ -116,14 +124,20 @@ def read_frames(
             return Outcome(status="ok", decoder="decord")
         except _DecordFaultError as fault:
             if decoder == "decord":
-                raise VideoError("damaged", f"{path}: decord: {fault}; try --decoder auto") from None
+                raise VideoError(
+                    "damaged", f"{path}: decord: {fault}; try --decoder auto"
+                ) from None
             refusal = f"decord: {fault}"
             yield Restart(refusal)
-    return (yield from _read_pyav(info, wanted, on_progress, is_whole=is_whole, decoder_reason=refusal))
+    return (
+        yield from _read_pyav(info, wanted, on_progress, is_whole=is_whole, decoder_reason=refusal)
+    )
 
 
 def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
-    """The first rule that keeps decord from a file, tried on hundreds of odd ones; empty where it may try."""
+    """The first rule that keeps decord from a file, tried on hundreds of odd ones; empty where it
+    may try.
+    """
     rules = (
         (info.container not in (MOV, MATROSKA), f"container {info.container}"),
         (not is_whole, "a span is wanted"),
@@ -138,7 +152,9 @@ def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
 
 
 def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
-    """Front to back with one thread, never by index: random access returns neighbouring frames on some files."""
+    """Front to back with one thread, never by index: random access returns neighbouring frames on
+    some files.
+    """
     decord = _import_decord()
     times = info.times
     try:
@@ -163,7 +179,9 @@ def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
 
 
 def _import_decord() -> Any:
-    """Imports decord without the CUDA libraries that it would load beside: 0.8 GB of memory in every process."""
+    """Imports decord without the CUDA libraries that it would load beside: 0.8 GB of memory in
+    every process.
+    """
     if "decord" not in sys.modules:
         nvidia = sys.modules.get("nvidia")
         sys.modules["nvidia"] = None  # type: ignore[assignment]  # find_spec then finds none
@@ -180,7 +198,7 @@ def _import_decord() -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    """An error's first line without decord's clock and source lines, so that two runs say the same."""
+    """An error's first line without decord's clock and source line: two runs say the same."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", line)[:200]
 
@@ -216,10 +234,9 @@ def _read_pyav(
             if seen[wanted.stop - 1] and not is_whole:
                 break
     num_rows = int(seen.sum())
-    if is_ranked:
-        num_lost = len(wanted) - num_rows
-    else:  # a packet need not be a frame here (VP9's hidden frames): only errors tell
-        num_lost = min(num_errors, len(wanted) - num_rows)
+    # Where frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
+    num_missing = len(wanted) - num_rows
+    num_lost = num_missing if is_ranked else min(num_errors, num_missing)
     if is_whole:
         num_lost += info.num_beyond_end
     if num_rows == 0:
@@ -227,9 +244,8 @@ def _read_pyav(
         raise VideoError(
             "damaged", f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}"
         )
-    decoder = {"decoder": "pyav", "decoder_reason": decoder_reason}
     if not num_lost and not num_concealed:
-        return Outcome(status="ok", **decoder)
+        return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)
     faults = [
         f"{num_lost} of {num_rows + num_lost} frames could not be decoded" if num_lost else "",
         f"{num_concealed} are concealed" if num_concealed else "",
@@ -240,7 +256,8 @@ def _read_pyav(
         reason="truncated" if info.num_beyond_end and is_whole else "damaged",
         message=f"{info.path}: {'; '.join(filter(None, faults))}",
         num_lost_frames=num_lost,
-        **decoder,
+        decoder="pyav",
+        decoder_reason=decoder_reason,
     )
 
 
@@ -253,7 +270,9 @@ def _rank(info: VideoInfo, pts: int | None) -> int:
 
 
 def _time(info: VideoInfo, position: int, pts: int | None) -> float:
-    """Seconds of the frame at `position`: its own timestamp, or what its place in the order says without one."""
+    """Seconds of the frame at `position`: its own timestamp, or what its place in the order says
+    without one.
+    """
     if info.count_reason == "timestamps are not unique" and pts is not None:
         return float(info.seconds(np.array([pts]))[0])
     return float(info.times[position])

@@ -1,4 +1,6 @@
-"""Turning a coded frame upright, as its display matrix says: one of the eight rotations and mirrorings."""
+"""Turning a coded frame upright, as its display matrix says: one of the eight rotations and
+mirrorings.
+"""
 
 from typing import Any, NamedTuple
 
@@ -31,8 +33,8 @@ UPRIGHT = Orientation(False, False, False)
 def orientation_of(frame: Any) -> Orientation:
     """The orientation in a PyAV frame's display matrix; upright where it has none.
 
-    The matrix (a, b, u, c, d, v, x, y, w) maps (column p, row q) to (a p + c q, b p + d q), see FFmpeg's
-    libavutil/display.h. An angle that is no multiple of 90° is taken as the nearest one.
+    The matrix (a, b, u, c, d, v, x, y, w) maps (column p, row q) to (a p + c q, b p + d q), see
+    FFmpeg's libavutil/display.h. An angle that is no multiple of 90° is taken as the nearest one.
 
     Args:
         frame: a decoded `av.VideoFrame`.

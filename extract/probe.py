@@ -1,7 +1,9 @@
-"""What a video file is, before any frame of it is used: one pass over its packets, and its first frame.
+"""What a video file is, before any frame of it is used: one pass over its packets, and its first
+frame.
 
-Only regular local files are opened, by their first bytes and not by their name. The pass gives the presented
-frames' timestamps, how frames are to be indexed, how they must be turned, and whether decord may read the file.
+Only regular local files are opened, by their first bytes and not by their name. The pass gives the
+presented frames' timestamps, how frames are to be indexed, how they must be turned, and whether
+decord may read the file.
 """
 
 import os
@@ -21,13 +23,17 @@ import numpy.typing as npt
 from ..manifests.errors import VideoError
 from .orientation import UPRIGHT, Orientation, orientation_of
 
-av.logging.set_level(av.logging.PANIC)  # FFmpeg's lines name no file; what matters is in our reasons
+av.logging.set_level(
+    av.logging.PANIC
+)  # FFmpeg's lines name no file; what matters is in our reasons
 
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 MIN_DECORD_WIDTH = 64
+HEAD_BYTES = 400  # enough for two packets of MPEG-TS
 MAX_PIXELS = 40_000_000  # 8K is 33 million
 
-# First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in the pair.
+# First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
+# the pair.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")),
     (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -56,13 +62,14 @@ class VideoInfo:
         codec: FFmpeg's name of it.
         width: of a frame as coded, before it is turned; pixels.
         height: likewise.
-        presented_pts: [P] int64, sorted: the timestamps of the best stream's packets that are not discarded,
-            in `time_base` units. Empty where timestamps are missing.
+        presented_pts: [P] int64, sorted: the timestamps of the best stream's packets that are not
+            discarded, in `time_base` units. Empty where timestamps are missing.
         num_presented: how many packets are presented.
         num_beyond_end: samples in the file's index that its bytes do not reach.
         time_base: seconds per unit.
         rate: frames per second as FFmpeg guesses it, for files without timestamps.
-        count_reason: why frames are indexed by counting them; empty where they are ranked by timestamp.
+        count_reason: why frames are indexed by counting them; empty where they are ranked by
+            timestamp.
         orientation: how to turn a coded frame upright.
         oddities: what keeps decord from this file.
     """
@@ -83,7 +90,9 @@ class VideoInfo:
 
     @property
     def times(self) -> npt.NDArray[np.float64]:
-        """[P] seconds of the presented frames, in order, from 0; made up from `rate` without timestamps."""
+        """[P] seconds of the presented frames, in order, from 0; made up from `rate` without
+        timestamps.
+        """
         if not len(self.presented_pts):
             return np.arange(self.num_presented) / self.rate
         return self.seconds(self.presented_pts)
@@ -91,11 +100,13 @@ class VideoInfo:
     def seconds(self, pts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Timestamps [P] in seconds since the first presented frame."""
         since_first = pts - self.presented_pts[0]
-        return since_first * self.time_base.numerator / self.time_base.denominator
+        units = since_first * self.time_base.numerator
+        return np.asarray(units / self.time_base.denominator, dtype=np.float64)
 
 
 def check_file(path: str) -> str:
-    """Refuses what is no regular local file of a known container; returns the demuxers that may open it.
+    """Refuses what is no regular local file of a known container; returns the demuxers that may
+    open it.
 
     Raises:
         VideoError: `missing`, `permission`, `refused`, `empty` or `not-a-video`.
@@ -103,15 +114,15 @@ def check_file(path: str) -> str:
     if "://" in path:
         raise VideoError("refused", f"{path}: a URL; only local files are read: download it first")
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise VideoError("refused", f"{path}: not a regular file; only files are read")
-        with open(path, "rb") as file:  # noqa: PTH123
-            head = file.read(400)
+        if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # a fifo would never open
+            with Path(path).open("rb") as file:
+                head = file.read(HEAD_BYTES)
     except PermissionError:
         raise VideoError("permission", f"{path}: may not be read; check its mode") from None
     except (OSError, ValueError) as error:
         raise VideoError("missing", f"{path}: no such file ({error})") from None
+    if not is_regular:
+        raise VideoError("refused", f"{path}: not a regular file; only files are read")
     if not head:
         raise VideoError("empty", f"{path}: 0 bytes; copy it again")
     if head.startswith(b"version https://git-lfs"):
@@ -125,13 +136,15 @@ def check_file(path: str) -> str:
         if len(head) > start + packet_bytes and head[start] == head[start + packet_bytes] == 0x47:
             return "mpegts"
     raise VideoError(
-        "not-a-video", f"{path}: begins like no known video container ({head[:8]!r}); remove its row"
+        "not-a-video",
+        f"{path}: begins like no known video container ({head[:8]!r}); remove its row",
     )
 
 
 @contextmanager
 def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
-    """Opens a checked file with PyAV; yields (container, best video stream), with one decoding thread.
+    """Opens a checked file with PyAV; yields (container, best video stream), with one decoding
+    thread.
 
     Raises:
         VideoError: the file can't be opened, or has no video stream or no decoder for it.
@@ -156,7 +169,9 @@ def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets, then the empty one that flushes the decoder; a read error ends the file."""
+    """The stream's packets, then the empty one that flushes the decoder; a read error ends the
+    file.
+    """
     try:
         yield from container.demux(stream)
     except av.error.FFmpegError:
@@ -164,7 +179,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def decode(packet: Any) -> tuple[list[Any], str]:
-    """The frames that the decoder gives out for a packet, and its error, empty where there is none."""
+    """The frames that the decoder gives out for a packet, and its error, empty without one."""
     try:
         return packet.decode(), ""
     except MemoryError:

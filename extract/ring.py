@@ -1,8 +1,10 @@
-"""What a stage-one worker and its decoding child share: a ring of slots in memory, and a line of messages.
+"""What a stage-one worker and its decoding child share: a ring of slots in memory, and a line of
+messages.
 
-The ring is an anonymous file in memory: without a name nothing is left when a process is killed, and /dev/shm's
-size does not matter. A slot holds one chunk of frames [n, H, W, 3] uint8; its pages exist once they are used.
-Messages are JSON: a process that decodes hostile files is never trusted with a pickle.
+The ring is an anonymous file in memory: without a name nothing is left when a process is killed,
+and /dev/shm's size does not matter. A slot holds one chunk of frames [n, H, W, 3] uint8; its pages
+exist once they are used. Messages are JSON: a process that decodes hostile files is never trusted
+with a pickle.
 """
 
 import json

@@ -1,7 +1,9 @@
-"""One task → one shard: rows are decoded by child processes, batched across videos, run, and written at once.
+"""One task → one shard: rows are decoded by child processes, batched across videos, run, and
+written at once.
 
-This process holds the backbone and only ever sees arrays. The same task gives the same bytes on every run: the
-order of frames, their place in a batch and the batch sizes follow from the task alone.
+This process holds the backbone and only ever sees arrays. The same task gives the same bytes on
+every run: the order of frames, their place in a batch and the batch sizes follow from the task
+alone.
 """
 
 import contextlib
@@ -60,7 +62,9 @@ class Progress:
     num_probed_frames: int = 0  # that those videos present
 
     def __add__(self, other: "Progress") -> "Progress":
-        return Progress(*(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Progress(
+            *(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
 
 
 def run_task(
@@ -123,7 +127,7 @@ def _backbone(folder: str, digest: str, device: str) -> Backbone:
     paths = FeatureFolder(Path(folder))
     extraction = read_extraction(paths)
     identity = extraction["identity"]
-    values = {
+    values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in identity["preprocessing"].items()
     }
@@ -178,7 +182,7 @@ class _Place(NamedTuple):
     """A frame's place: which batch of the task, and which of its frames."""
 
     batch: int
-    index: int
+    offset: int
 
 
 class _Video:
@@ -256,17 +260,19 @@ class _Batch:
                 self.run()
 
     def rewind(self, place: _Place) -> _Place:
-        """Forgets the frames since `place`; the next frame takes the same index, in this batch or a later one.
+        """Forgets the frames since `place`; the next frame takes the same index, in this batch or a
+        later one.
 
-        A feature's last bits may depend on its index in the batch, so what was tried before must not shift it:
-        where that batch has run already, fillers stand for the frames that came first in it.
+        A feature's last bits may depend on its index in the batch, so what was tried before must
+        not shift it: where that batch has run already, fillers stand for the frames that came first
+        in it.
         """
         if place.batch == self._number:
-            self._owners = self._owners[: place.index]
-            self._images = [torch.cat(self._images)[: place.index]] if self._owners else []
+            self._owners = self._owners[: place.offset]
+            self._images = [torch.cat(self._images)[: place.offset]] if self._owners else []
         else:
-            shape = (place.index, *self._backbone.preprocessing.input_size)
-            self._owners = [None] * place.index
+            shape = (place.offset, *self._backbone.preprocessing.input_size)
+            self._owners = [None] * place.offset
             self._images = [torch.zeros(shape, dtype=torch.uint8)]
         return self.place
 
@@ -303,5 +309,6 @@ def _raise_not_finite(video: _Video, value: npt.NDArray[np.float32], dtype: Any)
             f"{np.finfo(dtype).max:.4g}; extract with --store float32"
         )
     raise FeaturesError(
-        f"{where}: the backbone gives a feature that is not finite; extract with --precision float32"
+        f"{where}: the backbone gives a feature that is not finite; extract with --precision "
+        "float32"
     )

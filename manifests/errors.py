@@ -1,7 +1,8 @@
 """Every error that is a user's or the data's fault, and the exit codes that they lead to.
 
-A message says thing, value, rule, remedy. Each error is also a ValueError, so that Python users need
-not know these names. Anything else that reaches the command line is a bug, and exits with its traceback.
+A message says thing, value, rule, remedy. Each error is also a ValueError, so that Python users
+need not know these names. Anything else that reaches the command line is a bug, and exits with its
+traceback.
 """
 
 from typing import Literal, get_args

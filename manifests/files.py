@@ -1,6 +1,8 @@
-"""Writing so that a file is there whole or not at all: temporary name, flush, fsync, rename, fsync the folder.
+"""Writing so that a file is there whole or not at all: temporary name, flush, fsync, rename, fsync
+the folder.
 
-The temporary name begins with a dot and ends in `.tmp`, so that what a killed process left is recognised.
+The temporary name begins with a dot and ends in `.tmp`, so that what a killed process left is
+recognised.
 """
 
 import json
@@ -14,7 +16,9 @@ from typing import IO, Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` at the end, or removes it on an exception."""
+    """Yields a temporary path beside `path`; renames it to `path` at the end, or removes it on an
+    exception.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary

@@ -1,9 +1,11 @@
-"""The feature folder: where each of its files lies, what `extraction.json` says, and the fingerprint.
+"""The feature folder: where each of its files lies, what `extraction.json` says, and the
+fingerprint.
 
-    extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5  failures.csv  report.json
+    extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5
+    failures.csv  report.json
 
-A folder holds the features of one fingerprint. What the fingerprint covers is `identity` in extraction.json;
-everything else there is a record.
+A folder holds the features of one fingerprint. What the fingerprint covers is `identity` in
+extraction.json; everything else there is a record.
 """
 
 import contextlib
@@ -82,7 +84,7 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
         FeaturesError: the file is missing, damaged, or of another format or version.
     """
     try:
-        found = json.loads(folder.extraction.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(folder.extraction.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise FeaturesError(
             f"{folder.root}: not a feature folder (no {folder.extraction.name}); "
@@ -93,14 +95,17 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
     for name, value in {"format": FORMAT, "version": VERSION}.items():
         if not isinstance(found, dict) or found.get(name) != value:
             raise FeaturesError(
-                f"{folder.extraction}: its {name} is not {value!r}; it was made by another version of "
+                f"{folder.extraction}: its {name} is not {value!r}; it was made by another "
+                "version of "
                 "vtnpipe, or by another program"
             )
     return found
 
 
 def write_extraction(folder: FeatureFolder, identity: Mapping[str, Any], **records: Any) -> None:
-    """Writes `extraction.json`, atomically: format, version, fingerprint, identity, then the records."""
+    """Writes `extraction.json`, atomically: format, version, fingerprint, identity, then the
+    records.
+    """
     value = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(identity)}
     write_json({**value, "identity": dict(identity), **records}, folder.extraction)
 

@@ -1,7 +1,8 @@
-"""Plans: which task extracts which rows, written before the work and never changed; and what is left to do.
+"""Plans: which task extracts which rows, written before the work and never changed; and what is
+left to do.
 
-A plan file is `plan/PPP.json`; its task T makes the shard `shards/PPP-TTTTT.h5`. A grown manifest or a file that
-changed adds a plan; of an id in several plans the newest finished one counts.
+A plan file is `plan/PPP.json`; its task T makes the shard `shards/PPP-TTTTT.h5`. A grown manifest
+or a file that changed adds a plan; of an id in several plans the newest finished one counts.
 """
 
 import json
@@ -24,7 +25,9 @@ ASSUMED_BYTES_PER_SECOND = 256 * 2**10  # of a row that is a span of its file
 
 
 class PlannedRow(NamedTuple):
-    """A manifest row as it was found on disk when it was planned; `size` and `mtime_ns` are None for no file."""
+    """A manifest row as it was found on disk when it was planned; `size` and `mtime_ns` are None
+    for no file.
+    """
 
     video_id: str
     path: str
@@ -37,14 +40,18 @@ class PlannedRow(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """Encoded bytes to decode: a stand-in for the number of frames that needs no look into the file."""
+        """Encoded bytes to decode: a stand-in for the number of frames that needs no look into the
+        file.
+        """
         whole = float(self.size or 0)
         if self.end is None:
             return whole
         return min(whole, (self.end - (self.start or 0.0)) * ASSUMED_BYTES_PER_SECOND)
 
     def is_same_video(self, other: "PlannedRow") -> bool:
-        """Whether both mean the same span of the same file; a file that only moved to another folder does."""
+        """Whether both mean the same span of the same file; a file that only moved to another
+        folder does.
+        """
         return (self.start, self.end, self.size, self.mtime_ns) == (
             other.start,
             other.end,
@@ -54,7 +61,9 @@ class PlannedRow(NamedTuple):
 
     def describe(self) -> str:
         """Path, span, size and time in words, for messages."""
-        span = "" if self.start is self.end is None else f" [{self.start or 0:g}, {self.end or '…'})"
+        span = (
+            "" if self.start is self.end is None else f" [{self.start or 0:g}, {self.end or '…'})"
+        )
         size = "no file" if self.size is None else f"{self.size} bytes, mtime {self.mtime_ns} ns"
         return f"{self.path}{span} ({size})"
 
@@ -72,7 +81,9 @@ class Task:
 
 
 def look_at(row: VideoRow) -> PlannedRow:
-    """The row with its file's size and time; a missing or unreadable file has neither, and fails later, by name."""
+    """The row with its file's size and time; a missing or unreadable file has neither, and fails
+    later, by name.
+    """
     try:
         found = os.stat(row.path)  # noqa: PTH116  # a million times
         size, mtime_ns = found.st_size, found.st_mtime_ns
@@ -82,7 +93,7 @@ def look_at(row: VideoRow) -> PlannedRow:
 
 
 def pack(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
-    """Divides rows, in their order, into tasks of about equal cost, whatever the number of workers."""
+    """Divides rows, in order, into tasks of about equal cost, whatever the number of workers."""
     limit = min(MAX_TASK_BYTES, sum(row.cost for row in rows) / MIN_TASKS)
     most_rows = min(MAX_TASK_ROWS, -(-len(rows) // MIN_TASKS))
     tasks: list[list[PlannedRow]] = []
@@ -131,7 +142,8 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         expected = (f"{number:03d}.json", FORMAT, VERSION, fingerprint)
         if found != expected or columns != PlannedRow._fields:
             raise FeaturesError(
-                f"{path}: is {found}, but {expected} is expected here; it belongs to another folder or "
+                f"{path}: is {found}, but {expected} is expected here; it belongs to another "
+                "folder or "
                 "version: move it elsewhere"
             )
         tasks += [_task(number, index, rows) for index, rows in enumerate(rows_by_task)]
@@ -176,7 +188,8 @@ def rows_to_plan(
         others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ManifestError(
             f"video_id {now.video_id!r}{others} was extracted from {before.describe()} and is now "
-            f"{now.describe()}; an id must stay one video: give it another id, put the file back, or extract "
+            f"{now.describe()}; an id must stay one video: give it another id, put the file back, "
+            "or extract "
             "it again with --redo-changed"
         )
     return new

@@ -2,9 +2,10 @@
 
     video_id,path,label,split[,start,end]
 
-`video_id` is unique; `path` is relative to the manifest's folder, or absolute; `label` and `split` may be
-empty; `start` and `end` are seconds on the video's own clock (0 is its first presented frame), half open.
-Reading a million rows takes seconds: rows hold plain strings, and no file is touched.
+`video_id` is unique; `path` is relative to the manifest's folder, or absolute; `label` and `split`
+may be empty; `start` and `end` are seconds on the video's own clock (0 is its first presented
+frame), half open. Reading a million rows takes seconds: rows hold plain strings, and no file is
+touched.
 """
 
 import csv
@@ -46,8 +47,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
     """Reads a manifest and checks every rule that needs no look at the videos.
 
     Raises:
-        ManifestError: the file is missing, is not UTF-8, lacks or repeats a column, has an unknown one, or a
-            row breaks a rule. The message begins with `FILE:LINE:`.
+        ManifestError: the file is missing, is not UTF-8, lacks or repeats a column, has an unknown
+            one, or a row breaks a rule. The message begins with `FILE:LINE:`.
     """
     path = Path(path)
     base = os.path.abspath(path.parent)  # noqa: PTH100  # symbolic links stay as they are
@@ -61,7 +62,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
         first = first_lines.setdefault(row.video_id, line)
         if first != line:
             raise ManifestError(
-                f"{path}:{line}: video_id {row.video_id!r} is also on line {first}; ids must be unique: "
+                f"{path}:{line}: video_id {row.video_id!r} is also on line {first}; ids must be "
+                "unique: "
                 "rename one"
             )
         rows.append(row)
@@ -113,7 +115,8 @@ def _check_header(header: list[str], path: Path) -> None:
     for name in header:
         if name not in known:
             raise ManifestError(
-                f"{path}:1: unknown column {name!r}; columns are {', '.join(known)}: rename or remove it"
+                f"{path}:1: unknown column {name!r}; columns are {', '.join(known)}: rename or "
+                "remove it"
             )
         if header.count(name) > 1:
             raise ManifestError(f"{path}:1: column {name!r} appears more than once; keep one")
@@ -134,11 +137,13 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
     start, end = (_parse_seconds(name, fields.get(name, "")) for name in SPAN_COLUMNS)
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
-            f"end {end:g} is not after start {start or 0.0:g}; a span is start <= t < end, in seconds"
+            f"end {end:g} is not after start {start or 0.0:g}; a span is start <= t < end, in "
+            "seconds"
         )
     return VideoRow(
         video_id=video_id,
-        # A URL stays as it is written, so that it is refused by its own name and not as a missing file.
+        # A URL stays as it is written, so that it is refused by its own name and not as a missing
+        # file.
         path=path if "://" in path else os.path.join(base, path),  # noqa: PTH118
         label=fields["label"],
         split=fields["split"],
@@ -160,7 +165,8 @@ def _parse_seconds(name: str, text: str) -> float | None:
 
 
 def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> None:
-    """Writes rows as a manifest, atomically; paths below the manifest's folder become relative to it.
+    """Writes rows as a manifest, atomically; paths below the manifest's folder become relative to
+    it.
 
     `start` and `end` are written only where a row has them.
     """

@@ -1,6 +1,8 @@
-"""The command line: each command checks its arguments, calls one function, and returns an exit code.
+"""The command line: each command checks its arguments, calls one function, and returns an exit
+code.
 
-Imported on every start, so nothing here, nor what it imports, may load torch, h5py, Dask or a decoder.
+Imported on every start, so nothing here, nor what it imports, may load torch, h5py, Dask or a
+decoder.
 """
 
 import signal
@@ -30,7 +32,8 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 @click.group(context_settings=_CONTEXT)
 @click.version_option(package_name="vtnpipe", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Classify long videos with Video Transformer Networks: run the backbone once, train in minutes.
+    """Classify long videos with Video Transformer Networks: run the backbone once, train in
+    minutes.
 
     Exit codes: 0 all went well; 1 finished, but some videos failed or are partial; 2 wrong usage or
     settings; 3 stopped, and the same command resumes.
@@ -91,7 +94,9 @@ def manifest_check(manifest: str) -> int:
     faults = list(check_manifest(manifest))
     for fault in faults:
         click.echo(fault)
-    click.echo(f"{manifest}: {f'{len(faults):,} files are missing or no files' if faults else 'ok'}")
+    click.echo(
+        f"{manifest}: {f'{len(faults):,} files are missing or no files' if faults else 'ok'}"
+    )
     return EXIT_WITH_FAILURES if faults else EXIT_OK
 
 
@@ -145,7 +150,9 @@ def main() -> NoReturn:
         code = EXIT_STOPPED
     except Exception:  # noqa: BLE001  # a bug, shown whole
         traceback.print_exc()
-        click.echo("vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True)
+        click.echo(
+            "vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True
+        )
         code = EXIT_BUG
     sys.exit(code)
 

@@ -39,7 +39,9 @@ def package_versions(*names: str) -> dict[str, str | None]:
 
 
 def doctor() -> tuple[list[Finding], int]:
-    """Looks at this machine; returns what it finds, and the exit code: 2 where vtnpipe can't work here."""
+    """Looks at this machine; returns what it finds, and the exit code: 2 where vtnpipe can't work
+    here.
+    """
     findings = list(_findings())
     return findings, EXIT_OK if all(finding.is_fine for finding in findings) else EXIT_USAGE
 
@@ -79,7 +81,7 @@ def _imports(name: str, code: str, text: str, *, is_needed: bool = True) -> Find
 def _processors() -> Iterator[Finding]:
     import torch
 
-    from ..extract.backbone import cpu_precision
+    from ..extract.device import cpu_precision
 
     name = torch.backends.cpu.get_cpu_capability()
     precision, reason = cpu_precision()

@@ -1,14 +1,12 @@
 """`vtnpipe extract`: stage one from a manifest to a feature folder; the same command again resumes.
 
-What decides a stored value (the identity) is settled first, in this process: device, precision, backbone and its
-weights. Then the rows that no plan holds yet are planned, and every task without a shard runs on Dask.
+What decides a stored value (the identity) is settled first, in this process: device, precision,
+backbone and its weights. Then the rows that no plan holds yet are planned, and every task without a
+shard runs on Dask.
 """
 
-import csv
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..extract.choices import Decoder, Precision, Store
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError
-from ..manifests.files import atomic_text, remove_temporaries, write_bytes, write_json
+from ..manifests.errors import FeaturesError
+from ..manifests.files import remove_temporaries, write_bytes
 from ..manifests.folder import (
     FeatureFolder,
     check_identity,
@@ -28,13 +26,11 @@ from ..manifests.folder import (
 from ..manifests.plan import Task, pack, read_plans, rows_to_plan, write_plan
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .doctor import package_versions
+from .extract_report import ExtractReport, write_report
 from .options import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
-    from ..manifests.shards import FeatureStore
-
-MAX_LISTED = 20  # failures printed; all are in failures.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +52,19 @@ class ExtractSettings:
     )
     store: Store = setting("float16", help="Of the stored features.")
     device: str = setting("auto", help="Of the backbone.", metavar="auto|cpu|cuda|cuda:N")
-    decoder: Decoder = setting("auto", help="auto: decord where it is known to be right, else PyAV.")
-    batch_size: int = setting(32, help="Frames that go through the backbone at once.", check=at_least(1))
+    decoder: Decoder = setting(
+        "auto", help="auto: decord where it is known to be right, else PyAV."
+    )
+    batch_size: int = setting(
+        32, help="Frames that go through the backbone at once.", check=at_least(1)
+    )
     workers: int | None = setting(
         None, help="Worker processes; by default one per core, or one per GPU.", check=at_least(1)
     )
     threads: int | None = setting(
-        None, help="Of each worker on a CPU; by default the cores divided by the workers.", check=at_least(1)
+        None,
+        help="Of each worker on a CPU; by default the cores divided by the workers.",
+        check=at_least(1),
     )
     redo_changed: bool = setting(
         False, help="Extract videos again whose file or span has changed since."
@@ -70,31 +72,6 @@ class ExtractSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """How an extraction ended; also in the folder's report.json.
-
-    Attributes:
-        num_videos: of the folder, by status: ok, partial, failed.
-        num_frames: stored in the folder.
-        num_extracted_frames: of them, by this run.
-        seconds: that this run took, from first to last task.
-        seconds_by_stage: that its workers spent, added up.
-    """
-
-    num_videos: dict[str, int]
-    num_frames: int
-    num_extracted_frames: int
-    seconds: float
-    seconds_by_stage: dict[str, float]
-
-    @property
-    def exit_code(self) -> int:
-        """1 where the folder lists failed or partial videos."""
-        has_failures = self.num_videos["partial"] + self.num_videos["failed"] > 0
-        return EXIT_WITH_FAILURES if has_failures else EXIT_OK
 
 
 def extract(
@@ -113,7 +90,8 @@ def extract(
         console: for progress and results; by default, nothing is printed.
 
     Raises:
-        VtnpipeError: the manifest, a setting, or the folder breaks a rule; nothing has been written then.
+        VtnpipeError: the manifest, a setting, or the folder breaks a rule; nothing has been written
+            then.
         StoppedError: the run could not be finished; the same call resumes.
     """
     settings = settings or ExtractSettings()
@@ -130,14 +108,16 @@ def extract(
         start = time.monotonic()
         if pending:
             reports = _run(folder, pending, extraction, settings, console)
-        return _report(
+        return write_report(
             folder, all_rows, reports, time.monotonic() - start, console, is_idle=not pending
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Extraction:
-    """What extraction.json says or will say, and the weights where the folder does not have them yet."""
+    """What extraction.json says or will say, and the weights where the folder does not have them
+    yet.
+    """
 
     identity: dict[str, Any]
     records: dict[str, Any]
@@ -146,8 +126,11 @@ class _Extraction:
 
 
 def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) -> _Extraction:
-    """Settles everything that decides a stored value, without writing; compares it with the folder's."""
-    from ..extract.backbone import build_backbone, resolve_device, resolve_precision
+    """Settles everything that decides a stored value, without writing; compares it with the
+    folder's.
+    """
+    from ..extract.backbone import build_backbone
+    from ..extract.device import resolve_device, resolve_precision
 
     stored = None
     if folder.extraction.exists():
@@ -162,7 +145,10 @@ def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) 
         precision, reason = stored["identity"]["precision"], "the folder's"
     console.print(f"device {device}; precision {precision}: {reason}", highlight=False)
     source = _weights_source(settings)
-    if stored and (stored["identity"]["backbone"], stored["weights"]) == (settings.backbone, source):
+    if stored and (stored["identity"]["backbone"], stored["weights"]) == (
+        settings.backbone,
+        source,
+    ):
         made = {key: stored["identity"][key] for key in ("weights_digest", "preprocessing")}
         row_shape, weights = stored["row_shape"], None
     else:
@@ -192,7 +178,9 @@ def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) 
 
 
 def _may_begin_in(folder: FeatureFolder) -> bool:
-    """Whether a folder without extraction.json is empty but for what a killed run leaves at its very start."""
+    """Whether a folder without extraction.json is empty but for what a killed run leaves at its
+    very start.
+    """
     if not folder.root.is_dir():
         return False
     left = {folder.backbone.name, folder.lock.name}
@@ -200,7 +188,9 @@ def _may_begin_in(folder: FeatureFolder) -> bool:
 
 
 def _weights_source(settings: ExtractSettings) -> str:
-    """`pretrained`, `none`, or `sha256:…` of the file; a file that can't be read is the backbone's to refuse."""
+    """`pretrained`, `none`, or `sha256:…` of the file; a file that can't be read is the backbone's
+    to refuse.
+    """
     import hashlib
 
     path = Path(settings.weights)
@@ -276,77 +266,3 @@ def _run(
         )
         run_tasks(client, tasks, job, on_progress=progress.add, on_finished=reports.append)
     return reports
-
-
-def _report(
-    folder: FeatureFolder,
-    rows: list[VideoRow],
-    reports: list["TaskReport"],
-    seconds: float,
-    console: Console,
-    *,
-    is_idle: bool,
-) -> ExtractReport:
-    """Writes failures.csv and report.json from what lies in the folder, and prints them."""
-    from ..manifests.shards import open_features
-
-    store = open_features(folder.root)
-    counts = Counter(store.statuses.values())
-    stages: Counter[str] = Counter()
-    for task_report in reports:
-        stages.update(task_report.seconds)
-    report = ExtractReport(
-        num_videos={status: counts[status] for status in ("ok", "partial", "failed")},
-        num_frames=sum(entry.length for parts in store.entries.values() for entry in parts),
-        num_extracted_frames=sum(task_report.num_frames for task_report in reports),
-        seconds=round(seconds, 3),
-        seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
-    )
-    failures = list(_failures(store, rows))
-    with atomic_text(folder.failures) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video_id", "path", "status", "reason", "message", "num_lost_frames"))
-        writer.writerows(failures)
-    if not is_idle:
-        write_json(asdict(report), folder.report)
-    _print(report, failures, folder, console, is_idle=is_idle)
-    return report
-
-
-def _failures(
-    store: "FeatureStore", rows: Iterable[VideoRow]
-) -> Iterable[tuple[str, str, str, str, str, int]]:
-    """The lines of failures.csv, in the manifest's order."""
-    for row in rows:
-        status = store.statuses.get(row.video_id, "ok")
-        if status != "ok":
-            parts = store.entries[row.video_id]
-            first = next((part for part in parts if part.status != "ok"), parts[0])
-            num_lost = sum(part.num_lost_frames for part in parts)
-            yield row.video_id, row.path, status, first.reason, first.message, num_lost
-
-
-def _print(
-    report: ExtractReport,
-    failures: list[tuple[str, str, str, str, str, int]],
-    folder: FeatureFolder,
-    console: Console,
-    *,
-    is_idle: bool,
-) -> None:
-    for video_id, _, status, reason, message, _ in failures[:MAX_LISTED]:
-        console.print(
-            f"{status} {video_id}: {reason}: {message}", highlight=False, markup=False, soft_wrap=True
-        )
-    if len(failures) > MAX_LISTED:
-        console.print(f"… and {len(failures) - MAX_LISTED} more in {folder.failures}")
-    counts = ", ".join(f"{count:,} {status}" for status, count in report.num_videos.items())
-    if is_idle:
-        summary = f"nothing to do: all videos were extracted before ({counts})"
-    else:
-        rate = report.num_extracted_frames / max(report.seconds, 1e-9)
-        summary = (
-            f"{report.num_extracted_frames:,} frames in {report.seconds:,.1f} s ({rate:,.1f}/s); "
-            f"videos: {counts}"
-        )
-    console.print(f"{folder.root}: {summary}", highlight=False, markup=False, soft_wrap=True)

@@ -20,9 +20,7 @@ def show_features(features: str | Path) -> Iterator[str]:
     identity = store.extraction["identity"]
     counts = Counter(store.statuses.values())
     entries = [entry for parts in store.entries.values() for entry in parts]
-    num_planned = (
-        len(read_manifest(store.folder.manifest)) if store.folder.manifest.exists() else 0
-    )
+    num_planned = len(read_manifest(store.folder.manifest)) if store.folder.manifest.exists() else 0
     shards = list(store.folder.shards.glob("*.h5"))
     seconds = sum((entry.length - 1) / entry.fps for entry in entries if entry.length > 1)
     shape = " × ".join(map(str, store.row_shape))
@@ -53,7 +51,8 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
     store = open_features(features)
     if video_id not in store.entries:
         raise FeaturesError(
-            f"{features}: video_id {video_id!r} has not been extracted into it; see its manifest.csv"
+            f"{features}: video_id {video_id!r} has not been extracted into it; see its "
+            "manifest.csv"
         )
     status = store.statuses[video_id]
     yield video_id
@@ -64,6 +63,8 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
         return
     video = store[video_id]
     yield f"  features     {' × '.join(map(str, video.features.shape))} {video.features.dtype}"
-    yield f"  frames       {video.frame_index[0]} to {video.frame_index[-1]}, {video.num_lost_frames} lost"
-    yield f"  seconds      {video.timestamps[0]:.3f} to {video.timestamps[-1]:.3f} ({video.fps:.3f} fps)"
+    first, last = video.frame_index[[0, -1]]
+    yield f"  frames       {first} to {last}, {video.num_lost_frames} lost"
+    begin, end = video.timestamps[[0, -1]]
+    yield f"  seconds      {begin:.3f} to {end:.3f} ({video.fps:.3f} fps)"
     yield f"  decoder      {video.decoder}"

@@ -14,7 +14,8 @@ from .options import check_settings, setting
 
 # What `build` takes for a video, by name; what a file really is shows when it is opened.
 EXTENSIONS = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
+    ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg "
+    ".mpg .mts "
     ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
 SPLITS = ("train", "val", "test")
@@ -30,8 +31,8 @@ class SplitSettings:
     seed: int = setting(0, help="Of the draw; the same seed gives the same split.")
     group: str | None = setting(
         None,
-        help="A regular expression searched for in video_id: rows with the same match (its groups, if it has "
-        "some) stay on one side.",
+        help="A regular expression searched for in video_id: rows with the same match (its groups, "
+        "if it has some) stay on one side.",
         metavar="REGEX",
     )
 
@@ -39,7 +40,8 @@ class SplitSettings:
         check_settings(self)
         if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise SettingsError(
-                f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: the shares must not be "
+                f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: the shares must "
+                "not be "
                 "negative and must add up to 1"
             )
         try:
@@ -78,7 +80,8 @@ def build_manifest(folder: str | Path, output: str | Path, *, split: str = "") -
     ]
     if not rows:
         raise ManifestError(
-            f"{root}: no videos in sub-folders; expected {root}/CLASS/VIDEO with an extension such as .mp4"
+            f"{root}: no videos in sub-folders; expected {root}/CLASS/VIDEO with an extension "
+            "such as .mp4"
         )
     write_manifest(rows, output)
     return rows
@@ -133,9 +136,11 @@ def _group(row: VideoRow, pattern: str | None) -> str:
 
 
 def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSettings) -> list[str]:
-    """The split of each row: groups in random order, the large ones first, each to where its class lacks most.
+    """The split of each row: groups in random order, the large ones first, each to where its class
+    lacks most.
 
-    What a split lacks is its share of a class's rows less what it has of them, summed over the group's rows.
+    What a split lacks is its share of a class's rows less what it has of them, summed over the
+    group's rows.
     """
     totals = Counter(row.label for row in rows)
     missing = {
@@ -159,7 +164,8 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
 def show_manifest(manifest: str | Path) -> Iterator[str]:
     """Yields lines that count a manifest's rows by label and split."""
     rows = read_manifest(manifest)
-    splits = sorted({row.split for row in rows}, key=lambda s: (s not in SPLITS, SPLITS.index(s) if s in SPLITS else s))  # fmt: skip
+    found = {row.split for row in rows}
+    splits = [s for s in SPLITS if s in found] + sorted(found.difference(SPLITS))
     counts = Counter((row.label, row.split) for row in rows)
     labels = sorted({row.label for row in rows})
     width = max(len("label"), *(len(label or "–") for label in labels))

@@ -1,7 +1,7 @@
 """Settings as dataclasses, and the command-line options that are made from them.
 
-A setting's default, type, help and check stand on its field, written with `setting(...)`, and nowhere else. Types
-are str, int, float, bool, a Literal of words, or one of these `| None`.
+A setting's default, type, help and check stand on its field, written with `setting(...)`, and
+nowhere else. Types are str, int, float, bool, a Literal of words, or one of these `| None`.
 """
 
 import dataclasses
@@ -80,7 +80,8 @@ def _base_type(hint: Any) -> tuple[Any, bool]:
 def settings_options(settings_class: type[S]) -> Callable[[F], F]:
     """A decorator that gives a click command one option per field, and `--config FILE.yaml`.
 
-    The command gets the fields as keyword arguments; make the settings with `settings_class(**options)`.
+    The command gets the fields as keyword arguments; make the settings with
+    `settings_class(**options)`.
     """
     hints = typing.get_type_hints(settings_class)
     fields = dataclasses.fields(settings_class)  # type: ignore[arg-type]
@@ -133,6 +134,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
     for key in defaults:
         if key not in known:
             raise SettingsError(
-                f"--config {value}: unknown option {key!r}; this command has {', '.join(sorted(known))}"
+                f"--config {value}: unknown option {key!r}; this command has "
+                f"{', '.join(sorted(known))}"
             )
     context.default_map = {**(context.default_map or {}), **defaults}

@@ -17,7 +17,8 @@ LINE_SECONDS = 10.0
 class FrameProgress:
     """A context in which `add` may be called from any thread.
 
-    How many frames there are is known only of the videos that were opened; the rest is taken to be like them.
+    How many frames there are is known only of the videos that were opened; the rest is taken to be
+    like them.
 
     Args:
         num_videos: how many will be opened.

@@ -1,0 +1,62 @@
+"""Filling a backbone from a checkpoint file: safetensors, or PyTorch without code in it."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..manifests.errors import BackboneError
+
+_WRAPPERS = ("state_dict", "model_state", "model")  # under which checkpoints keep their tensors
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Loads a checkpoint file of the model, with or without its classifier."""
+    state = _read_checkpoint(path)
+    config = getattr(module, "pretrained_cfg", {})
+    classifier = config.get("classifier") or ()
+    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = module.state_dict()
+    state = {
+        key: tensor
+        for key, tensor in state.items()
+        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in prefixes))
+    }
+    faults = [f"lacks {key}" for key in own if key not in state]
+    faults += [f"has {key}, which the model has not" for key in state if key not in own]
+    faults += [
+        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BackboneError(
+            f"weights {path} don't fit the backbone: {'; '.join(faults[:5])}{more}; "
+            "give the checkpoint of this very model, or its name with --backbone"
+        )
+    module.load_state_dict(state)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file; the latter is never allowed to run code."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # whatever a damaged or a hostile file leads to
+        raise BackboneError(
+            f"weights {path}: neither a safetensors nor a safe PyTorch file ({first_line(error)})"
+        ) from None
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BackboneError(f"weights {path}: holds no state dict of tensors")
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,175 @@
+"""The read-only mapping over a folder of shards: a video is one slice of a memory map.
+
+Of an id that several plans extracted, the newest entry counts that is complete: a video with a part
+missing is absent, never short.
+"""
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .folder import FeatureFolder, read_extraction
+from .shards import ROW_DTYPES, Entry, Shard, Status, frame_rate, read_shard
+
+MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoFeatures:
+    """The stored features of one video, as read-only arrays.
+
+    Attributes:
+        features: [T, D], or [T, V, D] with several views per frame; float16 or float32.
+        frame_index: [T] int64, rank among the presented frames of the file, from 0.
+        timestamps: [T] float64, seconds since the file's first presented frame.
+        fps: (T - 1) / (last - first timestamp), or NaN where that is undefined.
+        status: `ok`, or `partial` where presented frames are missing.
+    """
+
+    video_id: str
+    features: npt.NDArray[np.floating[Any]]
+    frame_index: npt.NDArray[np.int64]
+    timestamps: npt.NDArray[np.float64]
+    fps: float
+    status: Status
+    num_lost_frames: int = 0
+    reason: str = ""
+    decoder: str = ""
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.features.shape))
+        return f"VideoFeatures({self.video_id!r}, {shape} {self.features.dtype}, {self.status})"
+
+
+class FeatureStore(Mapping[str, VideoFeatures]):
+    """A folder's videos that have rows, by id; memory-mapped, picklable, safe after a fork and in
+    workers.
+
+    Attributes:
+        entries: id → its entries, one a part, of every video that is finished, failed ones
+            included.
+        row_shape: (D,), or (V, D).
+        extraction: what `extraction.json` says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = FeatureFolder(Path(folder))
+        self.extraction = read_extraction(self.folder)
+        self._shards = [
+            read_shard(path, self.extraction["fingerprint"])
+            for path in sorted(self.folder.shards.glob("*.h5"))
+        ]
+        self.row_shape = tuple(self.extraction["row_shape"])
+        self._homes = _newest_complete(self._shards)
+        self.entries: dict[str, list[Entry]] = {
+            video_id: [entry for _, entry in home] for video_id, home in self._homes.items()
+        }
+        self._ids = [
+            video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
+        ]
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """Id → `ok`, `partial` or `failed`, of every video that is finished."""
+        return {video_id: overall_status(parts)[0] for video_id, parts in self.entries.items()}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __contains__(self, video_id: object) -> bool:
+        return any(entry.length for entry in self.entries.get(video_id, ()))  # type: ignore[call-overload]
+
+    def __getitem__(self, video_id: str) -> VideoFeatures:
+        if video_id not in self:
+            raise KeyError(video_id)
+        home = self._homes[video_id]
+        features, frame_index, timestamps = (
+            _join([self._rows(shard, entry, name) for shard, entry in home if entry.length])
+            for name in ("features", *ROW_DTYPES)
+        )
+        status, reason = overall_status(self.entries[video_id])
+        return VideoFeatures(
+            video_id=video_id,
+            features=features,
+            frame_index=frame_index,
+            timestamps=timestamps,
+            fps=frame_rate(timestamps),
+            status=status,
+            reason=reason,
+            num_lost_frames=sum(entry.num_lost_frames for _, entry in home),
+            decoder=home[0][1].decoder,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": OrderedDict()}
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.folder.root)!r}, {len(self)} videos)"
+
+    def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
+        """A view [length, ...] of one entry's rows of one array."""
+        shard = self._shards[index]
+        row_shape = shard.row_shape if name == "features" else ()
+        dtype = shard.dtype if name == "features" else ROW_DTYPES[name]
+        width = int(np.prod(row_shape))
+        return np.frombuffer(
+            self._map(index),
+            dtype,
+            count=entry.length * width,
+            offset=shard.starts[name] + entry.offset * width * dtype.itemsize,
+        ).reshape(entry.length, *row_shape)
+
+    def _map(self, index: int) -> mmap.mmap:
+        if index not in self._maps:
+            with self._shards[index].path.open("rb") as file:
+                self._maps[index] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            while len(self._maps) > MAX_OPEN_MAPS:
+                self._maps.popitem(last=False)  # arrays that still use it keep it alive
+        self._maps.move_to_end(index)
+        return self._maps[index]
+
+
+def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:
+    """Id → (shard, entry) of each of its parts in order, for the newest plan that holds all of
+    them.
+    """
+    found: dict[str, dict[int, list[tuple[int, Entry]]]] = {}
+    for index, shard in enumerate(shards):
+        for entry in shard.entries:
+            found.setdefault(entry.id, {}).setdefault(shard.plan, []).append((index, entry))
+    homes = {}
+    for video_id, plans in found.items():
+        for _, home in sorted(plans.items(), reverse=True):
+            home.sort(key=lambda pair: pair[1].part)
+            if [entry.part for _, entry in home] == list(range(home[0][1].num_parts)):
+                homes[video_id] = home
+                break
+    return homes
+
+
+def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One array of all parts, read-only; a view where there is one part only."""
+    if len(arrays) == 1:
+        return arrays[0]
+    joined = np.concatenate(arrays)
+    joined.flags.writeable = False
+    return joined
+
+
+def overall_status(parts: Iterable[Entry]) -> tuple[Status, str]:
+    """The status and reason of a whole video from those of its parts."""
+    parts = list(parts)
+    reason = next((part.reason for part in parts if part.reason), "")
+    if not any(part.length for part in parts):
+        return "failed", reason
+    return ("ok" if all(part.status == "ok" for part in parts) else "partial"), reason

@@ -1,0 +1,174 @@
+"""Decoding in child processes: order, crashes, hangs, memory, and that nothing survives the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numbered_videos import CLIP_LENGTHS, read_number, write_video
+
+from vtnpipe.extract.children import Chunk, DecodingChildren, Probed, Request, Restarted
+from vtnpipe.extract.frames import Outcome
+
+
+def _numbers(
+    children: DecodingChildren, requests: list[Request]
+) -> tuple[list[list[int]], list[Outcome]]:
+    """Of each request: the numbers that its frames show, and its outcome."""
+    numbers: list[list[int]] = [[] for _ in requests]
+    outcomes = []
+    for row, event in children.decode(requests):
+        if isinstance(event, Chunk):
+            numbers[row] += [read_number(image) for image in event.images]
+            assert len(event.images) == len(event.frame_index) == len(event.timestamps)
+        elif isinstance(event, Restarted):
+            numbers[row] = []
+        elif isinstance(event, Outcome):
+            assert row == len(outcomes)
+            outcomes.append(event)
+    return numbers, outcomes
+
+
+@pytest.mark.parametrize("num_children", [1, 3])
+def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_children: int) -> None:
+    requests = [Request(str(path)) for path in clips.values()] * 2
+    with DecodingChildren(num_children) as children:
+        numbers, outcomes = _numbers(children, requests)
+        again, _ = _numbers(children, requests)  # the children are kept
+    expected = [
+        list(range(1000 * k, 1000 * k + length)) for k, length in enumerate(CLIP_LENGTHS.values())
+    ]
+    assert numbers == again == expected * 2
+    assert {outcome.status for outcome in outcomes} == {"ok"}
+
+
+def test_a_probe_comes_first(clips: dict[str, Path]) -> None:
+    with DecodingChildren() as children:
+        events = [event for _, event in children.decode([Request(str(clips["a"]))])]
+    assert events[0] == Probed(50)
+    assert isinstance(events[-1], Outcome)
+
+
+def test_long_videos_pass_through_few_slots(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "long.mp4", 700, height=240, width=320)
+    with DecodingChildren() as children:
+        numbers, _ = _numbers(children, [Request(str(path))])
+    assert numbers == [list(range(700))]
+
+
+def _pids() -> list[int]:
+    """Process numbers of this process's decoding children."""
+    pids = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            if b"vtnpipe.extract.child" in command and parent == os.getpid():
+                pids.append(int(entry.name))
+    return pids
+
+
+def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path]) -> None:
+    path = write_video(tmp_path / "long.mp4", 600, height=240, width=320)
+    requests = [Request(str(path)), Request(str(clips["a"])), Request(str(clips["b"]))]
+    numbers: list[int] = []
+    statuses = []
+    with DecodingChildren() as children:
+        for row, event in children.decode(requests):
+            if isinstance(event, Chunk) and row == 0:
+                if len(numbers) == 64 and "restarted" not in statuses:
+                    os.kill(_pids()[0], signal.SIGKILL)
+                numbers += event.frame_index
+            elif isinstance(event, Restarted):
+                numbers, statuses = [], ["restarted"]
+            elif isinstance(event, Outcome):
+                statuses.append(event.status)
+    assert numbers == list(range(600))
+    assert statuses == ["restarted", "ok", "ok", "ok"]
+
+
+def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -> None:
+    requests = [Request(str(clips["a"])), Request(str(clips["b"]))]
+    outcomes = []
+    with DecodingChildren() as children:
+        for row, event in children.decode(requests):
+            if row == 0 and not isinstance(event, Outcome | Restarted):
+                os.kill(_pids()[0], signal.SIGSEGV)
+            if isinstance(event, Outcome):
+                outcomes.append(event)
+    assert [(o.status, o.reason) for o in outcomes] == [("failed", "crashed"), ("ok", "")]
+    assert str(clips["a"]) in outcomes[0].message
+
+
+def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
+    requests = [Request(str(clips["a"])), Request(str(clips["b"]))]
+    outcomes = []
+    with DecodingChildren(stall_seconds=1.5) as children:
+        for row, event in children.decode(requests):
+            if row == 0 and isinstance(event, Probed):
+                os.kill(_pids()[0], signal.SIGSTOP)
+                time.sleep(0.2)
+            if isinstance(event, Outcome):
+                outcomes.append(event)
+    assert [(o.status, o.reason) for o in outcomes] == [("failed", "stalled"), ("ok", "")]
+
+
+def test_memory_is_limited(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "large.mp4", 3, height=2160, width=3840)
+    with DecodingChildren(memory_bytes=160 * 2**20) as children:
+        _, outcomes = _numbers(children, [Request(str(path), decoder="pyav")])
+    assert outcomes[0].status == "failed"
+    assert outcomes[0].reason in ("too-large", "crashed", "damaged")
+
+
+def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
+    requests = [Request(str(path)) for path in clips.values()]
+    with DecodingChildren() as children:
+        events = children.decode(requests)
+        next(events)
+        events.close()
+        numbers, _ = _numbers(children, requests[1:2])
+    assert numbers == [list(range(1000, 1033))]
+
+
+def test_children_end_with_their_parent(clips: dict[str, Path]) -> None:
+    code = (
+        "from vtnpipe.extract.children import *\n"
+        f"events = DecodingChildren(2).decode([Request({str(clips['a'])!r})] * 4)\n"
+        "print(next(events), flush=True)\n"
+        "import time; time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    tree = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    children = [Path(f"/proc/{pid}") for pid in tree.read_text().split()]
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(child.exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(child.exists() for child in children)
+
+
+def test_images_are_what_a_direct_reading_gives(clips: dict[str, Path]) -> None:
+    from vtnpipe.extract.frames import Frame, read_frames
+
+    direct = [f.image for f in read_frames(str(clips["b"])) if isinstance(f, Frame)]
+    with DecodingChildren() as children:
+        images = [
+            image.copy()
+            for _, event in children.decode([Request(str(clips["b"]))])
+            if isinstance(event, Chunk)
+            for image in event.images
+        ]
+    np.testing.assert_array_equal(np.stack(images), np.stack(direct))

@@ -1,0 +1,68 @@
+"""Backbones for tests: quick to make, and their features say which frame they saw."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BlockMeans(nn.Module):
+    """The brightness of the frame's 4 x 4 blocks, in [0, 1]: [N, 3, 64, 64] → [N, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.pretrained_cfg = {
+            "input_size": (3, 64, 64),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+        }
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(frames.mean(1), 4).flatten(1) * self.scale
+
+
+class Mixer(BlockMeans):
+    """Random features that a rounding error anywhere would change: [N, 3, 64, 64] → [N, 32]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 8, 8), nn.GELU(), nn.Flatten(), nn.Linear(1024, 256), nn.GELU()
+        )
+        self.head = nn.Linear(256, 32)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.head(self.layers(frames)) * self.scale
+
+
+def block_means() -> nn.Module:
+    return BlockMeans()
+
+
+def mixer() -> nn.Module:
+    return Mixer()
+
+
+def huge() -> nn.Module:
+    """Features beyond float16."""
+    module = BlockMeans()
+    nn.init.constant_(module.scale, 1e6)
+    return module
+
+
+def not_a_number() -> nn.Module:
+    """Features that are not finite."""
+    module = BlockMeans()
+    nn.init.constant_(module.scale, float("nan"))
+    return module
+
+
+def maps() -> nn.Module:
+    """Not one vector a frame."""
+    return nn.Conv2d(3, 4, 1)
+
+
+def no_module() -> str:
+    return "no module"
