@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -132,6 +133,7 @@ class DecodingChildren:
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._children: list[_Child | None] = [None] * num_children
+        self._finalizer = weakref.finalize(self, _end_all, self._children)  # also at exit
         self._memory_bytes = memory_bytes
         self._stall_seconds = stall_seconds
 
@@ -147,9 +149,8 @@ class DecodingChildren:
         self.close()
 
     def close(self) -> None:
-        """Ends the children."""
-        for number in range(len(self._children)):
-            self._end(number)
+        """Ends the children; they start again when they are needed."""
+        _end_all(self._children)
 
     def decode(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
         """Yields (row, event) of each request in turn; a row's last event is its `Outcome`.
@@ -226,5 +227,13 @@ class DecodingChildren:
 
     def _end(self, number: int) -> None:
         child, self._children[number] = self._children[number], None
+        if child is not None:
+            child.kill()
+
+
+def _end_all(children: list[_Child | None]) -> None:
+    """Kills what is alive of a list of children, and leaves it empty of them."""
+    for number, child in enumerate(children):
+        children[number] = None
         if child is not None:
             child.kill()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from conftest_types import Vtnpipe
 from numbered_videos import write_clips
 
 HELPERS = Path(__file__).parent / "helpers"
@@ -47,9 +48,6 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
 def manifest(clips: dict[str, Path], write_csv: Callable[..., Path]) -> Path:
     """A manifest of the numbered clips."""
     return write_csv((name, path, name.upper(), "train") for name, path in clips.items())
-
-
-Vtnpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def cli_environment() -> dict[str, str]:

@@ -11,7 +11,6 @@ import torch
 from numbered_videos import draw_number, number_of_blocks
 from PIL import Image
 from timm.data import create_transform
-
 from vtnpipe.extract.backbone import Backbone, build_backbone, load_backbone
 from vtnpipe.extract.device import resolve_device, resolve_precision
 from vtnpipe.manifests.errors import BackboneError, SettingsError
@@ -121,9 +120,7 @@ class _Evil:
         return (Path.touch, (Path("evil-was-here"),))
 
 
-def test_a_checkpoint_may_not_run_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_may_not_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": _Evil()}, "w.pth")
     with pytest.raises(BackboneError, match=r"neither a safetensors nor a safe PyTorch file"):

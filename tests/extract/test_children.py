@@ -1,4 +1,4 @@
-"""Decoding in child processes: order, crashes, hangs, memory, and that nothing survives the parent."""
+"""Decoding in child processes: order, crashes, hangs, memory, and an end with the parent."""
 
 import os
 import signal
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
-
 from vtnpipe.extract.children import Chunk, DecodingChildren, Probed, Request, Restarted
 from vtnpipe.extract.frames import Outcome
 

@@ -8,7 +8,6 @@ import av
 import numpy as np
 import pytest
 from numbered_videos import draw_number, read_number, write_video
-
 from vtnpipe.extract.frames import Frame, Outcome, Restart, decord_refusal, read_frames
 from vtnpipe.extract.orientation import Orientation
 from vtnpipe.extract.probe import probe

@@ -1,4 +1,4 @@
-"""Videos that show their frame numbers as 4 x 4 blocks, one bit each, so that no frame can be mistaken."""
+"""Videos that show their frame numbers as 4 x 4 blocks, one bit each: no frame is mistaken."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -47,7 +47,7 @@ def write_video(
     rotation: int = 0,
     first: int = 0,
 ) -> Path:
-    """Writes a numbered video; `times` are its timestamps in units of 1/1000 s, if they are not regular."""
+    """Writes a numbered video; `times` are its timestamps in ms, if they are not regular."""
     time_base = Fraction(1, 1000) if times else Fraction(1, fps)
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=fps)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.files import atomic_text, remove_temporaries
 from vtnpipe.manifests.folder import (

@@ -1,10 +1,8 @@
 """Plans: packing, round trip, and what is left to do."""
 
-import os
 from pathlib import Path
 
 import pytest
-
 from vtnpipe.manifests.errors import FeaturesError, ManifestError
 from vtnpipe.manifests.folder import FeatureFolder
 from vtnpipe.manifests.plan import (
@@ -112,6 +110,6 @@ def test_a_file_that_moved_or_is_gone_is_no_change(folder: FeatureFolder, row: V
     tasks = write_plan(folder, [[look_at(row)]], "f")
     moved = Path(row.path).parent / "elsewhere" / "v.mp4"
     moved.parent.mkdir()
-    os.rename(row.path, moved)
+    Path(row.path).rename(moved)
     assert rows_to_plan([VideoRow(video_id="v", path=str(moved))], tasks, {"v": "ok"}) == []
     assert rows_to_plan([row], tasks, {"v": "ok"}) == []

@@ -1,8 +1,7 @@
-"""Shards and the mapping over them: round trip, whole or absent, refusals, parts, forks and pickles."""
+"""Shards and the mapping over them: round trip, whole or absent, refusals, parts, processes."""
 
 import multiprocessing
 import operator
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.shards import (
@@ -163,7 +161,7 @@ def test_store_works_in_other_processes(folder: FeatureFolder, method: str) -> N
     part = _part("v", 50)
     _write(folder, "000-00000", part)
     store = open_features(folder.root)
-    np.testing.assert_array_equal(store["v"].features, part.features)  # the map is open when we fork
+    np.testing.assert_array_equal(store["v"].features, part.features)
     with multiprocessing.get_context(method).Pool(1) as pool:
         video = pool.apply(operator.getitem, (store, "v"))
     np.testing.assert_array_equal(video.features, part.features)
@@ -171,7 +169,7 @@ def test_store_works_in_other_processes(folder: FeatureFolder, method: str) -> N
 
 
 def _open_file_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_many_shards_need_few_file_descriptors(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from vtnpipe.manifests.errors import ManifestError, VtnpipeError
 from vtnpipe.manifests.videos import VideoRow, class_names, read_manifest, write_manifest
 
@@ -23,9 +22,7 @@ def test_reads_rows_with_paths_relative_to_the_manifest(tmp_path: Path) -> None:
     )
     assert read_manifest(path) == [
         VideoRow(video_id="v1", path=f"{tmp_path}/clips/a b.mp4", label="run", split="train"),
-        VideoRow(
-            video_id="v,2", path="/abs/ü.mkv", label="a|b", split="val", start=1.5, end=2.0
-        ),
+        VideoRow(video_id="v,2", path="/abs/ü.mkv", label="a|b", split="val", start=1.5, end=2.0),
     ]
 
 

@@ -1,0 +1,242 @@
+"""`vtnpipe extract` end to end: real encoded video, a real Dask cluster, the real command line."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from conftest_types import Vtnpipe
+from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
+from vtnpipe.manifests.shards import open_features
+
+MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
+MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")
+
+
+def _snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a folder with its time and its bytes."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _features(folder: Path) -> dict[str, np.ndarray]:
+    store = open_features(folder)
+    return {name: store[name].features for name in store}
+
+
+def test_extract_resume_and_show(tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe) -> None:
+    ran = vtnpipe("extract", manifest, "f", *MEANS)
+    assert "4 ok, 0 partial, 0 failed" in ran.stdout
+    assert "dashboard http://127.0.0.1:" in ran.stdout
+    store = open_features(tmp_path / "f")
+    assert list(store) == list(CLIP_LENGTHS)
+    for k, (name, length) in enumerate(CLIP_LENGTHS.items()):
+        numbers = [number_of_blocks(row) for row in store[name].features]
+        assert numbers == list(range(1000 * k, 1000 * k + length))
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {
+        *("extraction.json", "backbone.safetensors", "manifest.csv", "plan", "shards"),
+        *("failures.csv", "report.json"),
+    }
+    with (tmp_path / "f/failures.csv").open() as file:
+        assert list(csv.reader(file))[1:] == []
+    report = json.loads((tmp_path / "f/report.json").read_text())
+    assert report["num_frames"] == report["num_extracted_frames"] == sum(CLIP_LENGTHS.values())
+
+    # Again: nothing to do. A grown manifest, with one bad video: only what is new.
+    shards = _snapshot(tmp_path / "f/shards")
+    assert "nothing to do" in vtnpipe("extract", manifest, "f", *MEANS).stdout
+    write_video(tmp_path / "e.mp4", 9, first=4000)
+    (tmp_path / "bad.mp4").write_text("no video")
+    with manifest.open("a") as file:
+        file.write("e,e.mp4,E,val\nbad,bad.mp4,B,val\n")
+    ran = vtnpipe("extract", manifest, "f", *MEANS, code=1)
+    assert "9 frames" in ran.stdout
+    assert "failed bad: not-a-video" in ran.stdout
+    after = _snapshot(tmp_path / "f/shards")
+    assert shards.items() <= after.items()
+    assert list(open_features(tmp_path / "f")) == [*CLIP_LENGTHS, "e"]
+    with (tmp_path / "f/failures.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["video_id"], line["status"], line["reason"]) == ("bad", "failed", "not-a-video")
+    ran = vtnpipe("extract", manifest, "f", *MEANS, code=1)
+    assert "nothing to do" in ran.stdout
+    assert "failed bad: not-a-video" in ran.stdout
+    assert _snapshot(tmp_path / "f/shards") == after
+
+    shown = vtnpipe("features", "show", "f").stdout
+    assert "6 of 6: 5 ok, 0 partial, 1 failed" in shown
+    shown = vtnpipe("features", "show", "f", "e", "bad").stdout
+    assert "9 × 16 float16" in shown
+    assert "not-a-video" in shown
+    assert "'x' has not been extracted" in vtnpipe("features", "show", "f", "x", code=2).stderr
+
+
+def test_labels_change_without_extracting_again(
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
+) -> None:
+    vtnpipe("extract", manifest, "f", *MEANS)
+    before = _snapshot(tmp_path / "f/shards")
+    manifest.write_text(manifest.read_text().replace(",A,train", ",new,val"))
+    assert "nothing to do" in vtnpipe("extract", manifest, "f", *MEANS).stdout
+    assert _snapshot(tmp_path / "f/shards") == before
+    assert ",new,val" in (tmp_path / "f/manifest.csv").read_text()
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    tmp_path: Path, manifest: Path, clips: dict[str, Path], vtnpipe: Vtnpipe
+) -> None:
+    vtnpipe("extract", manifest, "f", *MEANS)
+    before = _snapshot(tmp_path / "f")
+    for options, message in [
+        (MIXER, "backbone is 'toy_backbones:mixer' here and 'toy_backbones:block_means'"),
+        ((*MEANS, "--store", "float32"), "store is 'float32' here and 'float16' in the folder"),
+        ((*MEANS, "--precision", "float16"), "precision is 'float16' here and 'float32'"),
+    ]:
+        assert message in vtnpipe("extract", manifest, "f", *options, code=2).stderr
+    changed = tmp_path / "a.mp4"
+    changed.write_bytes(clips["b"].read_bytes())
+    manifest.write_text(manifest.read_text().replace(str(clips["a"]), "a.mp4"))
+    ran = vtnpipe("extract", manifest, "f", *MEANS, code=2)
+    assert "video_id 'a' was extracted from" in ran.stderr
+    assert _snapshot(tmp_path / "f") == before
+    vtnpipe("extract", manifest, "f", *MEANS, "--redo-changed")
+    assert len(open_features(tmp_path / "f")["a"].features) == CLIP_LENGTHS["b"]
+
+
+def test_bad_usage_exits_with_2_and_writes_nothing(
+    tmp_path: Path, manifest: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+) -> None:
+    good = manifest.read_text()
+    (tmp_path / "unknown.csv").write_text(good.replace("split", "side", 1))
+    (tmp_path / "twice.csv").write_text(good + good.splitlines()[1] + "\n")
+    (tmp_path / "w.safetensors").write_bytes(b"no weights")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("mine")
+    before = _snapshot(tmp_path)
+    for arguments, message in [
+        (("none.csv", "f", *MEANS), "none.csv: no such manifest"),
+        (("unknown.csv", "f", *MEANS), "unknown.csv:1: unknown column 'side'"),
+        (("twice.csv", "f", *MEANS), "twice.csv:6: video_id 'a' is also on line 2"),
+        ((manifest, "f", "--backbone", "vit_tinyy", "--weights", "none"), "Unknown model"),
+        ((manifest, "f", *MEANS[:3], "w.safetensors"), "neither a safetensors nor"),
+        ((manifest, "f", *MEANS, "--device", "cuda:77"), "CUDA devices"),
+        ((manifest, "f", *MEANS, "--batch-size", 0), "--batch-size 0: it must be at least 1"),
+        ((manifest, "f", *MEANS, "--precision", "int8"), "is not one of"),
+        ((manifest, "full", *MEANS), "not a feature folder and not empty"),
+        ((manifest, manifest, *MEANS), "not a feature folder"),
+        ((manifest,), "Missing argument"),
+    ]:
+        ran = vtnpipe("extract", *arguments, code=2)
+        assert message in ran.stderr, (arguments, ran.stderr)
+        assert "Traceback" not in ran.stderr
+        assert _snapshot(tmp_path) == before
+
+
+def test_two_workers_give_the_same_store_as_one(
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
+) -> None:
+    for workers in (1, 2):
+        vtnpipe(
+            *("extract", manifest, f"f{workers}", *MIXER),
+            *("--workers", workers, "--threads", 1, "--precision", "float32"),
+        )
+    one, two = _features(tmp_path / "f1"), _features(tmp_path / "f2")
+    assert list(one) == list(two) == list(CLIP_LENGTHS)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def _command_lines() -> list[tuple[int, str]]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            found.append((int(entry.name), command + environment))
+    return found
+
+
+def test_a_killed_run_is_finished_by_the_same_command(
+    tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+) -> None:
+    for number in range(12):
+        write_video(tmp_path / f"{number}.mp4", 150, height=240, width=320)
+    manifest = write_csv((f"v{n}", f"{n}.mp4", "x", "train") for n in range(12))
+    options = ("--workers", "2", "--threads", "1", "--precision", "float32")
+    vtnpipe("extract", manifest, "whole", *MIXER, *options)
+
+    mark = f"VTNPIPE_TEST={tmp_path}"
+    arguments = ["extract", str(manifest), "killed", *MIXER, *options]
+    helpers = str(Path(__file__).parents[1] / "helpers")
+    for signal_number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 3)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vtnpipe", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": helpers, "VTNPIPE_TEST": str(tmp_path)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        done = len(list(tmp_path.glob("killed/shards/*.h5")))
+        deadline = time.monotonic() + 100
+        while len(list(tmp_path.glob("killed/shards/*.h5"))) < done + 2:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal_number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors.decode()
+        deadline = time.monotonic() + 30
+        while left := [pid for pid, text in _command_lines() if mark in text]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+    assert len(list(tmp_path.glob("killed/shards/*.h5"))) < 12
+    vtnpipe(*arguments)
+    whole, killed = _features(tmp_path / "whole"), _features(tmp_path / "killed")
+    assert list(whole) == list(killed)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], killed[name])
+    assert sorted(p.name for p in (tmp_path / "killed").rglob("*")) == sorted(
+        p.name for p in (tmp_path / "whole").rglob("*")
+    )
+
+
+def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:
+    code = (
+        "from vtnpipe.pipelines.cluster import open_client\n"
+        "import os, sys\n"
+        "if __name__ == '__main__':\n"
+        "    with open_client(2) as client:\n"
+        "        print(client.dashboard_link)\n"
+        "        for line in open('/proc/net/tcp').readlines()[1:]:\n"
+        "            fields = line.split()\n"
+        "            print(fields[1].split(':')[0], fields[3], fields[9])\n"
+        "        pids = [os.getpid(), *client.run(os.getpid).values()]\n"
+        "        for pid in pids:\n"
+        "            for name in os.listdir(f'/proc/{pid}/fd'):\n"
+        "                try: print('fd', os.readlink(f'/proc/{pid}/fd/{name}'))\n"
+        "                except OSError: pass\n"
+    )
+    script = tmp_path / "listen.py"
+    script.write_text(code)
+    ran = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120
+    )
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("http://127.0.0.1:")
+    own = {line[11:-1] for line in lines if line.startswith("fd socket:[")}
+    sockets = [line.split() for line in lines[1:] if not line.startswith("fd")]
+    listening = [address for address, state, inode in sockets if state == "0A" and inode in own]
+    assert len(listening) >= 3
+    assert set(listening) == {"0100007F"}

@@ -1,0 +1,100 @@
+"""`vtnpipe manifest build/check/split/show`, through the command line and in its rules."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest_types import Vtnpipe
+from vtnpipe.manifests.errors import ManifestError, SettingsError
+from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
+from vtnpipe.pipelines.manifest import SplitSettings, build_manifest, split_manifest
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_build_check_split_show(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    for label in ("run", "eat"):
+        _touch(*(tmp_path / "set" / label / f"{n:02}.mp4" for n in range(20)))
+    _touch(
+        tmp_path / "set/run/deep/a b.MKV", tmp_path / "set/run/notes.txt", tmp_path / "set/x.mp4"
+    )
+    ran = vtnpipe("manifest", "build", "set", "-o", "m.csv")
+    assert "41 videos, 2 classes" in ran.stdout
+    rows = {row.video_id: row for row in read_manifest(tmp_path / "m.csv")}
+    assert rows["run/deep/a b.MKV"].label == "run"
+    assert rows["eat/03.mp4"].path == str(tmp_path / "set/eat/03.mp4")
+    assert "set/eat/03.mp4" in (tmp_path / "m.csv").read_text().splitlines()[4]
+
+    assert "ok" in vtnpipe("manifest", "check", "m.csv").stdout
+    (tmp_path / "set/eat/03.mp4").unlink()
+    (tmp_path / "set/eat/04.mp4").write_bytes(b"")
+    ran = vtnpipe("manifest", "check", "m.csv", code=1)
+    assert "eat/03.mp4" in ran.stdout
+    assert "0 bytes" in ran.stdout
+
+    ran = vtnpipe("manifest", "split", "m.csv", "-o", "s.csv", "--seed", 3)
+    counts = Counter((row.label, row.split) for row in read_manifest(tmp_path / "s.csv"))
+    assert counts["eat", "train"] == 16
+    assert counts["eat", "val"] == counts["eat", "test"] == 2
+    assert vtnpipe("manifest", "show", "s.csv").stdout.split()[-8:] == ran.stdout.split()[-8:]
+    assert "train" in ran.stdout
+
+
+def test_errors_exit_with_2(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    assert "no such folder" in vtnpipe("manifest", "build", "no", "-o", "m.csv", code=2).stderr
+    assert "no such manifest" in vtnpipe("manifest", "show", "m.csv", code=2).stderr
+    assert "Missing option" in vtnpipe("manifest", "build", "no", code=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def _split(folder: Path, ids: list[str], settings: SplitSettings) -> dict[str, str]:
+    rows = [VideoRow(video_id=i, path=f"/{i}.mp4", label=i[0]) for i in ids]
+    write_manifest(rows, folder / "m.csv")
+    return {
+        row.video_id: row.split
+        for row in split_manifest(folder / "m.csv", folder / "s.csv", settings)
+    }
+
+
+def test_split_is_seeded_and_stratified(tmp_path: Path) -> None:
+    ids = [f"{label}{n}" for label in "abc" for n in range(10)]
+    settings = SplitSettings(train=0.5, val=0.5, test=0, seed=1)
+    first = _split(tmp_path, ids, settings)
+    assert _split(tmp_path, ids, settings) == first
+    assert _split(tmp_path, ids, SplitSettings(train=0.5, val=0.5, test=0, seed=2)) != first
+    assert Counter((i[0], split) for i, split in first.items()) == {
+        (label, split): 5 for label in "abc" for split in ("train", "val")
+    }
+
+
+def test_copies_of_one_recording_stay_on_one_side(tmp_path: Path) -> None:
+    ids = [f"{'ab'[g % 2]}_g{g:02}_c{c}" for g in range(40) for c in range(1 + g % 4)]
+    found = _split(tmp_path, ids, SplitSettings(group=r"_(g\d+)_"))
+    sides: dict[str, set[str]] = {}
+    for video_id, split in found.items():
+        sides.setdefault(video_id.split("_")[1], set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    shares = Counter(found.values())
+    assert abs(shares["train"] / len(ids) - 0.8) < 0.05
+    assert shares["val"]
+    assert shares["test"]
+
+
+def test_split_rules(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="add up to 1"):
+        SplitSettings(train=0.9)
+    with pytest.raises(SettingsError, match="not a regular expression"):
+        SplitSettings(group="(")
+    with pytest.raises(ManifestError, match="'a1' has no match for --group"):
+        _split(tmp_path, ["a1"], SplitSettings(group="x"))
+
+
+def test_build_needs_videos_in_sub_folders(tmp_path: Path, write_csv: Callable[..., Path]) -> None:
+    _touch(tmp_path / "set/a.mp4")
+    with pytest.raises(ManifestError, match="CLASS/VIDEO"):
+        build_manifest(tmp_path / "set", tmp_path / "m.csv")

@@ -1,0 +1,91 @@
+"""Settings: options are made from the fields, checks hold from Python and from the command line."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+from vtnpipe.manifests.errors import SettingsError
+from vtnpipe.pipelines.extract import ExtractSettings
+from vtnpipe.pipelines.options import at_least, check_settings, setting, settings_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str = setting("x", help="A name.")
+    size_frames: int = setting(3, help="A size.", check=at_least(1))
+    rate: float | None = setting(None, help="A rate.")
+    mode: Literal["fast", "exact"] = setting("fast", help="A mode.")
+    is_dry: bool = setting(False, help="A flag.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@click.command()
+@settings_options(Settings)
+def command(**options: Any) -> None:
+    click.echo(repr(Settings(**options)))
+
+
+def _invoke(*arguments: str) -> str:
+    return CliRunner().invoke(command, arguments, catch_exceptions=False).output.strip()
+
+
+def test_defaults_are_the_fields() -> None:
+    assert _invoke() == repr(Settings())
+
+
+def test_every_type_comes_through() -> None:
+    found = _invoke("--name=y", "--size-frames=5", "--rate=2", "--mode=exact", "--is-dry")
+    assert found == repr(Settings(name="y", size_frames=5, rate=2.0, mode="exact", is_dry=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size_frames": 0}, "--size-frames 0: it must be at least 1"),
+        ({"mode": "slow"}, "--mode 'slow': it must be one of fast, exact"),
+        ({"name": 3}, "--name 3: it must be of type str"),
+    ],
+)
+def test_checks_hold_from_python(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**values)
+    assert str(caught.value) == message
+
+
+def test_checks_hold_on_the_command_line() -> None:
+    with pytest.raises(SettingsError, match="at least 1"):
+        _invoke("--size-frames=0")
+
+
+def test_config_gives_values_and_the_command_line_wins(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("size-frames: 7\nmode: exact\nis_dry: true\n")
+    found = _invoke("--config", str(config), "--mode=fast")
+    assert found == repr(Settings(size_frames=7, is_dry=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red", "unknown option 'colour'"),
+        ("- a\n- b", "must be a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_config_has_its_error(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        _invoke("--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(SettingsError, match="cannot be read"):
+        _invoke("--config", str(tmp_path / "none.yaml"))
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for field in fields(ExtractSettings):
+        assert field.metadata["help"].endswith(".")
