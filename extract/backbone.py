@@ -42,6 +42,11 @@ class Preprocessing:
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        """From what extraction.json or config.json says, where tuples are lists."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
@@ -150,7 +155,7 @@ def build_backbone(name: str, weights: str) -> BuiltBackbone:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        module = _create(name, pretrained=weights == "pretrained")
+        module = create_module(name, pretrained=weights == "pretrained")
     if path is not None:
         fill(module, path)
     preprocessing = _preprocessing(module)
@@ -188,7 +193,7 @@ def load_backbone(
             f"{path}: its SHA-256 is {found[:16]}…, but extraction.json says {digest[:16]}…; "
             "the weights were changed: put them back, or extract into another folder"
         )
-    module = _create(name, pretrained=False)
+    module = create_module(name, pretrained=False)
     module.load_state_dict(safetensors.torch.load(data))
     torch_dtype: torch.dtype = getattr(torch, dtype)
     module = module.to(torch.device(device), torch_dtype).eval().requires_grad_(False)
@@ -201,7 +206,12 @@ def load_backbone(
     )
 
 
-def _create(name: str, *, pretrained: bool) -> nn.Module:
+def create_module(name: str, *, pretrained: bool) -> nn.Module:
+    """Makes a backbone's module [N, 3, H, W] → [N, D], by its timm name or its factory.
+
+    Raises:
+        BackboneError: the name is unknown, or its pretrained weights can't be had.
+    """
     if ":" in name and not name.startswith("hf-hub:"):
         if pretrained:
             raise BackboneError(

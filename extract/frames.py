@@ -171,7 +171,8 @@ def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
         try:
             image = reader.next().asnumpy()
         except (StopIteration, RuntimeError, decord.DECORDError) as error:
-            raise _DecordFaultError(f"fails at frame {index} ({_first_line(error)})") from None
+            # Which frame it is depends on how far decord's own thread has run ahead.
+            raise _DecordFaultError(f"fails before its end ({_first_line(error)})") from None
         if image.ndim != 3 or image.shape[2] != 3:
             raise _DecordFaultError(f"frame {index} has shape {image.shape}")
         if index in wanted:

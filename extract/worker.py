@@ -127,15 +127,11 @@ def _backbone(folder: str, digest: str, device: str) -> Backbone:
     paths = FeatureFolder(Path(folder))
     extraction = read_extraction(paths)
     identity = extraction["identity"]
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in identity["preprocessing"].items()
-    }
     return load_backbone(
         identity["backbone"],
         paths.backbone,
         digest=digest,
-        preprocessing=Preprocessing(**values),
+        preprocessing=Preprocessing.from_json(identity["preprocessing"]),
         dim=extraction["row_shape"][-1],
         device=device,
         dtype=identity["precision"],

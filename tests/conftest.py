@@ -1,17 +1,14 @@
 """Fixtures for all tests: numbered clips, real clips, and the command line as a user runs it."""
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest_types import Vtnpipe
+from command_line import Vtnpipe, run_cli
 from numbered_videos import write_clips
 
-HELPERS = Path(__file__).parent / "helpers"
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -50,27 +47,7 @@ def manifest(clips: dict[str, Path], write_csv: Callable[..., Path]) -> Path:
     return write_csv((name, path, name.upper(), "train") for name, path in clips.items())
 
 
-def cli_environment() -> dict[str, str]:
-    """The environment in which the toy backbones can be imported."""
-    return {**os.environ, "PYTHONPATH": str(HELPERS), "NO_COLOR": "1"}
-
-
 @pytest.fixture
 def vtnpipe(tmp_path: Path) -> Vtnpipe:
-    """Runs the real command line in a process of its own, in the test's folder."""
-
-    def run(*arguments: object, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
-        ran = subprocess.run(
-            [sys.executable, "-m", "vtnpipe", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=cli_environment(),
-            timeout=280,
-            check=False,
-        )
-        if code is not None:
-            assert ran.returncode == code, ran.stdout + ran.stderr
-        return ran
-
-    return run
+    """Runs the real command line in the test's folder."""
+    return partial(run_cli, tmp_path)

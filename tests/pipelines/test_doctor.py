@@ -4,7 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-from conftest_types import Vtnpipe
+from command_line import Vtnpipe
 
 
 def test_doctor_fits_one_screen_and_says_what_matters(vtnpipe: Vtnpipe) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest_types import Vtnpipe
+import pytest
+from command_line import Vtnpipe, cli_environment, run_cli
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from vtnpipe.manifests.shards import open_features
 
@@ -33,10 +34,30 @@ def _features(folder: Path) -> dict[str, np.ndarray]:
     return {name: store[name].features for name in store}
 
 
-def test_extract_resume_and_show(tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe) -> None:
-    ran = vtnpipe("extract", manifest, "f", *MEANS)
-    assert "4 ok, 0 partial, 0 failed" in ran.stdout
-    assert "dashboard http://127.0.0.1:" in ran.stdout
+@pytest.fixture(scope="module")
+def extracted_once(
+    clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A feature folder of the numbered clips, and what the command printed."""
+    folder = tmp_path_factory.mktemp("extracted")
+    rows = [f"{name},{path},{name.upper()},train\n" for name, path in clips.items()]
+    (folder / "manifest.csv").write_text("video_id,path,label,split\n" + "".join(rows))
+    return folder / "f", run_cli(folder, "extract", "manifest.csv", "f", *MEANS).stdout
+
+
+@pytest.fixture
+def extracted(tmp_path: Path, extracted_once: tuple[Path, str]) -> str:
+    """The same, copied to `f` in the test's own folder."""
+    folder, printed = extracted_once
+    shutil.copytree(folder, tmp_path / "f")
+    return printed
+
+
+def test_extract_resume_and_show(
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe, extracted: str
+) -> None:
+    assert "4 ok, 0 partial, 0 failed" in extracted
+    assert "dashboard http://127.0.0.1:" in extracted
     store = open_features(tmp_path / "f")
     assert list(store) == list(CLIP_LENGTHS)
     for k, (name, length) in enumerate(CLIP_LENGTHS.items()):
@@ -51,9 +72,12 @@ def test_extract_resume_and_show(tmp_path: Path, manifest: Path, vtnpipe: Vtnpip
     report = json.loads((tmp_path / "f/report.json").read_text())
     assert report["num_frames"] == report["num_extracted_frames"] == sum(CLIP_LENGTHS.values())
 
-    # Again: nothing to do. A grown manifest, with one bad video: only what is new.
+    # Again, with another label: nothing to do. A grown manifest: only what is new.
     shards = _snapshot(tmp_path / "f/shards")
+    manifest.write_text(manifest.read_text().replace(",A,train", ",new,val"))
     assert "nothing to do" in vtnpipe("extract", manifest, "f", *MEANS).stdout
+    assert ",new,val" in (tmp_path / "f/manifest.csv").read_text()
+    assert _snapshot(tmp_path / "f/shards") == shards
     write_video(tmp_path / "e.mp4", 9, first=4000)
     (tmp_path / "bad.mp4").write_text("no video")
     with manifest.open("a") as file:
@@ -80,21 +104,9 @@ def test_extract_resume_and_show(tmp_path: Path, manifest: Path, vtnpipe: Vtnpip
     assert "'x' has not been extracted" in vtnpipe("features", "show", "f", "x", code=2).stderr
 
 
-def test_labels_change_without_extracting_again(
-    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
-) -> None:
-    vtnpipe("extract", manifest, "f", *MEANS)
-    before = _snapshot(tmp_path / "f/shards")
-    manifest.write_text(manifest.read_text().replace(",A,train", ",new,val"))
-    assert "nothing to do" in vtnpipe("extract", manifest, "f", *MEANS).stdout
-    assert _snapshot(tmp_path / "f/shards") == before
-    assert ",new,val" in (tmp_path / "f/manifest.csv").read_text()
-
-
 def test_other_settings_in_the_same_folder_are_refused(
-    tmp_path: Path, manifest: Path, clips: dict[str, Path], vtnpipe: Vtnpipe
+    tmp_path: Path, manifest: Path, clips: dict[str, Path], vtnpipe: Vtnpipe, extracted: str
 ) -> None:
-    vtnpipe("extract", manifest, "f", *MEANS)
     before = _snapshot(tmp_path / "f")
     for options, message in [
         (MIXER, "backbone is 'toy_backbones:mixer' here and 'toy_backbones:block_means'"),
@@ -179,12 +191,11 @@ def test_a_killed_run_is_finished_by_the_same_command(
 
     mark = f"VTNPIPE_TEST={tmp_path}"
     arguments = ["extract", str(manifest), "killed", *MIXER, *options]
-    helpers = str(Path(__file__).parents[1] / "helpers")
     for signal_number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 3)):
         process = subprocess.Popen(
             [sys.executable, "-m", "vtnpipe", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": helpers, "VTNPIPE_TEST": str(tmp_path)},
+            env=cli_environment(VTNPIPE_TEST=str(tmp_path)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest_types import Vtnpipe
+from command_line import Vtnpipe
 from vtnpipe.manifests.errors import ManifestError, SettingsError
 from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines.manifest import SplitSettings, build_manifest, split_manifest

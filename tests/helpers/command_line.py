@@ -1,0 +1,33 @@
+"""The real command line, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Vtnpipe = Callable[..., "subprocess.CompletedProcess[str]"]
+HELPERS = Path(__file__).parent
+
+
+def cli_environment(**changes: str) -> dict[str, str]:
+    """An environment in which the toy backbones can be imported."""
+    return {**os.environ, "PYTHONPATH": str(HELPERS), "NO_COLOR": "1", **changes}
+
+
+def run_cli(
+    folder: Path, *arguments: object, code: int | None = 0
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `vtnpipe` in a folder, and checks its exit code."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "vtnpipe", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=cli_environment(),
+        timeout=280,
+        check=False,
+    )
+    if code is not None:
+        assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran

@@ -1,0 +1,120 @@
+"""Real clips, each odd in its own way; skipped where they are not on the machine."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from command_line import Vtnpipe
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
+from vtnpipe.extract.weights import fill
+from vtnpipe.manifests.errors import VideoError
+from vtnpipe.manifests.shards import open_features
+
+pytestmark = pytest.mark.shared
+
+MAIN = {
+    "ggsy": ("v_GGSY1Qvo990.mp4", 355),
+    "znv": ("v_ZNVhz7ctTq0.mp4", 420),
+    "pancake": ("flipping_a_pancake.mkv", 310),
+    "nasa": ("nasa_13013.mp4", 390),
+    "corrupted": ("corrupted.mp4", 49),
+}
+# Concealed errors in every picture but one: all frames are there, yet not as they were filmed.
+CONCEALED = {"oh_Error_I_P.264"}
+
+
+def _read(path: Path, **options: Any) -> tuple[list[Frame], Outcome | VideoError]:
+    frames: list[Frame] = []
+    reader = read_frames(str(path), **options)
+    try:
+        while True:
+            item = next(reader)
+            frames = [] if isinstance(item, Restart) else [*frames, item]
+    except StopIteration as end:
+        return frames, end.value
+    except VideoError as error:
+        return frames, error
+
+
+def _hard(folder: Path) -> list[dict[str, str]]:
+    with (folder / "hard/NOTES.tsv").open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> None:
+    rows = [f"{name},{shared_videos / path},x,train\n" for name, (path, _) in MAIN.items()]
+    (tmp_path / "m.csv").write_text("video_id,path,label,split\n" + "".join(rows))
+    command = ("extract", "m.csv", "f", "--backbone", "vit_tiny_patch16_224", "--weights", "none")
+    ran = vtnpipe(*command, "--precision", "float32", code=1)
+    assert "partial corrupted: damaged: " in ran.stdout
+    store = open_features(tmp_path / "f")
+    assert {name: len(store[name].features) for name in store} == {
+        name: count for name, (_, count) in MAIN.items()
+    }
+    assert (store["corrupted"].status, store["corrupted"].num_lost_frames) == ("partial", 1)
+    assert store["ggsy"].fps == pytest.approx(19.62, abs=0.01)
+    again = vtnpipe(*command, code=1)
+    assert "nothing to do" in again.stdout
+
+    # Every frame of one clip against the plainest way: PIL, float32, frame by frame.
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    fill(model, tmp_path / "f/backbone.safetensors")
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    frames, _ = _read(shared_videos / MAIN["ggsy"][0], decoder="pyav")
+    with torch.inference_mode():
+        plain = torch.cat([model(transform(Image.fromarray(f.image))[None]) for f in frames])
+    stored = torch.from_numpy(store["ggsy"].features.astype(np.float32))
+    assert torch.cosine_similarity(stored, plain).min() >= 0.9999
+
+
+def test_hard_files_give_their_counts_and_status(shared_videos: Path) -> None:
+    for note in _hard(shared_videos):
+        name = note["file"]
+        frames, outcome = _read(shared_videos / "hard" / name)
+        num_decodable = int(note["frames PyAV gives packet by packet, errors skipped"])
+        num_errors = int(note["packets in error"])
+        assert len(frames) == num_decodable, name
+        if num_decodable == 0:
+            assert isinstance(outcome, VideoError)
+            assert outcome.reason == "no-frames"
+            continue
+        assert isinstance(outcome, Outcome)
+        is_whole = num_errors == 0 and name not in CONCEALED
+        assert outcome.status == ("ok" if is_whole else "partial"), name
+        assert outcome.num_lost_frames == num_errors, name
+        times = [frame.time for frame in sorted(frames, key=lambda f: f.frame_index)]
+        assert times == sorted(times), name
+
+
+def test_rotated_clips_come_out_upright(shared_videos: Path) -> None:
+    upright = {"video_90.mov": (568, 320), "video_180.mov": (320, 568), "video_270.mov": (568, 320)}
+    for name, shape in upright.items():
+        frames, _ = _read(shared_videos / name)
+        assert [frame.image.shape[:2] for frame in frames] == [shape] * 3
+
+
+def test_two_readings_and_two_decoders_agree(shared_videos: Path) -> None:
+    paths = [
+        path for path in sorted(shared_videos.rglob("*")) if path.suffix not in (".md", ".tsv")
+    ]
+    num_compared = 0
+    for path in (path for path in paths if path.is_file()):
+        frames, outcome = _read(path)
+        again, outcome_again = _read(path)
+        assert str(outcome) == str(outcome_again)
+        others = [again]
+        if isinstance(outcome, Outcome) and outcome.decoder == "decord":
+            num_compared += 1
+            others.append(_read(path, decoder="pyav")[0])
+        for other in others:
+            assert len(frames) == len(other)
+            for one, two in zip(frames, other, strict=True):
+                assert (one.frame_index, one.time) == (two.frame_index, two.time)
+                np.testing.assert_array_equal(one.image, two.image)
+    assert num_compared >= 20
