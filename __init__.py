@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .manifests.shards import open_features
     from .manifests.videos import read_manifest
+    from .pipelines.network import VideoTransformerNetwork
+    from .temporal.model import TemporalClassifier
 
-__all__ = ["__version__", "open_features", "read_manifest"]
+__all__ = [
+    "TemporalClassifier",
+    "VideoTransformerNetwork",
+    "__version__",
+    "open_features",
+    "read_manifest",
+]
 
-_HOMES = {"read_manifest": ".manifests.videos", "open_features": ".manifests.shards"}
+_HOMES = {
+    "read_manifest": ".manifests.videos",
+    "open_features": ".manifests.shards",
+    "TemporalClassifier": ".temporal.model",
+    "VideoTransformerNetwork": ".pipelines.network",
+}
 
 
 def __getattr__(name: str) -> object:

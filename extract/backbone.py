@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..manifests.errors import BackboneError
-from .weights import fill, first_line
+from ..manifests.errors import BackboneError, first_line
+from .weights import fill
 
 RANDOM_SEED = 0  # of `weights none`
 
@@ -45,7 +45,10 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
         """From what extraction.json or config.json says, where tuples are lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        tuples: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**tuples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +89,21 @@ class Backbone:
         # A copy, always: where nothing is to be resized, steps return views of the frames given.
         return tensor.clone(memory_format=torch.contiguous_format)
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """The backbone's input from frames that `resize` made.
+
+        Args:
+            images: [N, 3, h, w] uint8.
+
+        Returns:
+            [N, 3, h, w] float32 on the device.
+        """
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return images.to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
+
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """The features of frames that `resize` made.
@@ -96,12 +114,7 @@ class Backbone:
         Returns:
             [N, D] float32 on the CPU.
         """
-        mean, std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        pixels = images.to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
-        features: Tensor = self.module(pixels.to(self.dtype))
+        features: Tensor = self.module(self.normalise(images).to(self.dtype))
         return features.to("cpu", torch.float32)
 
 
@@ -186,7 +199,10 @@ def load_backbone(
     Raises:
         BackboneError: the file's digest is not the one in extraction.json.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BackboneError(f"{path}: cannot be read ({error.strerror}); put it back") from None
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise BackboneError(
@@ -224,6 +240,11 @@ def create_module(name: str, *, pretrained: bool) -> nn.Module:
 
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except (ValueError, ImportError) as error:
+        raise BackboneError(
+            f"backbone {name!r}: {first_line(error)}; give a timm name, hf-hub:NAME, or "
+            "package.module:factory"
+        ) from None
     except OSError as error:
         raise BackboneError(
             f"backbone {name!r}: its files can't be had from the Hugging Face hub "
@@ -260,12 +281,14 @@ def _from_factory(name: str) -> nn.Module:
         sys.path.append(str(Path.cwd()))  # as `python -m` would have it
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        module = factory()
+    except Exception as error:
+        kind = type(error).__name__
         raise BackboneError(
-            f"backbone {name!r}: {error}; a factory is package.module:function, importable from "
-            "here"
-        ) from None
-    module = factory()
+            f"backbone {name!r}: {kind}: {first_line(error)}; a factory is "
+            "package.module:function, "
+            "importable from here, that returns a module when it is called without arguments"
+        ) from error
     if not isinstance(module, nn.Module):
         raise BackboneError(
             f"backbone {name!r} returned a {type(module).__name__}; it must return a "
@@ -292,8 +315,14 @@ def _preprocessing(module: nn.Module) -> Preprocessing:
 def _feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> int:
     """D, found by a forward pass over one black frame."""
     was_training = module.training
-    with torch.inference_mode():
-        output = module.eval()(torch.zeros(1, *preprocessing.input_size))
+    try:
+        with torch.inference_mode():
+            output = module.eval()(torch.zeros(1, *preprocessing.input_size))
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {name!r} fails on a frame of {list(preprocessing.input_size)}: "
+            f"{type(error).__name__}: {first_line(error)}; check its input size"
+        ) from error
     module.train(was_training)
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -1,8 +1,8 @@
 """The decoding child: a process of its own that opens video files, so that a bad one costs no more
 than itself.
 
-Started by `children.py` as `python -m vtnpipe.extract.child CONNECTION RING LIFELINE MEMORY_BYTES`
-(three file descriptors and a limit). It answers each request {path, start, end, decoder} with
+Started by `children.py` with CONNECTION RING LIFELINE MEMORY_BYTES (three file descriptors and a
+limit) as arguments. It says `ready`, then answers each request {path, start, end, decoder} with
 `probe`, `chunk`s, perhaps `restart`, and `end`; `alive` in between says that a long file is being
 read.
 """
@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 
 from ..manifests.errors import VideoError
 from .frames import Frame, Outcome, Restart, read_frames
-from .ring import NUM_SLOTS, Message, Ring, frames_per_chunk, receive, send
+from .probe import MAX_PIXELS
+from .ring import NUM_SLOTS, SLOT_BYTES, Message, Ring, frames_per_chunk, receive, send
 
 ALIVE_SECONDS = 1.0
 
@@ -32,20 +33,20 @@ class _Link:
         self.connection = connection
         self.ring = ring
         self.requests: deque[Message] = deque()
-        self._free = deque(range(NUM_SLOTS))
+        self.free = deque(range(NUM_SLOTS))
         self._last_sent = 0.0
 
     def wait(self) -> None:
         message = receive(self.connection)
         if "slot" in message:
-            self._free.append(message["slot"])
+            self.free.append(message["slot"])
         else:
             self.requests.append(message)
 
     def take_slot(self) -> int:
-        while not self._free:
+        while not self.free:
             self.wait()
-        return self._free.popleft()
+        return self.free.popleft()
 
     def send(self, **message: object) -> None:
         send(self.connection, message)
@@ -60,8 +61,9 @@ class _Link:
 class _Chunk:
     """Frames of one size on their way into one slot."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: _Link, path: str) -> None:
         self._link = link
+        self._path = path
         self._slot = -1
         self._shape = (0, 0, 0)
         self._indices: list[int] = []
@@ -69,6 +71,9 @@ class _Chunk:
 
     def add(self, frame: Frame) -> None:
         height, width, _ = frame.image.shape
+        if frame.image.nbytes > SLOT_BYTES:
+            size = f"a frame of {width}x{height} passes the limit of {MAX_PIXELS:,} pixels"
+            raise VideoError("too-large", f"{self._path}: {size}")
         if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
             self.flush()
             self._slot = self._link.take_slot()
@@ -89,12 +94,17 @@ class _Chunk:
             )
         self._shape, self._indices, self._times = (0, 0, 0), [], []
 
+    def drop(self) -> None:
+        """Gives the slot back unsent, where the video failed."""
+        if self._indices:
+            self._link.free.append(self._slot)
+
 
 def _decode(link: _Link, request: Message) -> Outcome:
-    chunk = _Chunk(link)
+    chunk = _Chunk(link, request["path"])
     frames = read_frames(
         **request,
-        on_probe=lambda info: link.send(kind="probe", num_frames=info.num_presented),
+        on_probe=lambda num_frames: link.send(kind="probe", num_frames=num_frames),
         on_progress=link.tick,
     )
     try:
@@ -111,8 +121,10 @@ def _decode(link: _Link, request: Message) -> Outcome:
         outcome: Outcome = end.value
         return outcome
     except VideoError as error:
+        chunk.drop()
         return Outcome(status="failed", reason=error.reason, message=str(error))
     except MemoryError:
+        chunk.drop()
         message = f"{request['path']}: passes the memory limit of the decoding process"
         return Outcome(status="failed", reason="too-large", message=message)
 
@@ -132,6 +144,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(lifeline_fd,), daemon=True).start()
     link = _Link(Connection(connection_fd), Ring(ring_fd))
     try:
+        link.send(kind="ready")
         while True:
             while not link.requests:
                 link.wait()
@@ -145,7 +158,3 @@ def main() -> None:
             link.send(kind="end", **dataclasses.asdict(outcome))
     except (EOFError, ConnectionError):
         return
-
-
-if __name__ == "__main__":
-    main()

@@ -10,9 +10,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..manifests.errors import StoppedError
 from .choices import Decoder
 from .frames import Outcome
 from .ring import Message, Ring, receive, send
@@ -62,6 +65,13 @@ class Restarted(NamedTuple):
 Event = Probed | Chunk | Restarted | Outcome
 
 
+_START = (
+    # The parent's own search path: `-m` would put the current folder, and whatever lies there,
+    # first.
+    "import sys; sys.path[:] = {path!r}; from vtnpipe.extract.child import main; main()"
+)
+
+
 class _GoneError(Exception):
     """The child died or stalled; the argument is the reason code and what happened."""
 
@@ -75,19 +85,30 @@ class _Child:
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         inherited = (theirs.fileno(), self.ring.descriptor, lifeline)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `kill`
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vtnpipe.extract.child"),
+                *(sys.executable, "-c", _START.format(path=sys.path)),
                 *(str(argument) for argument in (*inherited, memory_bytes)),
             ],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
         )
         self.connection = Connection(ours.detach())
         theirs.close()
         os.close(lifeline)
+        try:
+            receive(self.connection)  # `ready`: from here on, it is a video that a death is due to
+        except (EOFError, OSError):
+            code = self.process.wait()
+            self._errors.seek(0)
+            last = self._errors.read()[-2000:].decode(errors="replace").strip()
+            self.kill()
+            raise StoppedError(
+                f"the decoding process does not start (code {code}): {last}; see `vtnpipe doctor`"
+            ) from None
 
     def next_message(self, stall_seconds: float) -> Message:
         """Waits for the child's next message.
@@ -99,7 +120,7 @@ class _Child:
             if not self.connection.poll(stall_seconds):
                 raise _GoneError("stalled", f"no progress for {stall_seconds:g} s")
             return receive(self.connection)
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             code = self.process.wait()
             raise _GoneError("crashed", f"the decoding process ended with code {code}") from None
 
@@ -114,6 +135,7 @@ class _Child:
         self.connection.close()
         os.close(self._lifeline)
         os.close(self.ring.descriptor)
+        self._errors.close()
 
 
 class DecodingChildren:
@@ -162,38 +184,49 @@ class DecodingChildren:
         is_finished = False
         try:
             for row in range(min(len(requests), QUEUED_ROWS * stride)):
-                self._request(row, requests)
+                self._request(row, requests[row])
             for row in range(len(requests)):
                 for event in self._row(row, requests):
                     yield row, event
                 if row + QUEUED_ROWS * stride < len(requests):
-                    self._request(row + QUEUED_ROWS * stride, requests)
+                    later = row + QUEUED_ROWS * stride
+                    self._request(later, requests[later])
             is_finished = True
         finally:
             if not is_finished:  # what the children still send belongs to nobody
                 self.close()
 
     def _row(self, row: int, requests: Sequence[Request]) -> Iterator[Event]:
-        """The events of one row, with another try if its child is lost."""
+        """The events of one row, with another try if its child is lost; by PyAV, where decord may
+        go.
+        """
         number = row % len(self._children)
+        request = requests[row]
+        lost = ""
         for attempt in range(1, MAX_TRIES + 1):
             child = self._child(number)
             try:
-                yield from self._events(child)
+                for event in self._events(child):
+                    if isinstance(event, Outcome) and lost and not event.decoder_reason:
+                        event = replace(event, decoder_reason=lost)
+                    yield event
                 child.rows.popleft()
                 return
             except _GoneError as gone:
                 reason, what = gone.args
+                lost = f"{reason} with the first try: {what}"
             waiting = list(child.rows)[1:]
             self._end(number)
-            if reason == "stalled" or attempt == MAX_TRIES:
-                break
-            for again in (row, *waiting):
-                self._request(again, requests)
-            yield Restarted()
+            if attempt < MAX_TRIES:
+                if request.decoder == "auto":
+                    request = request._replace(decoder="pyav")
+                self._request(row, request)
+                for again in waiting:
+                    self._request(again, requests[again])
+                yield Restarted()
         for again in waiting:
-            self._request(again, requests)
-        yield Outcome(status="failed", reason=reason, message=f"{requests[row].path}: {what}")
+            self._request(again, requests[again])
+        yield Outcome(status="failed", reason=reason, message=f"{request.path}: {what}")
 
     def _events(self, child: _Child) -> Iterator[Event]:
         while True:
@@ -220,10 +253,10 @@ class DecodingChildren:
             child = self._children[number] = _Child(self._memory_bytes)
         return child
 
-    def _request(self, row: int, requests: Sequence[Request]) -> None:
+    def _request(self, row: int, request: Request) -> None:
         child = self._child(row % len(self._children))
         child.rows.append(row)
-        child.send(requests[row]._asdict())
+        child.send(request._asdict())
 
     def _end(self, number: int) -> None:
         child, self._children[number] = self._children[number], None

@@ -1,5 +1,7 @@
 """Where a backbone runs and in which precision: decided once, with a reason for the log."""
 
+import re
+
 import torch
 
 from ..manifests.errors import SettingsError
@@ -14,11 +16,11 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
+    if match is None:
         raise SettingsError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
     num_gpus = torch.cuda.device_count()
-    if kind == "cuda" and int(index or 0) >= num_gpus:
+    if device != "cpu" and int(match[1] or 0) >= num_gpus:
         raise SettingsError(
             f"device {device!r}: this machine has {num_gpus} CUDA devices that torch can use; "
             "give --device cpu, or see `vtnpipe doctor`"
@@ -35,7 +37,9 @@ def resolve_precision(precision: Precision, device: str) -> tuple[str, str]:
     if precision != "auto":
         return precision, "asked for"
     if device != "cpu":
-        if torch.cuda.is_bf16_supported():
+        with torch.cuda.device(device):
+            has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if has_bfloat16:
             return "bfloat16", "the GPU has bfloat16"
         return "float16", "the GPU has no bfloat16"
     return cpu_precision()

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..manifests.errors import Reason, VideoError
+from ..manifests.errors import Reason, VideoError, first_line
 from .choices import Decoder
 from .probe import (
     MATROSKA,
@@ -84,7 +84,7 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
     decoder: Decoder = "auto",
-    on_probe: Callable[[VideoInfo], None] = lambda info: None,
+    on_probe: Callable[[int], None] = lambda num_frames: None,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Generator[Frame | Restart, None, Outcome]:
     """Yields the presented frames with start <= time < end, and returns how it ended.
@@ -97,14 +97,13 @@ def read_frames(
         start: first second wanted; None for the beginning.
         end: the second before which to stop; None for the end.
         decoder: `auto` takes decord where it is known to be right.
-        on_probe: called once, before the first frame.
+        on_probe: called once, before the first frame, with how many are wanted.
         on_progress: called often while the file is read without giving frames.
 
     Raises:
         VideoError: no frame can be had of it.
     """
     info = probe(path, on_progress=on_progress)
-    on_probe(info)
     first, stop = np.searchsorted(info.times, [start or 0.0, np.inf if end is None else end])
     wanted = range(int(first), int(stop))
     is_whole = start is None and end is None
@@ -113,11 +112,12 @@ def read_frames(
         raise VideoError("no-frames", f"{path}: its video stream has no frames")
     if not wanted:
         raise VideoError(
-            "no-frames",
+            "truncated" if info.num_beyond_end else "no-frames",
             f"{path}: none of its {info.num_presented} frames, which end at {info.times[-1]:.3f} "
             "s, "
             f"is in [{start or 0:g}, {'…' if end is None else f'{end:g}'}) s",
         )
+    on_probe(len(wanted))
     if decoder == "decord" or (decoder == "auto" and not refusal):
         try:
             yield from _read_decord(info, wanted)
@@ -130,7 +130,9 @@ def read_frames(
             refusal = f"decord: {fault}"
             yield Restart(refusal)
     return (
-        yield from _read_pyav(info, wanted, on_progress, is_whole=is_whole, decoder_reason=refusal)
+        yield from _read_pyav(
+            info, wanted, on_progress, start=start, end=end, decoder_reason=refusal
+        )
     )
 
 
@@ -161,7 +163,7 @@ def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
         reader = decord.VideoReader(info.path, ctx=decord.cpu(0), num_threads=1)
         stated = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     except (RuntimeError, AssertionError, decord.DECORDError) as error:
-        raise _DecordFaultError(f"cannot open it ({_first_line(error)})") from None
+        raise _DecordFaultError(f"cannot open it ({_decord_says(error)})") from None
     if len(reader) != info.num_presented:
         raise _DecordFaultError(f"counts {len(reader)} frames, not {info.num_presented}")
     tolerance = np.maximum(1e-3, 2e-7 * times)
@@ -172,7 +174,7 @@ def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
             image = reader.next().asnumpy()
         except (StopIteration, RuntimeError, decord.DECORDError) as error:
             # Which frame it is depends on how far decord's own thread has run ahead.
-            raise _DecordFaultError(f"fails before its end ({_first_line(error)})") from None
+            raise _DecordFaultError(f"fails before its end ({_decord_says(error)})") from None
         if image.ndim != 3 or image.shape[2] != 3:
             raise _DecordFaultError(f"frame {index} has shape {image.shape}")
         if index in wanted:
@@ -198,10 +200,9 @@ def _import_decord() -> Any:
     return sys.modules["decord"]
 
 
-def _first_line(error: BaseException) -> str:
+def _decord_says(error: BaseException) -> str:
     """An error's first line without decord's clock and source line: two runs say the same."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", line)[:200]
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", first_line(error))[:200]
 
 
 def _read_pyav(
@@ -209,7 +210,8 @@ def _read_pyav(
     wanted: range,
     on_progress: Callable[[], None],
     *,
-    is_whole: bool,
+    start: float | None,
+    end: float | None,
     decoder_reason: str,
 ) -> Generator[Frame, None, Outcome]:
     """Packet by packet; errors are skipped, and what is missing at the end is counted."""
@@ -232,14 +234,16 @@ def _read_pyav(
                 num_concealed += bool(frame.is_corrupt)
                 image = info.orientation.apply(frame.to_ndarray(format="rgb24"))
                 yield Frame(image, position, _time(info, position, frame.pts))
-            if seen[wanted.stop - 1] and not is_whole:
+            if end is not None and seen[wanted.stop - 1]:
                 break
     num_rows = int(seen.sum())
     # Where frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
     num_missing = len(wanted) - num_rows
     num_lost = num_missing if is_ranked else min(num_errors, num_missing)
-    if is_whole:
-        num_lost += info.num_beyond_end
+    num_beyond_end = 0
+    if info.num_beyond_end and (end is None or end > info.times[-1]):
+        num_beyond_end = max(1, info.num_beyond_end_in(start, end))
+        num_lost += num_beyond_end
     if num_rows == 0:
         detail = f" ({first_error})" if first_error else ""
         raise VideoError(
@@ -254,7 +258,7 @@ def _read_pyav(
     ]
     return Outcome(
         status="partial",
-        reason="truncated" if info.num_beyond_end and is_whole else "damaged",
+        reason="truncated" if num_beyond_end else "damaged",
         message=f"{info.path}: {'; '.join(filter(None, faults))}",
         num_lost_frames=num_lost,
         decoder="pyav",

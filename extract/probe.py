@@ -65,7 +65,8 @@ class VideoInfo:
         presented_pts: [P] int64, sorted: the timestamps of the best stream's packets that are not
             discarded, in `time_base` units. Empty where timestamps are missing.
         num_presented: how many packets are presented.
-        num_beyond_end: samples in the file's index that its bytes do not reach.
+        beyond_end_dts: [M] int64: decoding times of the samples in the file's index that its bytes
+            do not reach.
         time_base: seconds per unit.
         rate: frames per second as FFmpeg guesses it, for files without timestamps.
         count_reason: why frames are indexed by counting them; empty where they are ranked by
@@ -81,7 +82,7 @@ class VideoInfo:
     height: int
     presented_pts: npt.NDArray[np.int64]
     num_presented: int
-    num_beyond_end: int
+    beyond_end_dts: npt.NDArray[np.int64]
     time_base: Fraction
     rate: float
     count_reason: str
@@ -96,6 +97,18 @@ class VideoInfo:
         if not len(self.presented_pts):
             return np.arange(self.num_presented) / self.rate
         return self.seconds(self.presented_pts)
+
+    @property
+    def num_beyond_end(self) -> int:
+        """How many samples are beyond the file's end."""
+        return len(self.beyond_end_dts)
+
+    def num_beyond_end_in(self, start: float | None, end: float | None) -> int:
+        """How many of them lie in a span, by their decoding times, a few frames early."""
+        if not len(self.presented_pts):
+            return self.num_beyond_end
+        times = self.seconds(self.beyond_end_dts)
+        return int(((times >= (start or 0.0)) & (times < (np.inf if end is None else end))).sum())
 
     def seconds(self, pts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Timestamps [P] in seconds since the first presented frame."""
@@ -220,7 +233,7 @@ def probe(path: str, *, on_progress: Callable[[], None] = lambda: None) -> Video
             if packet.pts is not None:
                 pts.append(packet.pts)
         is_mov = container.format.name == MOV
-        num_indexed = sum(not e.is_discard for e in stream.index_entries) if is_mov else 0
+        entries = [e.timestamp for e in stream.index_entries if is_mov and not e.is_discard]
         presented = np.sort(np.array(pts, dtype=np.int64))
         if len(presented) and presented[0] < 0:
             oddities["a timestamp is negative"] = None
@@ -230,15 +243,19 @@ def probe(path: str, *, on_progress: Callable[[], None] = lambda: None) -> Video
             count_reason = "AVI carries no presentation times"
         else:
             count_reason = "" if (np.diff(presented) > 0).all() else "timestamps are not unique"
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            size = f"frames of {width}x{height} pass the limit of {MAX_PIXELS:,} pixels"
+            raise VideoError("too-large", f"{path}: {size}")
         return VideoInfo(
             path=path,
             container=container.format.name,
             codec=stream.codec_context.name,
-            width=stream.codec_context.width,
-            height=stream.codec_context.height,
+            width=width,
+            height=height,
             presented_pts=presented if len(presented) == num_presented else presented[:0],
             num_presented=num_presented,
-            num_beyond_end=max(0, num_indexed - num_presented),
+            beyond_end_dts=np.array(entries[num_presented:], dtype=np.int64),
             time_base=stream.time_base or Fraction(1, 1000),
             rate=float(stream.guessed_rate or 25),
             count_reason=count_reason,

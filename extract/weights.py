@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..manifests.errors import BackboneError
+from ..manifests.errors import BackboneError, first_line
 
 _WRAPPERS = ("state_dict", "model_state", "model")  # under which checkpoints keep their tensors
 
@@ -55,8 +55,3 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise BackboneError(f"weights {path}: holds no state dict of tensors")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..manifests.errors import FeaturesError
+from ..manifests.errors import BackboneError, FeaturesError
 from ..manifests.folder import FeatureFolder, read_extraction
 from ..manifests.plan import PlannedRow, Task
 from ..manifests.shards import VideoPart, write_shard
@@ -41,6 +41,7 @@ class Job:
     num_children: int
     batch_size: int
     decoder: Decoder
+    settings: dict[str, Any]  # in force, recorded with each shard
 
 
 @dataclass(kw_only=True)
@@ -113,7 +114,7 @@ def run_task(
             dtype=identity["store"],
             fingerprint=extraction["fingerprint"],
             views=identity["views"],
-            settings=extraction["settings"],
+            settings=job.settings,
         )
     report.num_frames = sum(len(part.features) for part in parts)
     for part in parts:
@@ -211,6 +212,7 @@ class _Video:
             reason=self.outcome.reason,
             message=self.outcome.message,
             decoder=self.outcome.decoder,
+            decoder_reason=self.outcome.decoder_reason,
             part=self.row.part,
             num_parts=self.row.num_parts,
         )
@@ -281,7 +283,14 @@ class _Batch:
         if not self._owners:
             return
         with self._clock("backbone"):
-            features = self._backbone.features(torch.cat(self._images)).numpy()
+            try:
+                features = self._backbone.features(torch.cat(self._images)).numpy()
+            except torch.OutOfMemoryError:
+                raise BackboneError(
+                    f"the device has too little memory for {self._size} frames at once; give a "
+                    "smaller "
+                    "--batch-size"
+                ) from None
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
         for owner, row, value in zip(self._owners, stored, features, strict=True):

@@ -111,16 +111,16 @@ def write_extraction(folder: FeatureFolder, identity: Mapping[str, Any], **recor
 
 
 def check_identity(folder: FeatureFolder, identity: Mapping[str, Any]) -> None:
-    """Refuses to mix features of two fingerprints in one folder.
+    """Refuses to mix features of two fingerprints in one folder; `identity` may be a part of one.
 
     Raises:
         FeaturesError: names each setting that differs, with both values.
     """
     stored = read_extraction(folder)["identity"]
     differences = [
-        f"{key} is {identity.get(key)!r} here and {stored.get(key)!r} in the folder"
-        for key in sorted({*identity, *stored})
-        if identity.get(key) != stored.get(key)
+        f"{key} is {value!r} here and {stored.get(key)!r} in the folder"
+        for key, value in sorted(identity.items())
+        if value != stored.get(key)
     ]
     if differences:
         raise FeaturesError(

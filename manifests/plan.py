@@ -131,7 +131,9 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         FeaturesError: a plan is damaged, is missing, or belongs to another fingerprint.
     """
     tasks = []
-    for number, path in enumerate(sorted(folder.plans.glob("*.json"))):
+    for number, path in enumerate(
+        sorted(folder.plans.glob("*.json"), key=lambda path: path.stem.zfill(9))
+    ):
         try:
             plan = json.loads(path.read_text(encoding="utf-8"))
             found = (path.name, plan["format"], plan["version"], plan["fingerprint"])

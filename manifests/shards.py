@@ -46,6 +46,7 @@ class Entry(NamedTuple):
     status: Status
     reason: str
     decoder: str
+    decoder_reason: str  # why `auto` did not take decord
     crc32: int  # over the rows of /features, then /frame_index, then /timestamps
     message: str
 
@@ -69,6 +70,7 @@ class VideoPart:
     reason: str = ""
     message: str = ""
     decoder: str = ""
+    decoder_reason: str = ""
     part: int = 0
     num_parts: int = 1
 
@@ -133,6 +135,7 @@ def write_shard(
             status=part.status,
             reason=part.reason,
             decoder=part.decoder,
+            decoder_reason=part.decoder_reason,
             crc32=checksum(part.features, part.frame_index, part.timestamps),
             message=part.message,
         )
@@ -242,6 +245,8 @@ def _plain_dataset(file: Any, name: str) -> Any:
     """The dataset of that name, if its bytes lie in this file, contiguous, and are no objects."""
     for depth in range(1, name.count("/") + 2):
         link = file.get("/".join(name.split("/")[:depth]), getlink=True)
+        if link is None:
+            raise FeaturesError(f"{file.filename}: has no {name!r}; it was made by another version")
         if not isinstance(link, h5py.HardLink):
             raise FeaturesError(f"{file.filename}: {name!r} is not stored in the file itself")
     dataset = file[name]

@@ -101,13 +101,25 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 yield reader.line_num, dict(zip(header, record, strict=True))
         except UnicodeDecodeError as error:
+            line = _first_undecodable_line(path)
             raise ManifestError(
-                f"{path}:{reader.line_num + 1}: not UTF-8 ({error.reason}); save the file as UTF-8"
+                f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
             ) from None
         except csv.Error as error:
             raise ManifestError(
                 f"{path}:{reader.line_num}: not CSV ({error}); check the quotes"
             ) from None
+
+
+def _first_undecodable_line(path: Path) -> int:
+    """Text is decoded in blocks, so where the error was raised says nothing about the line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -169,11 +181,27 @@ def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> No
     it.
 
     `start` and `end` are written only where a row has them.
+
+    Raises:
+        ManifestError: the file can't be written, or a name is no text.
     """
     rows = list(rows)
     base = os.path.abspath(Path(path).parent)  # noqa: PTH100
     has_spans = any(row.start is not None or row.end is not None for row in rows)
-    with atomic_text(Path(path)) as file:
+    try:
+        _write(rows, Path(path), base, has_spans=has_spans)
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be written ({error.strerror}); give a file in a folder that exists"
+        ) from None
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{path}: {error.object!r} is not text in UTF-8; rename the file"
+        ) from None
+
+
+def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> None:
+    with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*COLUMNS, *SPAN_COLUMNS) if has_spans else COLUMNS)
         for row in rows:

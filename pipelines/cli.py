@@ -20,11 +20,15 @@ from ..manifests.errors import (
     EXIT_WITH_FAILURES,
     VtnpipeError,
 )
+from .demo import DemoSettings, demo
 from .doctor import doctor
+from .evaluate import EvaluateSettings, evaluate
 from .extract import ExtractSettings, extract
 from .features import show_features, show_video
 from .manifest import SplitSettings, build_manifest, check_manifest, show_manifest, split_manifest
 from .options import settings_options
+from .predict import PredictSettings, predict
+from .train_temporal import TrainTemporalSettings, train_temporal
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -40,6 +44,14 @@ def cli() -> None:
     """
 
 
+@cli.command("demo")
+@click.argument("folder", default="vtnpipe-demo")
+@settings_options(DemoSettings)
+def demo_command(folder: str, **options: Any) -> int:
+    """Draw labelled videos in FOLDER, and run extract, train-temporal and evaluate on them."""
+    return demo(folder, DemoSettings(**options), console=Console()).exit_code
+
+
 @cli.command("extract")
 @click.argument("manifest")
 @click.argument("features")
@@ -51,6 +63,38 @@ def extract_command(manifest: str, features: str, **options: Any) -> int:
     """
     report = extract(manifest, features, ExtractSettings(**options), console=Console())
     return report.exit_code
+
+
+@cli.command("train-temporal")
+@click.argument("features")
+@click.argument("run")
+@settings_options(TrainTemporalSettings)
+def train_temporal_command(features: str, run: str, **options: Any) -> int:
+    """Fit a temporal model on the stored FEATURES, in the run folder RUN.
+
+    The recipe is the paper's for the features' backbone unless options say otherwise. The same
+    command again resumes.
+    """
+    train_temporal(features, run, TrainTemporalSettings(**options), console=Console())
+    return EXIT_OK
+
+
+@cli.command("evaluate")
+@click.argument("model")
+@click.argument("source")
+@settings_options(EvaluateSettings)
+def evaluate_command(model: str, source: str, **options: Any) -> int:
+    """Score MODEL (a model or run folder) on a split of SOURCE, a feature folder."""
+    return evaluate(model, source, EvaluateSettings(**options), console=Console()).exit_code
+
+
+@cli.command("predict")
+@click.argument("model")
+@click.argument("video", nargs=-1)
+@settings_options(PredictSettings)
+def predict_command(model: str, video: tuple[str, ...], **options: Any) -> int:
+    """Classify each VIDEO with MODEL, a model or run folder."""
+    return predict(model, video, PredictSettings(**options), console=Console()).exit_code
 
 
 @cli.group("features")

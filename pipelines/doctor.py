@@ -51,12 +51,12 @@ def _findings() -> Iterator[Finding]:
     for name, found in package_versions(*PACKAGES).items():
         # decord2 has no wheel for some systems; `--decoder auto` then takes PyAV, and says so.
         yield Finding(name, found or "not installed", found is not None or name == "decord2")
-    yield _imports("torch and torchvision", "import torchvision", "they match")
-    yield _imports("decoder decord", "import decord; print(decord.__version__)", "")
-    yield _imports(
-        "decoder PyAV", "import av; print('FFmpeg', av.ffmpeg_version_info)", "", is_needed=True
-    )
-    yield from _processors()
+    torch_fits = _imports("torch and torchvision", "import torchvision; print('they match')")
+    yield torch_fits
+    yield _imports("decoder decord", "import decord; print(decord.__version__)", is_needed=False)
+    yield _imports("decoder PyAV", "import av; print('FFmpeg', av.ffmpeg_version_info)")
+    if torch_fits.is_fine:
+        yield from _processors()
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     yield Finding(
         "weights cache", f"{home} ({'present' if home.exists() else 'empty'}; HF_HOME moves it)"
@@ -67,13 +67,16 @@ def _findings() -> Iterator[Finding]:
             yield Finding(label, f"{free / 2**30:,.0f} GiB free in {folder}", free > 2**30)
 
 
-def _imports(name: str, code: str, text: str, *, is_needed: bool = True) -> Finding:
+def _imports(name: str, code: str, *, is_needed: bool = True) -> Finding:
     """Runs a line of Python in a process of its own, so that a crash is a finding, too."""
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name, "hangs", not is_needed)
     if ran.returncode == 0:
-        return Finding(name, text or ran.stdout.strip() or "works")
+        return Finding(name, ran.stdout.strip())
     lines = ran.stderr.strip().splitlines()
     return Finding(name, f"fails: {lines[-1] if lines else ran.returncode}", not is_needed)
 

@@ -144,6 +144,22 @@ def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) 
     if stored and settings.precision == "auto":
         precision, reason = stored["identity"]["precision"], "the folder's"
     console.print(f"device {device}; precision {precision}: {reason}", highlight=False)
+    identity: dict[str, Any] = {
+        "backbone": settings.backbone,
+        "precision": precision,
+        "store": settings.store,
+        "fps": None,
+        "every": 1,
+        "views": ["centre"],
+        "pool": None,
+    }
+    if stored:
+        check_identity(folder, identity)  # before a backbone is built or downloaded for nothing
+        if not folder.backbone.exists():
+            raise FeaturesError(
+                f"{folder.backbone}: missing, but its features were made with it; put it back, or "
+                "extract into another folder"
+            )
     source = _weights_source(settings)
     if stored and (stored["identity"]["backbone"], stored["weights"]) == (
         settings.backbone,
@@ -155,17 +171,7 @@ def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) 
         built = build_backbone(settings.backbone, settings.weights)
         made = {"weights_digest": built.digest, "preprocessing": asdict(built.preprocessing)}
         row_shape, weights = [built.dim], built.weights
-    identity = {
-        "backbone": settings.backbone,
-        **made,
-        "precision": precision,
-        "store": settings.store,
-        "fps": None,
-        "every": 1,
-        "views": ["centre"],
-        "pool": None,
-    }
-    identity = json.loads(json.dumps(identity))  # as it will be read back: lists, no tuples
+    identity = json.loads(json.dumps(identity | made))  # as it will be read back: lists, no tuples
     records = {
         "row_shape": row_shape,
         "weights": source,
@@ -196,22 +202,28 @@ def _weights_source(settings: ExtractSettings) -> str:
     path = Path(settings.weights)
     if settings.weights in ("pretrained", "none") or not path.is_file():
         return settings.weights
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return settings.weights
     return f"sha256:{digest.hexdigest()}"
 
 
 def _create(folder: FeatureFolder, extraction: _Extraction) -> None:
-    """Makes the folder, its extraction.json last; removes what a killed run left half-written."""
-    for path in (folder.root, folder.plans, folder.shards):
-        path.mkdir(exist_ok=True)
-        remove_temporaries(path)
-    if not folder.extraction.exists():
+    """Makes the folder: weights, then extraction.json; removes what a killed run left."""
+    remove_temporaries(folder.root)
+    if folder.extraction.exists():
+        check_identity(folder, extraction.identity)  # another run may have made it since
+    else:
         assert extraction.weights is not None
         write_bytes(extraction.weights, folder.backbone)
         write_extraction(folder, extraction.identity, **extraction.records)
+    for path in (folder.plans, folder.shards):
+        path.mkdir(exist_ok=True)
+        remove_temporaries(path)
 
 
 def _plan(folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings) -> list[Task]:
@@ -255,6 +267,7 @@ def _run(
         num_children=1 if is_cpu else max(1, min(8, num_cpus() // num_workers - 1)),
         batch_size=settings.batch_size,
         decoder=settings.decoder,
+        settings={**asdict(settings), "versions": extraction.records["versions"]},
     )
     num_videos = sum(len(task.rows) for task in tasks)
     reports: list[TaskReport] = []
@@ -265,4 +278,5 @@ def _run(
             highlight=False,
         )
         run_tasks(client, tasks, job, on_progress=progress.add, on_finished=reports.append)
+    remove_temporaries(folder.shards)  # of workers that died
     return reports

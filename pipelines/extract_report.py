@@ -85,7 +85,7 @@ def write_report(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Failure._fields)
         writer.writerows(failures)
-    if not is_idle:
+    if not is_idle or not folder.report.exists():
         write_json(asdict(report), folder.report)
     _print(report, failures, folder, console, is_idle=is_idle)
     return report

@@ -67,4 +67,5 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
     yield f"  frames       {first} to {last}, {video.num_lost_frames} lost"
     begin, end = video.timestamps[[0, -1]]
     yield f"  seconds      {begin:.3f} to {end:.3f} ({video.fps:.3f} fps)"
-    yield f"  decoder      {video.decoder}"
+    reason = store.entries[video_id][0].decoder_reason
+    yield f"  decoder      {video.decoder}{f' ({reason})' if reason else ''}"

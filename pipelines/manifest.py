@@ -38,7 +38,7 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
             raise SettingsError(
                 f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: the shares must "
                 "not be "

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("manifests", "extract", "pipelines")
+PACKAGES = ("manifests", "extract", "temporal", "pipelines")
 ALLOWED = {
     "manifests": {"manifests"},
     "extract": {"extract", "manifests"},
-    "pipelines": {"pipelines", "extract", "manifests"},
+    "temporal": {"temporal", "manifests"},
+    "pipelines": {"pipelines", "extract", "temporal", "manifests"},
 }
 DOORS = {
     "h5py": {"manifests/shards.py"},
     "decord": {"extract/frames.py"},
-    "av": {"extract/probe.py"},
+    "av": {"extract/probe.py", "pipelines/demo.py"},
     "timm": {"extract/backbone.py"},
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py"},

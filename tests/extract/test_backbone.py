@@ -137,6 +137,9 @@ def test_a_checkpoint_may_not_run_code(tmp_path: Path, monkeypatch: pytest.Monke
         ("toy_backbones:no_module", "none", "must return a torch.nn.Module"),
         ("toy_backbones:maps", "none", r"gives \[1, 4, 224, 224\].*one vector a frame"),
         ("toy_backbones:mixer", "pretrained", "has no pretrained weights by name"),
+        ("toy_backbones:fails", "none", "RuntimeError: on purpose"),
+        (":x", "none", "a factory is package.module:function"),
+        ("a/b", "none", "backbone 'a/b'"),
         (TINY, "none.pth", "no such file"),
     ],
 )
@@ -169,7 +172,7 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
 
 def test_device_and_precision() -> None:
     assert resolve_device("cpu") == "cpu"
-    for device in ("gpu", "cuda:x", "cpu:1", f"cuda:{torch.cuda.device_count()}"):
+    for device in ("gpu", "cuda:x", "cpu:1", "cpu:", "cuda:", f"cuda:{torch.cuda.device_count()}"):
         with pytest.raises(SettingsError, match="device"):
             resolve_device(device)
     assert resolve_precision("bfloat16", "cpu") == ("bfloat16", "asked for")

@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
 from vtnpipe.extract.children import Chunk, DecodingChildren, Probed, Request, Restarted
 from vtnpipe.extract.frames import Outcome
+from vtnpipe.manifests.errors import StoppedError
 
 
 def _numbers(
@@ -111,12 +113,70 @@ def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
     outcomes = []
     with DecodingChildren(stall_seconds=1.5) as children:
         for row, event in children.decode(requests):
-            if row == 0 and isinstance(event, Probed):
+            if row == 0 and isinstance(event, Probed):  # the second try, too
                 os.kill(_pids()[0], signal.SIGSTOP)
                 time.sleep(0.2)
             if isinstance(event, Outcome):
                 outcomes.append(event)
     assert [(o.status, o.reason) for o in outcomes] == [("failed", "stalled"), ("ok", "")]
+
+
+def test_a_loss_with_decord_is_tried_again_with_pyav(clips: dict[str, Path]) -> None:
+    with DecodingChildren() as children:
+        events = children.decode([Request(str(clips["a"]))])
+        assert isinstance(next(events)[1], Probed)
+        os.kill(_pids()[0], signal.SIGKILL)
+        outcome = [event for _, event in events][-1]
+    assert isinstance(outcome, Outcome)
+    assert (outcome.status, outcome.decoder) == ("ok", "pyav")
+    assert outcome.decoder_reason.startswith("crashed with the first try")
+
+
+def test_failures_after_some_frames_leak_no_slot(tmp_path: Path, clips: dict[str, Path]) -> None:
+    damaged = write_video(tmp_path / "d.mp4", 30, gop=30, num_b_frames=0)
+    with av.open(str(damaged)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][20]
+    data = bytearray(damaged.read_bytes())
+    data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    damaged.write_bytes(data)
+    requests = [Request(str(damaged), decoder="decord")] * 6 + [Request(str(clips["a"]))]
+    with DecodingChildren(stall_seconds=10) as children:
+        numbers, outcomes = _numbers(children, requests)
+    assert [outcome.reason for outcome in outcomes] == ["damaged"] * 6 + [""]
+    assert numbers[-1] == list(range(50))
+
+
+def test_a_frame_beyond_a_slot_is_too_large(tmp_path: Path, clips: dict[str, Path]) -> None:
+    path = tmp_path / "huge.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 8000, 6000, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame(8000, 6000, "yuvj420p")))
+        container.mux(stream.encode(None))
+    requests = [Request(str(path), decoder=d) for d in ("auto", "decord", "pyav")]
+    with DecodingChildren() as children:
+        numbers, outcomes = _numbers(children, [*requests, Request(str(clips["a"]))])
+    assert [outcome.status for outcome in outcomes] == ["failed"] * 3 + ["ok"]
+    assert numbers[-1] == list(range(50))
+
+
+def test_a_child_that_does_not_start_blames_no_video(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "av.py").write_text("raise ImportError('broken on purpose')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with DecodingChildren() as children, pytest.raises(StoppedError, match="broken on purpose"):
+        next(children.decode([Request(str(clips["a"]))]))
+
+
+def test_files_in_the_current_folder_are_not_imported(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "resource.py").write_text("raise ImportError('not mine')")
+    monkeypatch.chdir(tmp_path)
+    with DecodingChildren() as children:
+        _, outcomes = _numbers(children, [Request(str(clips["a"]))])
+    assert outcomes[0].status == "ok"
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:

@@ -183,6 +183,14 @@ def test_a_truncated_file_is_partial_with_the_frames_it_has(tmp_path: Path) -> N
     assert len(frames) + outcome.num_lost_frames == 50
     for frame in frames[:-3]:
         assert read_number(frame.image) == frame.frame_index
+    for span in ({"start": 0.2}, {"end": 1.9}, {"start": 0.2, "end": 1.9}):
+        _, part = collect(path, **span)
+        assert (part.status, part.reason) == ("partial", "truncated")
+        assert part.num_lost_frames > 0
+    assert collect(path, start=0.0, end=0.3)[1].status == "ok"
+    with pytest.raises(VideoError, match="none of its") as caught:
+        collect(path, start=1.96)
+    assert caught.value.reason == "truncated"
 
 
 def test_two_readings_agree(clips: dict[str, Path]) -> None:

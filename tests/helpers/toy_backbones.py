@@ -66,3 +66,7 @@ def maps() -> nn.Module:
 
 def no_module() -> str:
     return "no module"
+
+
+def fails() -> nn.Module:
+    raise RuntimeError("on purpose")

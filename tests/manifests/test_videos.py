@@ -43,7 +43,7 @@ HEADER = "video_id,path,label,split"
         (f"{HEADER}\nv, ,l,s\n", "m.csv:2: path is empty"),
         (f"{HEADER}\nv,a\0b,l,s\n", "m.csv:2: path 'a\\x00b' holds a NUL"),
         (f'{HEADER}\nv,"p,l,s\n', "m.csv:2: not CSV"),
-        (f"{HEADER}\nv,p,l,s\n".encode() + b"w,\xff,l,s\n", "not UTF-8"),
+        (f"{HEADER}\nv,p,l,s\n".encode() + b"w,\xff,l,s\n", "m.csv:3: not UTF-8"),
         (f"{HEADER},start\nv,p,l,s,soon\n", "m.csv:2: start 'soon' is not a time"),
         (f"{HEADER},start\nv,p,l,s,-1\n", "m.csv:2: start '-1' is not a time"),
         (f"{HEADER},end\nv,p,l,s,nan\n", "m.csv:2: end 'nan' is not a time"),
@@ -83,3 +83,13 @@ def test_class_order_is_the_sorted_labels_of_the_training_split() -> None:
         )
     ]
     assert class_names(rows) == ["eat", "run"]
+
+
+def test_a_manifest_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    row = VideoRow(video_id="a", path="/a.mp4")
+    with pytest.raises(ManifestError, match=r"none/m\.csv: cannot be written"):
+        write_manifest([row], tmp_path / "none" / "m.csv")
+    undecodable = VideoRow(video_id="\udcff", path="/a.mp4")
+    with pytest.raises(ManifestError, match="not text in UTF-8"):
+        write_manifest([undecodable], tmp_path / "m.csv")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,247 @@
+"""`vtnpipe predict`: classify videos, in each of VTN's three ways of inference.
+
+end-to-end  every frame through backbone and temporal model in one pass
+chunked     the backbone in chunks of frames, the temporal model once over all of them
+features    the features were extracted in advance; only the temporal model runs
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rich.console import Console
+
+from ..extract.choices import Decoder
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
+from ..manifests.files import atomic_text
+from .options import at_least, check_settings, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .network import VideoTransformerNetwork
+
+Mode = Literal["end-to-end", "chunked", "features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """The settings of `vtnpipe predict`."""
+
+    mode: Mode = setting("chunked", help="end-to-end holds all frames in memory at once.")
+    features: str | None = setting(
+        None,
+        help="A feature folder, for --mode features; then VIDEOs are ids, by default all.",
+        metavar="FOLDER",
+    )
+    chunk_frames: int = setting(
+        32, help="Frames that go through the backbone at once.", check=at_least(1)
+    )
+    top: int = setting(5, help="Classes to print of each video.", check=at_least(1))
+    output: str | None = setting(
+        None, help="Also write all classes' probabilities as CSV.", metavar="FILE"
+    )
+    decoder: Decoder = setting(
+        "auto", help="auto: decord where it is known to be right, else PyAV."
+    )
+    device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if (self.mode == "features") != (self.features is not None):
+            raise SettingsError(
+                f"--mode {self.mode} with --features {self.features}: --mode features needs "
+                "--features FOLDER, and the other modes take none"
+            )
+
+
+class Prediction(NamedTuple):
+    """Of one video: its logits [C], or none and the reason; a note where frames are missing."""
+
+    video: str
+    logits: "Tensor | None"
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictReport:
+    """The predictions, in the order asked for."""
+
+    predictions: list[Prediction]
+    class_names: list[str]
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a video failed or is partial."""
+        is_whole = all(p.logits is not None and not p.note for p in self.predictions)
+        return EXIT_OK if is_whole else EXIT_WITH_FAILURES
+
+
+def predict(
+    model: str | Path,
+    videos: Sequence[str | Path],
+    settings: PredictSettings | None = None,
+    *,
+    console: Console | None = None,
+) -> PredictReport:
+    """Classifies videos.
+
+    Args:
+        model: a model or run folder.
+        videos: files, or with `mode="features"` ids; no ids are all.
+        settings: by default, `PredictSettings()`.
+        console: for the results; by default, nothing is printed.
+
+    Raises:
+        VtnpipeError: model, features or a setting breaks a rule.
+    """
+    from ..extract.device import resolve_device
+    from .network import VideoTransformerNetwork
+
+    settings = settings or PredictSettings()
+    console = console or Console(quiet=True)
+    device = resolve_device(settings.device)
+    if not videos and settings.mode != "features":
+        raise SettingsError(f"--mode {settings.mode}: name at least one VIDEO")
+    network = VideoTransformerNetwork.from_pretrained(model).to(device)
+    classes = network.config.class_names
+    found = (
+        _from_features(network, [str(video) for video in videos], settings.features, device)
+        if settings.features is not None
+        else _from_videos(network, [str(video) for video in videos], settings, device)
+    )
+    predictions = []
+    for prediction in found:
+        _print(prediction, classes, settings.top, console)
+        predictions.append(prediction)
+    if settings.output is not None:
+        _write(predictions, classes, Path(settings.output))
+    return PredictReport(predictions=predictions, class_names=classes)
+
+
+def _from_features(
+    network: "VideoTransformerNetwork", ids: Sequence[str], features: str, device: str
+) -> Iterator[Prediction]:
+    import torch
+
+    from ..manifests.shards import open_features
+    from ..temporal.batch import frame_positions
+    from .network import check_features
+
+    store = open_features(features)
+    check_features(network.config, store.extraction["identity"], store.folder.root)
+    for video_id in ids:
+        if video_id not in store.entries:
+            raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
+    for video_id in ids or list(store):
+        if video_id not in store:
+            entry = store.entries[video_id][0]
+            yield Prediction(video_id, None, f"{entry.reason}: {entry.message}")
+            continue
+        video = store[video_id]
+        positions = frame_positions(
+            video.timestamps,
+            video.frame_index,
+            position_fps=network.config.temporal.position_fps,
+        )
+        tensor = torch.from_numpy(video.features.astype("float32"))
+        note = "" if video.status == "ok" else f"partial, {video.num_lost_frames} frames lost"
+        yield Prediction(video_id, _classify(network.temporal, tensor, positions, device), note)
+
+
+def _from_videos(
+    network: "VideoTransformerNetwork",
+    paths: Sequence[str],
+    settings: PredictSettings,
+    device: str,
+) -> Iterator[Prediction]:
+    import numpy as np
+    import torch
+
+    from ..extract.backbone import Backbone
+    from ..extract.children import Chunk, DecodingChildren, Request, Restarted
+    from ..extract.frames import Outcome
+    from ..temporal.batch import frame_positions
+
+    backbone = Backbone(
+        module=network.backbone,
+        preprocessing=network.config.preprocessing,
+        dim=network.config.temporal.feature_dim,
+        device=torch.device(device),
+        dtype=torch.float32,
+    )
+    is_chunked = settings.mode == "chunked"
+    requests = [Request(str(Path(path).absolute()), decoder=settings.decoder) for path in paths]
+    kept: list[Tensor] = []  # features of whole chunks, or with end-to-end resized frames
+    waiting: list[Tensor] = []  # frames for the next chunk
+    times: list[float] = []
+    indices: list[int] = []
+
+    def run_waiting() -> None:
+        chunks = torch.split(torch.cat(waiting), settings.chunk_frames)
+        kept.extend(backbone.features(chunk) for chunk in chunks)
+        waiting.clear()
+
+    with DecodingChildren() as children:
+        for number, event in children.decode(requests):
+            if isinstance(event, Chunk):
+                (waiting if is_chunked else kept).append(backbone.resize(event.images))
+                times += event.timestamps
+                indices += event.frame_index
+                if sum(map(len, waiting)) >= settings.chunk_frames:
+                    run_waiting()
+            elif isinstance(event, Restarted | Outcome):
+                if isinstance(event, Outcome) and event.status != "failed":
+                    if waiting:
+                        run_waiting()
+                    order = np.argsort(indices, kind="stable")
+                    positions = frame_positions(
+                        np.array(times)[order],
+                        np.array(indices)[order],
+                        position_fps=network.config.temporal.position_fps,
+                    )
+                    inputs = torch.cat(kept)[torch.from_numpy(order)]
+                    module = network.temporal if is_chunked else network
+                    inputs = inputs if is_chunked else backbone.normalise(inputs)
+                    logits = _classify(module, inputs, positions, device)
+                    yield Prediction(paths[number], logits, event.message)
+                elif isinstance(event, Outcome):
+                    yield Prediction(paths[number], None, f"{event.reason}: {event.message}")
+                for part in (kept, waiting, times, indices):
+                    part.clear()
+
+
+def _classify(module: Any, inputs: "Tensor", positions: Any, device: str) -> "Tensor":
+    """Logits [C] of one clip: inputs [T, ...], positions [T]."""
+    import torch
+
+    with torch.inference_mode():
+        batch = inputs[None].to(device), torch.from_numpy(positions)[None].to(device)
+        logits: Tensor = module(*batch)[0].cpu()
+    return logits
+
+
+def _print(prediction: Prediction, classes: list[str], top: int, console: Console) -> None:
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    note = f"  ({prediction.note})" if prediction.note else ""
+    line(f"{prediction.video}{note}")
+    if prediction.logits is not None:
+        probabilities = prediction.logits.softmax(0)
+        for index in probabilities.argsort(descending=True)[:top].tolist():
+            line(f"  {float(probabilities[index]):6.1%}  {classes[index]}")
+
+
+def _write(predictions: list[Prediction], classes: list[str], path: Path) -> None:
+    """One line a video: video, predicted class, then each class's probability."""
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video", "predicted", *classes))
+        for prediction in predictions:
+            if prediction.logits is not None:
+                best = classes[int(prediction.logits.argmax())]
+                shares = [f"{p:.6f}" for p in prediction.logits.softmax(0).tolist()]
+                writer.writerow((prediction.video, best, *shares))

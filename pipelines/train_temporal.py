@@ -1,0 +1,307 @@
+"""`vtnpipe train-temporal`: stage two, from a feature folder to a run folder; the same command
+resumes.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..manifests.errors import ManifestError, SettingsError
+from ..manifests.files import write_json
+from ..manifests.videos import VideoRow, class_names, read_manifest
+from ..temporal.choices import Encoder, Optimizer, Schedule
+from .options import at_least, check_settings, setting
+
+if TYPE_CHECKING:
+    from ..manifests.store import FeatureStore
+    from ..temporal.fit import EpochReport, Recipe
+    from ..temporal.model import TemporalConfig
+    from ..temporal.presets import Preset
+
+OF_THE_PRESET = "By default, the preset's."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTemporalSettings:
+    """The settings of `vtnpipe train-temporal`; where a default is None, the preset decides."""
+
+    preset: str = setting(
+        "auto",
+        help="vit-b-vtn, vit-b-vtn-1layer, deit-b-vtn, deit-ti-vtn, r50-vtn, r101-vtn; auto: the "
+        "one with the features' backbone, else vit-b-vtn's shape on the features' dimensions.",
+        metavar="NAME",
+    )
+    encoder: Encoder = setting("longformer", help="mean: mean pooling, which sees no order.")
+    layers: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
+    heads: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
+    window: int = setting(18, help="Of the local attention, in frames; even, half to each side.")
+    intermediate: int | None = setting(
+        None, help=f"Dimensions inside each layer. {OF_THE_PRESET}", check=at_least(1)
+    )
+    head_dim: int | None = setting(
+        None, help=f"Dimensions inside the head. {OF_THE_PRESET}", check=at_least(1)
+    )
+    max_positions: int = setting(288, help="Rows of the position embedding.", check=at_least(3))
+    position_fps: float = setting(25.0, help="Positions a second.", check=at_least(1e-3))
+    dropout: float = setting(0.1, help="In the encoder, attention included.", check=at_least(0))
+    head_dropout: float = setting(0.5, help="In the head.", check=at_least(0))
+    epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
+    batch_size: int | None = setting(None, help=f"Clips a step. {OF_THE_PRESET}", check=at_least(1))
+    optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
+    lr: float = setting(1e-3, help="Learning rate at the start.", check=at_least(0))
+    momentum: float = setting(0.9, help="Of SGD.", check=at_least(0))
+    weight_decay: float = setting(0.0, help="Of either optimizer.", check=at_least(0))
+    schedule: Schedule | None = setting(
+        None, help=f"steps: x0.1 at epoch 13 of 25, x0.01 at 24. {OF_THE_PRESET}"
+    )
+    clip_frames: int = setting(16, help="Frames of a training clip.", check=at_least(1))
+    clip_seconds: float = setting(5.12, help="Its length.", check=at_least(0.01))
+    train_split: str = setting("train", help="The manifest's split to learn from.")
+    val_split: str = setting("val", help="The split that decides which epoch is the best.")
+    manifest: str | None = setting(
+        None, help="Labels and splits; by default the features' own.", metavar="FILE"
+    )
+    drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
+    seed: int = setting(0, help="Of weights, clips and their order.")
+    device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """How a training ended: the line of its best epoch, from metrics.jsonl, and of its last."""
+
+    best: dict[str, Any]
+    last: dict[str, Any]
+
+
+def train_temporal(
+    features: str | Path,
+    run: str | Path,
+    settings: TrainTemporalSettings | None = None,
+    *,
+    console: Console | None = None,
+) -> TrainReport:
+    """Fits a temporal model on stored features; resumes what the run folder holds.
+
+    Args:
+        features: a feature folder.
+        run: the run folder; made if it is not there.
+        settings: by default, `TrainTemporalSettings()`.
+        console: for progress; by default, nothing is printed.
+
+    Raises:
+        VtnpipeError: features, manifest or a setting breaks a rule; nothing has been written then.
+    """
+    import torch
+
+    from ..extract.device import resolve_device
+    from ..manifests.shards import open_features
+    from ..temporal.checkpoint import RunFolder
+    from ..temporal.dataset import ClipDataset, ClipSampling, class_indices
+    from ..temporal.fit import fit
+    from ..temporal.model import TemporalClassifier
+    from .network import NetworkConfig, link_backbone, write_config
+
+    settings = settings or TrainTemporalSettings()
+    console = console or Console(quiet=True)
+    device = resolve_device(settings.device)
+    store = open_features(features)
+    rows = read_manifest(settings.manifest or store.folder.manifest)
+    train_rows, val_rows = (
+        usable_rows(store, rows, split, drop_partial=settings.drop_partial).rows
+        for split in (settings.train_split, settings.val_split)
+    )
+    names = _class_names(rows, train_rows, settings.train_split)
+    config, recipe = _resolve(settings, store, len(names))
+    labels = [class_indices(part, names) for part in (train_rows, val_rows)]
+    files = RunFolder(Path(run))
+    _begin(files, settings, store.extraction["fingerprint"])
+    write_config(
+        files,
+        NetworkConfig(identity=store.extraction["identity"], temporal=config, class_names=names),
+    )
+    link_backbone(store.folder, files)
+    sampling = ClipSampling(
+        num_frames=settings.clip_frames, seconds=settings.clip_seconds, seed=settings.seed
+    )
+    train, val = (
+        ClipDataset(store, part, indices, position_fps=config.position_fps, sampling=drawn)
+        for part, indices, drawn in zip(
+            (train_rows, val_rows), labels, (sampling, None), strict=True
+        )
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = TemporalClassifier(config)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        console.print(
+            f"{config.encoder}, {num_parameters / 1e6:.1f}M parameters, on {device}; "
+            f"{len(train)} training and {len(val)} validation videos, {len(names)} classes; "
+            f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
+            f"batches of {recipe.batch_size}",
+            highlight=False,
+        )
+        fit(
+            *(model, train, val, names, recipe, files),
+            device=device,
+            on_epoch=lambda report: console.print(_line(report, recipe.epochs), highlight=False),
+        )
+    return _report(files, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsableRows:
+    """A split's rows that have features, and how many have not."""
+
+    rows: list[VideoRow]
+    num_expected: int
+    num_partial: int
+
+
+def usable_rows(
+    store: "FeatureStore", rows: list[VideoRow], split: str, *, drop_partial: bool
+) -> UsableRows:
+    """The rows of a split that are in the store.
+
+    Raises:
+        ManifestError: the split has no rows, or none with features.
+    """
+    from ..temporal.dataset import rows_of_split
+
+    expected = rows_of_split(rows, split)
+    statuses = store.statuses
+    dropped = ("partial",) if drop_partial else ()
+    usable = [
+        row for row in expected if row.video_id in store and statuses[row.video_id] not in dropped
+    ]
+    if not usable:
+        raise ManifestError(
+            f"split {split!r}: none of its {len(expected)} videos has usable features in "
+            f"{store.folder.root}; extract them first"
+        )
+    num_partial = sum(statuses[row.video_id] == "partial" for row in usable)
+    return UsableRows(rows=usable, num_expected=len(expected), num_partial=num_partial)
+
+
+def _class_names(rows: list[VideoRow], usable: list[VideoRow], split: str) -> list[str]:
+    names = class_names(rows, split)
+    if not names:
+        raise ManifestError(f"split {split!r}: no row has a label; add labels to the manifest")
+    counts = Counter(row.label for row in usable)
+    for name in names:
+        if not counts[name]:
+            raise ManifestError(
+                f"split {split!r}: no video of class {name!r} has features, so it can't be "
+                "learned; "
+                "extract its videos, or remove its rows"
+            )
+    return names
+
+
+def _resolve(
+    settings: TrainTemporalSettings, store: "FeatureStore", num_classes: int
+) -> tuple["TemporalConfig", "Recipe"]:
+    """The model's shape and the recipe: what is set, else the preset's."""
+    from ..temporal.fit import Recipe
+    from ..temporal.model import TemporalConfig
+
+    chosen = _preset(settings, store)
+    dim = store.row_shape[-1]
+
+    def own_or(value: Any, of_preset: Any) -> Any:
+        return of_preset if value is None else value
+
+    config = TemporalConfig(
+        feature_dim=dim,
+        num_classes=num_classes,
+        encoder=settings.encoder,
+        num_layers=own_or(settings.layers, chosen.num_layers),
+        num_heads=own_or(settings.heads, chosen.num_heads),
+        attention_window=settings.window,
+        intermediate_dim=own_or(settings.intermediate, chosen.intermediate_dim),
+        head_dim=own_or(settings.head_dim, chosen.head_dim),
+        max_positions=settings.max_positions,
+        position_fps=settings.position_fps,
+        dropout=settings.dropout,
+        attention_dropout=settings.dropout,
+        head_dropout=settings.head_dropout,
+    )
+    recipe = Recipe(
+        epochs=settings.epochs,
+        batch_size=own_or(settings.batch_size, chosen.batch_size),
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        schedule=own_or(settings.schedule, chosen.schedule),
+        seed=settings.seed,
+    )
+    return config, recipe
+
+
+def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
+    from ..temporal.presets import preset, preset_for
+
+    dim = store.row_shape[-1]
+    backbone = store.extraction["identity"]["backbone"]
+    if settings.preset == "auto":
+        return preset_for(backbone) or preset("vit-b-vtn")
+    chosen = preset(settings.preset)
+    if chosen.feature_dim != dim:
+        raise SettingsError(
+            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
+            "but those "
+            f"in {store.folder.root} ({backbone}) have {dim}; give --preset auto"
+        )
+    return chosen
+
+
+def _begin(files: Any, settings: TrainTemporalSettings, fingerprint: str) -> None:
+    """Makes the run folder and notes what it is for; refuses one that is for something else."""
+    value = {**asdict(settings), "features": fingerprint}
+    if files.settings.exists():
+        stored = json.loads(files.settings.read_text(encoding="utf-8"))
+        differences = [
+            f"{key} is {value.get(key)!r} here and {stored.get(key)!r} there"
+            for key in sorted({*value, *stored} - {"device"})
+            if value.get(key) != stored.get(key)
+        ]
+        if differences:
+            raise SettingsError(
+                f"{files.root}: holds another run: {'; '.join(differences)}; "
+                "use its settings to resume it, or another folder"
+            )
+        return
+    if files.root.exists() and (not files.root.is_dir() or any(files.root.iterdir())):
+        raise SettingsError(f"{files.root}: not empty, and no run folder; give a new folder")
+    files.root.mkdir(parents=True, exist_ok=True)
+    write_json(value, files.settings)
+
+
+def _line(report: "EpochReport", epochs: int) -> str:
+    return (
+        f"epoch {report.epoch:3d}/{epochs}  loss {report.train_loss:.4f}  val loss "
+        f"{report.loss:.4f}  "
+        f"top-1 {report.top1:6.1%}  top-5 {report.top5:6.1%}  {report.videos_per_second:,.0f} "
+        "videos/s"
+        f"{'  best' if report.is_best else ''}"
+    )
+
+
+def _report(files: Any, console: Console) -> TrainReport:
+    lines = [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
+    best = [line for line in lines if line["is_best"]][-1]
+    console.print(
+        f"{files.root}: {len(lines)} epochs; best top-1 {best['top1']:.1%} (epoch "
+        f"{best['epoch']}), "
+        f"last {lines[-1]['top1']:.1%}",
+        highlight=False,
+    )
+    return TrainReport(best=best, last=lines[-1])

@@ -1,0 +1,1 @@
+"""Stage two: features → batches → Longformer → head → logits; fitting and metrics."""

@@ -1,0 +1,115 @@
+"""What a run folder keeps: the model for users, and checkpoints for resuming.
+
+    config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
+    metrics.jsonl
+
+A checkpoint is one PyTorch file of plain tensors and numbers, loaded with `weights_only=True`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..manifests.errors import FeaturesError
+from ..manifests.files import atomic_path, write_bytes
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The model's configuration; its presence makes a folder a model folder."""
+        return self.root / "config.json"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the epoch with the best validation top-1."""
+        return self.root / "model.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Weights of the last epoch."""
+        return self.root / "last.safetensors"
+
+    @property
+    def backbone(self) -> Path:
+        """The frozen backbone's weights: the feature folder's file, linked where that can be."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line an epoch."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def settings(self) -> Path:
+        """The settings that the run was begun with."""
+        return self.root / "settings.json"
+
+
+def save_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
+    """Writes a module's state dict as safetensors, atomically, each key behind a prefix."""
+    tensors = {
+        f"{prefix}{key}": tensor.detach().cpu().clone().contiguous()
+        for key, tensor in module.state_dict().items()
+    }
+    write_bytes(safetensors.torch.save(tensors), path)
+
+
+def save_checkpoint(run: RunFolder, epoch: int, state: dict[str, Any]) -> None:
+    """Writes the checkpoint of a finished epoch, and removes all but the newest few."""
+    run.checkpoints.mkdir(exist_ok=True)
+    with atomic_path(run.checkpoints / f"epoch-{epoch:04d}.pt") as temporary:
+        torch.save(state, temporary)
+    for old in _checkpoints(run)[:-KEPT_CHECKPOINTS]:
+        old.unlink()
+
+
+def load_checkpoint(run: RunFolder) -> dict[str, Any] | None:
+    """The newest checkpoint; None where there is none.
+
+    Raises:
+        FeaturesError: it can't be read.
+    """
+    paths = _checkpoints(run)
+    if not paths:
+        return None
+    try:
+        state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # whatever a damaged file leads to
+        raise FeaturesError(
+            f"{paths[-1]}: cannot be read ({error}); remove it, and the run resumes from the one "
+            "before"
+        ) from None
+    return state
+
+
+def _checkpoints(run: RunFolder) -> list[Path]:
+    return sorted(run.checkpoints.glob("epoch-*.pt"))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    return safetensors.torch.load_file(path)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Appends one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, allow_nan=False) + "\n")

@@ -1,0 +1,149 @@
+"""Clips of stored features: which rows of a feature folder are used, and which frames of each.
+
+Training draws clips of some frames over some seconds by their timestamps; evaluation takes every
+frame. What is drawn depends on (seed, epoch, video_id) alone, so neither workers nor a resumed run
+change it.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from ..manifests.errors import FeaturesError, ManifestError
+from ..manifests.store import FeatureStore
+from ..manifests.videos import VideoRow
+from .batch import Sample, frame_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSampling:
+    """How training clips are drawn: `num_frames` evenly over `seconds`, from a random start."""
+
+    num_frames: int = 16
+    seconds: float = 5.12
+    seed: int = 0
+
+
+def draw_clip(
+    timestamps: npt.NDArray[np.float64], sampling: ClipSampling, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Rows [t] of a random clip, t <= num_frames: the frames nearest to evenly spaced times.
+
+    A video shorter than the clip is taken whole; a frame that is nearest to two times is taken
+    once.
+
+    Args:
+        timestamps: [T] seconds, increasing.
+        sampling: what to draw.
+        generator: of the random start.
+    """
+    first, last = float(timestamps[0]), float(timestamps[-1])
+    span = min(sampling.seconds, last - first)
+    start = first + generator.random() * (last - first - span)
+    # Midpoints of equal pieces: a clip as long as the video still moves by no frame at either end.
+    targets = start + (np.arange(sampling.num_frames) + 0.5) * span / sampling.num_frames
+    after = np.clip(np.searchsorted(timestamps, targets), 1, max(1, len(timestamps) - 1))
+    if len(timestamps) == 1:
+        return np.zeros(1, dtype=np.int64)
+    is_before = targets - timestamps[after - 1] <= timestamps[after] - targets
+    return np.unique(after - is_before).astype(np.int64)
+
+
+class ClipDataset(Dataset[Sample]):
+    """The rows of a split as samples.
+
+    Args:
+        store: the features.
+        rows: those to use; each must be in the store.
+        labels: class index of each row; -1 for none.
+        position_fps: of the model, see `frame_positions`.
+        sampling: how to draw clips; None for every frame.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        rows: Sequence[VideoRow],
+        labels: Sequence[int],
+        *,
+        position_fps: float | None,
+        sampling: ClipSampling | None = None,
+    ) -> None:
+        self._store = store
+        self._rows = rows
+        self._labels = labels
+        self._position_fps = position_fps
+        self._sampling = sampling
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Sample:
+        video_id = self._rows[number].video_id
+        video = self._store[video_id]
+        if video.features.ndim != 2:
+            raise FeaturesError(
+                f"video_id {video_id!r}: features of shape {video.features.shape}; one view a "
+                "frame is "
+                "expected, [T, D]"
+            )
+        chosen: npt.NDArray[np.int64] | slice = slice(None)
+        if self._sampling is not None:
+            seed = (self._sampling.seed, self.epoch, zlib.crc32(video_id.encode()))
+            chosen = draw_clip(video.timestamps, self._sampling, np.random.default_rng(seed))
+        features = video.features[chosen].astype(np.float32)
+        if not np.isfinite(features).all():
+            raise FeaturesError(
+                f"video_id {video_id!r}: a stored feature is not finite; extract the video again"
+            )
+        positions = frame_positions(
+            video.timestamps[chosen],
+            video.frame_index[chosen],
+            position_fps=self._position_fps,
+            first=(float(video.timestamps[0]), int(video.frame_index[0])),
+        )
+        return Sample(
+            torch.from_numpy(features), torch.from_numpy(positions), self._labels[number], video_id
+        )
+
+
+def class_indices(rows: Sequence[VideoRow], class_names: Sequence[str]) -> list[int]:
+    """The class index of each row's label.
+
+    Raises:
+        ManifestError: a row has no label, or one that is not among the classes.
+    """
+    order = {name: index for index, name in enumerate(class_names)}
+    for row in rows:
+        if row.label not in order:
+            known = ", ".join(class_names[:5]) + (", …" if len(class_names) > 5 else "")
+            raise ManifestError(
+                f"video_id {row.video_id!r}: label {row.label!r} is none of the model's "
+                f"{len(class_names)} classes ({known}), which are the labels of the training "
+                "split; "
+                "correct it, or give the class training rows"
+            )
+    return [order[row.label] for row in rows]
+
+
+def rows_of_split(rows: Sequence[VideoRow], split: str) -> list[VideoRow]:
+    """The rows of one split.
+
+    Raises:
+        ManifestError: there are none.
+    """
+    found = [row for row in rows if row.split == split]
+    if not found:
+        splits = sorted({row.split for row in rows})
+        raise ManifestError(
+            f"split {split!r} has no rows; the manifest has {', '.join(map(repr, splits))}: draw "
+            "splits "
+            "with `vtnpipe manifest split`, or name another one"
+        )
+    return found

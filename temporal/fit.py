@@ -1,0 +1,210 @@
+"""Fitting a temporal model: epochs of training clips, each followed by an evaluation and a
+checkpoint.
+
+A run that was stopped goes on from its last checkpoint and ends with the same weights: the order of
+clips, their frames and dropout's noise follow from (seed, epoch) alone.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..manifests.errors import SettingsError
+from ..manifests.files import atomic_text
+from .batch import Batch, collate
+from .checkpoint import RunFolder, append_line, load_checkpoint, save_checkpoint, save_weights
+from .choices import Optimizer, Schedule
+from .dataset import ClipDataset
+from .metrics import ClassificationMetrics, classification_metrics
+
+STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → factor of the learning rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is fitted; the defaults are the paper's for ViT-B-VTN."""
+
+    epochs: int = 25
+    batch_size: int = 16
+    optimizer: Optimizer = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 0.0
+    schedule: Schedule = "steps"
+    seed: int = 0
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch.
+
+        >>> recipe = Recipe()
+        >>> [round(recipe.lr_at(epoch), 9) for epoch in (0, 12, 13, 23, 24)]
+        [0.001, 0.001, 0.0001, 0.0001, 1e-05]
+        >>> round(Recipe(schedule="cosine", epochs=2).lr_at(1), 9)
+        0.0005
+        """
+        done = epoch / self.epochs
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * done)) / 2
+        passed = [factor for share, factor in STEPS.items() if done >= share - 1e-9]
+        return self.lr * (passed[-1] if passed else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """A line of metrics.jsonl."""
+
+    epoch: int  # from 1, of those that are finished
+    lr: float
+    train_loss: float
+    top1: float
+    top5: float
+    loss: float
+    videos_per_second: float
+    is_best: bool
+
+
+def fit(
+    model: nn.Module,
+    train: ClipDataset,
+    validation: ClipDataset,
+    class_names: list[str],
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    device: str,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> None:
+    """Fits a model in a run folder, from its last checkpoint if it has one.
+
+    Args:
+        model: features, positions, mask → logits; left with the weights of the last epoch.
+        train: clips to learn from.
+        validation: whole videos; the epoch with the best top-1 on them becomes the run's model.
+        class_names: [C].
+        recipe: how.
+        run: where; the folder exists.
+        device: `cpu`, `cuda` or `cuda:N`.
+        on_epoch: called after each epoch.
+
+    Raises:
+        SettingsError: the loss is not finite.
+    """
+    model.to(device)
+    optimizer = _optimizer(model, recipe)
+    start, best = 0, -1.0
+    if (state := load_checkpoint(run)) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, best = state["epoch"], state["best"]
+    _keep_lines(run, start)
+    for epoch in range(start, recipe.epochs):
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        train_loss = _train_epoch(model, train, optimizer, recipe, epoch, device)
+        rate = len(train) / (time.perf_counter() - began)
+        metrics = evaluate(model, validation, class_names, recipe.batch_size, device=device)
+        report = EpochReport(
+            epoch=epoch + 1,
+            lr=recipe.lr_at(epoch),
+            train_loss=train_loss,
+            top1=metrics.top1,
+            top5=metrics.top5,
+            loss=metrics.loss,
+            videos_per_second=round(rate, 1),
+            is_best=metrics.top1 > best,
+        )
+        append_line(run.metrics, vars(report))
+        if report.is_best:
+            best = metrics.top1
+            save_weights(model, run.best, prefix="temporal.")
+        save_weights(model, run.last, prefix="temporal.")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(run, epoch + 1, {**state, "epoch": epoch + 1, "best": best})
+        on_epoch(report)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ClipDataset,
+    class_names: list[str],
+    batch_size: int,
+    *,
+    device: str,
+) -> ClassificationMetrics:
+    """The figures of a model over a data set whose rows all have labels."""
+    pairs = [
+        (logits, batch.labels) for batch, logits in predict(model, dataset, batch_size, device)
+    ]
+    logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return classification_metrics(logits, labels, class_names)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, dataset: ClipDataset, batch_size: int, device: str
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yields each batch of a data set, in order, with its logits [B, C] on the CPU."""
+    model.eval()
+    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
+        yield batch, _logits(model, batch, device).cpu()
+
+
+def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
+    inputs = (batch.features, batch.positions, batch.mask)
+    logits: Tensor = model(*(tensor.to(device) for tensor in inputs))
+    return logits
+
+
+def _train_epoch(
+    model: nn.Module,
+    train: ClipDataset,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    epoch: int,
+    device: str,
+) -> float:
+    """One epoch; returns the mean loss of its clips."""
+    torch.manual_seed(recipe.seed * 1_000_003 + epoch)  # the order of clips, and dropout
+    train.epoch = epoch
+    model.train()
+    total = 0.0
+    loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True, collate_fn=collate)
+    for batch in loader:
+        logits = _logits(model, batch, device)
+        loss = nn.functional.cross_entropy(logits, batch.labels.to(device))
+        if not torch.isfinite(loss):
+            raise SettingsError(
+                f"--lr {recipe.lr:g}: the loss became {loss.item()} in epoch {epoch + 1}; give a "
+                "lower rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item() * len(batch.labels)
+    return total / len(train)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
+
+
+def _keep_lines(run: RunFolder, num_epochs: int) -> None:
+    """Drops the lines of epochs that are done again: a run may die between a line and its
+    checkpoint.
+    """
+    if run.metrics.exists():
+        lines = run.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["epoch"] <= num_epochs]
+        with atomic_text(run.metrics) as file:
+            file.writelines(f"{line}\n" for line in kept)

@@ -1,0 +1,82 @@
+"""The paper's networks by name: backbone, temporal model, and the recipe that each was trained
+with.
+
+Sources: arXiv 2102.00719, sections 4 and 5, and the configurations in the authors' repository
+    (bomri/SlowFast).
+"""
+
+from dataclasses import dataclass
+
+from ..manifests.errors import SettingsError
+from .choices import Schedule
+from .model import TemporalConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A network of the paper.
+
+    Attributes:
+        backbone: its timm name.
+        feature_dim: of that backbone.
+        batch_size: clips a training step.
+        schedule: of the learning rate: `steps` x0.1 at epoch 13 and x0.01 at 24, or `cosine`.
+    """
+
+    backbone: str
+    feature_dim: int
+    num_layers: int = 3
+    num_heads: int = 12
+    intermediate_dim: int = 3072
+    head_dim: int = 768
+    batch_size: int = 16
+    schedule: Schedule = "steps"
+
+    def temporal_config(self, *, num_classes: int) -> TemporalConfig:
+        """The configuration of its temporal model."""
+        return TemporalConfig(
+            feature_dim=self.feature_dim,
+            num_classes=num_classes,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            intermediate_dim=self.intermediate_dim,
+            head_dim=self.head_dim,
+        )
+
+
+def _resnet(backbone: str) -> Preset:
+    return Preset(
+        backbone=backbone,
+        feature_dim=2048,
+        num_heads=16,
+        intermediate_dim=4096,
+        head_dim=2048,
+        batch_size=32,
+        schedule="cosine",
+    )
+
+
+PRESETS = {
+    "vit-b-vtn": Preset(backbone="vit_base_patch16_224", feature_dim=768),
+    "vit-b-vtn-1layer": Preset(backbone="vit_base_patch16_224", feature_dim=768, num_layers=1),
+    "deit-b-vtn": Preset(backbone="deit_base_patch16_224", feature_dim=768),
+    "deit-ti-vtn": Preset(backbone="deit_tiny_patch16_224", feature_dim=192),
+    "r50-vtn": _resnet("resnet50"),
+    "r101-vtn": _resnet("resnet101"),
+}
+
+
+def preset(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise SettingsError(f"--preset {name!r}: there are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_for(backbone: str) -> Preset | None:
+    """The first preset with this backbone, if there is one."""
+    return next((found for found in PRESETS.values() if found.backbone == backbone), None)
