@@ -170,6 +170,11 @@ class DecodingChildren:
     ) -> None:
         self.close()
 
+    @property
+    def pids(self) -> list[int]:
+        """Process numbers of the children that were started."""
+        return [child.process.pid for child in self._children if child is not None]
+
     def close(self) -> None:
         """Ends the children; they start again when they are needed."""
         _end_all(self._children)

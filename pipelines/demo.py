@@ -23,6 +23,7 @@ from ..manifests.videos import VideoRow, write_manifest
 from .evaluate import EvaluateSettings, evaluate
 from .extract import ExtractSettings, extract
 from .options import at_least, check_settings, option_name, setting
+from .progress import say
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
@@ -90,7 +91,7 @@ def demo(
     rows = write_videos(root / "videos", settings.events)
     manifest = root / "videos.csv"
     write_manifest(rows, manifest)
-    _say(
+    say(
         console,
         f"{len(rows)} H.264 files of {NUM_FRAMES} frames in {root / 'videos'}:",
         "  a scene that changes into another, or a disc that grows, each forwards and backwards.",
@@ -121,14 +122,14 @@ def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console:
     run = root / f"run-{encoder}-{seed}"
     if seed == 0:
         words = " ".join(f"{option_name(name)} {value}" for name, value in options.items())
-        _say(
+        say(
             console,
             f"\nvtnpipe train-temporal {root / 'features'} {run} {words}",
             f"and evaluate, with {settings.seeds} seeds:",
         )
     train_temporal(root / "features", run, TrainTemporalSettings(**options, seed=seed))
     report = evaluate(run, root / "features", EvaluateSettings(split="val"))
-    _say(console, f"{run.name}: top-1 {report.metrics.top1:.1%} of {report.counts.scored} videos")
+    say(console, f"{run.name}: top-1 {report.metrics.top1:.1%} of {report.counts.scored} videos")
     return report.metrics.top1
 
 
@@ -216,17 +217,12 @@ def _encode(frames: list[Image], path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def _say(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
 def _print(report: DemoReport, console: Console) -> None:
-    _say(console, "\ntop-1 on held-out videos   mean   by seed")
+    say(console, "\ntop-1 on held-out videos   mean   by seed")
     for name, scores in (
         ("VTN (Longformer)", report.vtn),
         ("mean pooling, same head", report.mean_pooling),
     ):
         by_seed = " ".join(f"{score:6.1%}" for score in scores)
-        _say(console, f"{name:24s} {statistics.mean(scores):6.1%}  {by_seed}")
-    _say(console, f"{'chance':24s} {1 / len(LABELS):6.1%}")
+        say(console, f"{name:24s} {statistics.mean(scores):6.1%}  {by_seed}")
+    say(console, f"{'chance':24s} {1 / len(LABELS):6.1%}")

@@ -11,6 +11,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import atomic_text, write_json
 from ..manifests.videos import read_manifest
 from .options import at_least, check_settings, setting
+from .progress import say
 
 if TYPE_CHECKING:
     from ..temporal.metrics import ClassificationMetrics, Counts
@@ -123,26 +124,28 @@ def _print(
 ) -> None:
     metrics, counts = report.metrics, report.counts
 
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     shown = classes[:MAX_CLASSES_SHOWN]
     width = max(12, *map(len, shown))
-    line(f"{'class'.ljust(width)}  accuracy  predicted as (videos)")
+    say(console, f"{'class'.ljust(width)}  accuracy  predicted as (videos)")
     for index, name in enumerate(shown):
         accuracy = metrics.per_class[name]
         predicted = [(count, classes[j]) for j, count in enumerate(metrics.confusion[index])]
         found = ", ".join(f"{other} {n}" for n, other in sorted(predicted, reverse=True)[:4] if n)
         share = "       –" if accuracy is None else f"{accuracy:8.1%}"
-        line(f"{name.ljust(width)}  {share}  {found}")
+        say(console, f"{name.ljust(width)}  {share}  {found}")
     if len(classes) > len(shown):
-        line(f"… and {len(classes) - len(shown)} more classes in predictions/{settings.split}.json")
-    line(
+        say(
+            console,
+            f"… and {len(classes) - len(shown)} more classes in predictions/{settings.split}.json",
+        )
+    say(
+        console,
         f"split {settings.split}: top-1 {metrics.top1:.1%}, top-5 {metrics.top5:.1%}, "
-        f"mean class accuracy {metrics.mean_class_accuracy:.1%}, loss {metrics.loss:.4f}"
+        f"mean class accuracy {metrics.mean_class_accuracy:.1%}, loss {metrics.loss:.4f}",
     )
     loud = "" if report.exit_code == EXIT_OK else "  <- not all of the split"
-    line(
+    say(
+        console,
         f"videos: {counts.expected} expected, {counts.scored} scored, {counts.missing} missing, "
-        f"{counts.partial} partial{loud}"
+        f"{counts.partial} partial{loud}",
     )

@@ -28,6 +28,7 @@ from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .doctor import package_versions
 from .extract_report import ExtractReport, write_report
 from .options import at_least, check_settings, setting
+from .progress import FrameProgress, say
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
@@ -143,7 +144,7 @@ def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) 
     precision, reason = resolve_precision(settings.precision, device)
     if stored and settings.precision == "auto":
         precision, reason = stored["identity"]["precision"], "the folder's"
-    console.print(f"device {device}; precision {precision}: {reason}", highlight=False)
+    say(console, f"device {device}; precision {precision}: {reason}")
     identity: dict[str, Any] = {
         "backbone": settings.backbone,
         "precision": precision,
@@ -255,7 +256,6 @@ def _run(
 ) -> list["TaskReport"]:
     from ..extract.worker import Job
     from .cluster import num_cpus, num_gpus, open_client, run_tasks
-    from .progress import FrameProgress
 
     is_cpu = extraction.device == "cpu"
     num_workers = settings.workers or (num_cpus() if is_cpu else num_gpus(extraction.device))
@@ -272,10 +272,10 @@ def _run(
     num_videos = sum(len(task.rows) for task in tasks)
     reports: list[TaskReport] = []
     with open_client(num_workers) as client, FrameProgress(num_videos, console) as progress:
-        console.print(
+        say(
+            console,
             f"{num_videos:,} videos in {len(tasks):,} tasks; {num_workers} workers; "
             f"dashboard {client.dashboard_link}",
-            highlight=False,
         )
         run_tasks(client, tasks, job, on_progress=progress.add, on_finished=reports.append)
     remove_temporaries(folder.shards)  # of workers that died

@@ -12,6 +12,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import atomic_text, write_json
 from ..manifests.folder import FeatureFolder
 from ..manifests.videos import VideoRow
+from .progress import say
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
@@ -111,19 +112,17 @@ def _print(
     *,
     is_idle: bool,
 ) -> None:
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     for failure in failures[:MAX_LISTED]:
-        line(f"{failure.status} {failure.video_id}: {failure.reason}: {failure.message}")
+        say(console, f"{failure.status} {failure.video_id}: {failure.reason}: {failure.message}")
     if len(failures) > MAX_LISTED:
-        line(f"… and {len(failures) - MAX_LISTED:,} more in {folder.failures}")
+        say(console, f"… and {len(failures) - MAX_LISTED:,} more in {folder.failures}")
     counts = ", ".join(f"{count:,} {status}" for status, count in report.num_videos.items())
     if is_idle:
-        line(f"{folder.root}: nothing to do: all videos were extracted before ({counts})")
+        say(console, f"{folder.root}: nothing to do: all videos were extracted before ({counts})")
         return
     rate = report.num_extracted_frames / max(report.seconds, 1e-9)
-    line(
+    say(
+        console,
         f"{folder.root}: {report.num_extracted_frames:,} frames in {report.seconds:,.1f} s "
-        f"({rate:,.1f}/s); videos: {counts}"
+        f"({rate:,.1f}/s); videos: {counts}",
     )

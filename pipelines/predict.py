@@ -17,6 +17,7 @@ from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.files import atomic_text
 from .options import at_least, check_settings, setting
+from .progress import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -224,15 +225,12 @@ def _classify(module: Any, inputs: "Tensor", positions: Any, device: str) -> "Te
 
 
 def _print(prediction: Prediction, classes: list[str], top: int, console: Console) -> None:
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     note = f"  ({prediction.note})" if prediction.note else ""
-    line(f"{prediction.video}{note}")
+    say(console, f"{prediction.video}{note}")
     if prediction.logits is not None:
         probabilities = prediction.logits.softmax(0)
         for index in probabilities.argsort(descending=True)[:top].tolist():
-            line(f"  {float(probabilities[index]):6.1%}  {classes[index]}")
+            say(console, f"  {float(probabilities[index]):6.1%}  {classes[index]}")
 
 
 def _write(predictions: list[Prediction], classes: list[str], path: Path) -> None:

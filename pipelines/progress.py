@@ -1,4 +1,4 @@
-"""How far a run is: a bar in frames on a terminal, a plain line now and then elsewhere."""
+"""What a person sees of a run: lines, and how far it is, as a bar on a terminal."""
 
 import threading
 import time
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from ..extract.worker import Progress as WorkerProgress
 
 LINE_SECONDS = 10.0
+
+
+def say(console: Console, *lines: str) -> None:
+    """Prints lines as they are: names hold brackets, and a log is not to be wrapped."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class FrameProgress:
@@ -74,6 +80,4 @@ class FrameProgress:
             )
             if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
                 self._last_line = now
-                self._console.print(
-                    f"extract: {self._frames:,}/{about} frames, {rate:,.1f}/s", highlight=False
-                )
+                say(self._console, f"extract: {self._frames:,}/{about} frames, {rate:,.1f}/s")

@@ -15,6 +15,7 @@ from ..manifests.files import write_json
 from ..manifests.videos import VideoRow, class_names, read_manifest
 from ..temporal.choices import Encoder, Optimizer, Schedule
 from .options import at_least, check_settings, setting
+from .progress import say
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
@@ -141,17 +142,17 @@ def train_temporal(
         torch.manual_seed(settings.seed)
         model = TemporalClassifier(config)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        console.print(
+        say(
+            console,
             f"{config.encoder}, {num_parameters / 1e6:.1f}M parameters, on {device}; "
             f"{len(train)} training and {len(val)} validation videos, {len(names)} classes; "
             f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
             f"batches of {recipe.batch_size}",
-            highlight=False,
         )
         fit(
             *(model, train, val, names, recipe, files),
             device=device,
-            on_epoch=lambda report: console.print(_line(report, recipe.epochs), highlight=False),
+            on_epoch=lambda report: say(console, _line(report, recipe.epochs)),
         )
     return _report(files, console)
 
@@ -298,10 +299,10 @@ def _line(report: "EpochReport", epochs: int) -> str:
 def _report(files: Any, console: Console) -> TrainReport:
     lines = [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
     best = [line for line in lines if line["is_best"]][-1]
-    console.print(
+    say(
+        console,
         f"{files.root}: {len(lines)} epochs; best top-1 {best['top1']:.1%} (epoch "
         f"{best['epoch']}), "
         f"last {lines[-1]['top1']:.1%}",
-        highlight=False,
     )
     return TrainReport(best=best, last=lines[-1])

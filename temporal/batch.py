@@ -53,7 +53,7 @@ def frame_positions(
     Returns:
         [T] int64.
 
-    >>> times, index = np.array([2.0, 2.04, 2.1]), np.array([60, 61, 63])
+    >>> times, index = np.array([2.0, 2.04, 2.08]), np.array([60, 61, 63])
     >>> frame_positions(times, index, position_fps=25).tolist()
     [0, 1, 2]
     >>> frame_positions(times, index, position_fps=None).tolist()

@@ -61,21 +61,6 @@ def test_long_videos_pass_through_few_slots(tmp_path: Path) -> None:
     assert numbers == [list(range(700))]
 
 
-def _pids() -> list[int]:
-    """Process numbers of this process's decoding children."""
-    pids = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-            if b"vtnpipe.extract.child" in command and parent == os.getpid():
-                pids.append(int(entry.name))
-    return pids
-
-
 def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path]) -> None:
     path = write_video(tmp_path / "long.mp4", 600, height=240, width=320)
     requests = [Request(str(path)), Request(str(clips["a"])), Request(str(clips["b"]))]
@@ -85,7 +70,7 @@ def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path
         for row, event in children.decode(requests):
             if isinstance(event, Chunk) and row == 0:
                 if len(numbers) == 64 and "restarted" not in statuses:
-                    os.kill(_pids()[0], signal.SIGKILL)
+                    os.kill(children.pids[0], signal.SIGKILL)
                 numbers += event.frame_index
             elif isinstance(event, Restarted):
                 numbers, statuses = [], ["restarted"]
@@ -101,7 +86,7 @@ def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -
     with DecodingChildren() as children:
         for row, event in children.decode(requests):
             if row == 0 and not isinstance(event, Outcome | Restarted):
-                os.kill(_pids()[0], signal.SIGSEGV)
+                os.kill(children.pids[0], signal.SIGSEGV)
             if isinstance(event, Outcome):
                 outcomes.append(event)
     assert [(o.status, o.reason) for o in outcomes] == [("failed", "crashed"), ("ok", "")]
@@ -114,7 +99,7 @@ def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
     with DecodingChildren(stall_seconds=1.5) as children:
         for row, event in children.decode(requests):
             if row == 0 and isinstance(event, Probed):  # the second try, too
-                os.kill(_pids()[0], signal.SIGSTOP)
+                os.kill(children.pids[0], signal.SIGSTOP)
                 time.sleep(0.2)
             if isinstance(event, Outcome):
                 outcomes.append(event)
@@ -125,7 +110,7 @@ def test_a_loss_with_decord_is_tried_again_with_pyav(clips: dict[str, Path]) -> 
     with DecodingChildren() as children:
         events = children.decode([Request(str(clips["a"]))])
         assert isinstance(next(events)[1], Probed)
-        os.kill(_pids()[0], signal.SIGKILL)
+        os.kill(children.pids[0], signal.SIGKILL)
         outcome = [event for _, event in events][-1]
     assert isinstance(outcome, Outcome)
     assert (outcome.status, outcome.decoder) == ("ok", "pyav")

@@ -1,0 +1,224 @@
+"""`vtnpipe train-temporal`, `evaluate` and `predict`, end to end through the command line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import run_cli
+from numbered_videos import write_video
+from vtnpipe.manifests.errors import FeaturesError, ManifestError, SettingsError, VtnpipeError
+from vtnpipe.manifests.shards import open_features
+from vtnpipe.manifests.videos import read_manifest
+from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
+from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.predict import PredictSettings, predict
+from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
+
+SMALL = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--epochs", 2)
+SETTINGS = TrainTemporalSettings(layers=1, heads=2, intermediate=16, head_dim=8, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve clips of two classes, their manifest `m.csv`, and features `f`."""
+    root = tmp_path_factory.mktemp("stage-two")
+    lines = ["video_id,path,label,split"]
+    for number in range(12):
+        write_video(root / f"{number}.mp4", 20 + number, first=number * 200)
+        split = ("train", "train", "val")[number % 3]
+        lines.append(f"v{number},{number}.mp4,{'up' if number < 6 else 'down'},{split}")
+    lines.append("lost,none.mp4,up,val")
+    (root / "m.csv").write_text("\n".join(lines) + "\n")
+    means = ("--backbone", "toy_backbones:block_means", "--weights", "none")
+    run_cli(root, "extract", "m.csv", "f", *means, "--store", "float32", code=1)
+    return root
+
+
+@pytest.fixture
+def folder(extracted: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    root = tmp_path / "work"
+    shutil.copytree(extracted, root)
+    return root
+
+
+def test_the_whole_way(folder: Path) -> None:
+    ran = run_cli(folder, "train-temporal", "f", "run", *SMALL)
+    assert "8 training and 4 validation videos, 2 classes" in ran.stdout
+    assert "sgd, learning rate 0.001 (steps), batches of 16" in ran.stdout
+    assert "epoch   2/2" in ran.stdout
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert {"config.json", "model.safetensors", "last.safetensors", "backbone.safetensors"} <= names
+    assert {"metrics.jsonl", "settings.json", "checkpoints"} <= names
+    config = json.loads((folder / "run/config.json").read_text())
+    assert config["class_names"] == ["down", "up"]
+    before = (folder / "run/model.safetensors").read_bytes()
+    again = run_cli(folder, "train-temporal", "f", "run", *SMALL).stdout
+    assert "epoch   " not in again
+    assert (folder / "run/model.safetensors").read_bytes() == before
+    ran = run_cli(folder, "train-temporal", "f", "run", *SMALL, "--lr", 0.1, code=2)
+    assert "holds another run: lr is 0.1 here and 0.001 there" in ran.stderr
+
+    ran = run_cli(folder, "evaluate", "run", "f", code=1)
+    assert "videos: 5 expected, 4 scored, 1 missing, 0 partial  <- not all" in ran.stdout
+    figures = json.loads((folder / "run/predictions/val.json").read_text())
+    with (folder / "run/predictions/val.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    hits = [line["label"] == line["predicted"] for line in lines]
+    assert figures["metrics"]["top1"] == pytest.approx(sum(hits) / 4)
+    assert sum(map(sum, figures["metrics"]["confusion"])) == 4
+    assert "top-1" in run_cli(folder, "evaluate", "run", "f", "--split", "train").stdout
+
+    probabilities = {}
+    for mode, arguments in {
+        "end-to-end": ("0.mp4", "11.mp4"),
+        "chunked": ("0.mp4", "11.mp4", "--chunk-frames", 7),
+        "features": ("v0", "v11", "--features", "f"),
+    }.items():
+        output = f"{mode}.csv"
+        ran = run_cli(folder, "predict", "run", *arguments, "--mode", mode, "--output", output)
+        assert "%  up" in ran.stdout
+        with (folder / output).open() as file:
+            rows = list(csv.DictReader(file))
+        probabilities[mode] = [[float(row[name]) for name in ("down", "up")] for row in rows]
+        assert len(rows) == 2
+    for mode in ("chunked", "features"):
+        np.testing.assert_allclose(probabilities[mode], probabilities["end-to-end"], atol=1e-4)
+    ran = run_cli(folder, "predict", "run", "0.mp4", "none.mp4", code=1)
+    assert "none.mp4  (missing:" in ran.stdout
+
+
+def test_the_three_modes_agree_in_their_logits(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    videos = [folder / f"{number}.mp4" for number in (0, 3, 11)]
+    ids = ["v0", "v3", "v11"]
+    found = [
+        predict(folder / "run", videos, PredictSettings(mode="end-to-end")),
+        predict(folder / "run", videos, PredictSettings(mode="chunked", chunk_frames=5)),
+        predict(folder / "run", ids, PredictSettings(mode="features", features=str(folder / "f"))),
+    ]
+    logits = [torch.stack([p.logits for p in r.predictions if p.logits is not None]) for r in found]
+    assert logits[0].shape == (3, 2)
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], atol=1e-4, rtol=0)
+
+
+def test_mean_pooling_and_every_preset_option(folder: Path) -> None:
+    settings = TrainTemporalSettings(encoder="mean", head_dim=8, epochs=1, optimizer="adamw")
+    train_temporal(folder / "f", folder / "run", settings)
+    network = VideoTransformerNetwork.from_pretrained(folder / "run")
+    assert network.config.temporal.encoder == "mean"
+    assert evaluate(folder / "run", folder / "f").counts.scored == 4
+
+
+def test_a_network_is_saved_and_loaded_whole(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    network = VideoTransformerNetwork.from_pretrained(folder / "run")
+    network.save_pretrained(folder / "model")
+    assert sorted(path.name for path in (folder / "model").iterdir()) == [
+        *("config.json", "model.safetensors"),
+    ]
+    shutil.rmtree(folder / "run")
+    shutil.rmtree(folder / "f")
+    again = VideoTransformerNetwork.from_pretrained(folder / "model")
+    frames, positions = torch.rand(2, 6, 3, 64, 64), torch.arange(6).expand(2, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(frames, positions), network(frames, positions))
+        features = again.backbone(frames.flatten(0, 1)).unflatten(0, (2, 6))
+        torch.testing.assert_close(again.temporal(features, positions), again(frames, positions))
+    again.train()
+    assert again.temporal.training
+    assert not again.backbone.training
+    assert not any(parameter.requires_grad for parameter in again.backbone.parameters())
+
+
+def _edit(manifest: Path, old: str, new: str) -> str:
+    """A copy of a manifest with some text replaced."""
+    text = manifest.read_text()
+    assert old in text
+    path = manifest.with_name("edited.csv")
+    path.write_text(text.replace(old, new))
+    return str(path)
+
+
+def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
+    manifest = folder / "m.csv"
+    fly = _edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
+    cases: list[tuple[type[VtnpipeError], str, dict[str, object]]] = [
+        (ManifestError, "label 'fly' is none of the model's 2 classes", {"manifest": fly}),
+        (ManifestError, "split 'test' has no rows", {"val_split": "test"}),
+        (SettingsError, "--heads 3", {"heads": 3}),
+        (SettingsError, "--window 5", {"window": 5}),
+        (SettingsError, "features of 768 dimensions", {"preset": "vit-b-vtn"}),
+        (SettingsError, "--preset 'vtn'", {"preset": "vtn"}),
+    ]
+    for kind, message, changes in cases:
+        values = {"layers": 1, "heads": 2, "head_dim": 8, "epochs": 1, **changes}
+        with pytest.raises(kind, match=message):
+            train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))  # type: ignore[arg-type]
+        assert not (folder / "run").exists()
+    only_lost = _edit(manifest, "lost,none.mp4,up,val", "lost,none.mp4,rare,train")
+    with pytest.raises(ManifestError, match="no video of class 'rare' has features"):
+        train_temporal(folder / "f", folder / "run", TrainTemporalSettings(manifest=only_lost))
+    (folder / "run").mkdir()
+    (folder / "run/letter.txt").touch()
+    with pytest.raises(SettingsError, match="not empty, and no run folder"):
+        train_temporal(folder / "f", folder / "run", SETTINGS)
+
+
+def test_faults_of_evaluation_have_their_errors(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    manifest = folder / "m.csv"
+    with pytest.raises(ManifestError, match="split 'test' has no rows"):
+        evaluate(folder / "run", folder / "f", EvaluateSettings(split="test"))
+    fly = _edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
+    with pytest.raises(ManifestError, match="label 'fly'"):
+        evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=fly))
+    with pytest.raises(FeaturesError, match="not a model or run folder"):
+        evaluate(folder / "f", folder / "f")
+    with pytest.raises(SettingsError, match="needs --features FOLDER"):
+        PredictSettings(mode="features")
+    settings = PredictSettings(mode="features", features=str(folder / "f"))
+    with pytest.raises(FeaturesError, match="has no video_id 'x'"):
+        predict(folder / "run", ["x"], settings)
+    extraction = folder / "f/extraction.json"
+    extraction.write_text(extraction.read_text().replace("block_means", "mixer"))
+    with pytest.raises(FeaturesError, match=r"backbone is 'toy_backbones:mixer' there"):
+        evaluate(folder / "run", folder / "f")
+    (folder / "run/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FeaturesError, match=r"model\.safetensors"):
+        VideoTransformerNetwork.from_pretrained(folder / "run")
+
+
+def test_partial_videos_are_counted_and_can_be_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vtnpipe.manifests.store import FeatureStore
+
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    statuses = {**open_features(folder / "f").statuses, "v2": "partial"}
+    monkeypatch.setattr(FeatureStore, "statuses", property(lambda self: statuses))
+    counts = evaluate(folder / "run", folder / "f").counts
+    assert (counts.expected, counts.scored, counts.missing, counts.partial) == (5, 4, 1, 1)
+    dropped = evaluate(folder / "run", folder / "f", EvaluateSettings(drop_partial=True)).counts
+    assert (dropped.expected, dropped.scored, dropped.missing, dropped.partial) == (5, 3, 2, 0)
+
+
+def test_four_hundred_classes(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 7)
+    lines = [f"t{n},v.mp4,class {n:03},train" for n in range(400)]
+    lines += [f"e{n},v.mp4,class {n:03},val" for n in range(0, 400, 40)]
+    (tmp_path / "m.csv").write_text("\n".join(["video_id,path,label,split", *lines]) + "\n")
+    means = ("--backbone", "toy_backbones:block_means", "--weights", "none")
+    run_cli(tmp_path, "extract", "m.csv", "f", *means)
+    assert len(read_manifest(tmp_path / "f/manifest.csv")) == 410
+    run_cli(tmp_path, "train-temporal", "f", "run", *SMALL[:-1], 1)
+    shown = run_cli(tmp_path, "evaluate", "run", "f").stdout
+    assert "and 380 more classes" in shown
+    assert "10 scored" in shown
+    ran = run_cli(tmp_path, "predict", "run", "v.mp4", "--top", 3)
+    assert len(ran.stdout.splitlines()) == 4

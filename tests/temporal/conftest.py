@@ -1,0 +1,52 @@
+"""A small feature folder made without videos: classes that differ in what comes first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vtnpipe.manifests.folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.shards import VideoPart, write_shard
+from vtnpipe.manifests.store import FeatureStore
+from vtnpipe.manifests.videos import VideoRow
+
+DIM = 12
+
+
+def _video(number: int, length: int) -> VideoPart:
+    generator = np.random.default_rng(number)
+    features = generator.standard_normal((length, DIM)).astype(np.float32)
+    features[:, number % 2] += np.where(np.arange(length) < length // 2, 3, 0)
+    return VideoPart(
+        video_id=f"v{number:02}",
+        features=features,
+        frame_index=np.arange(length),
+        timestamps=np.arange(length) / 10,
+        status="ok",
+    )
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
+    def make(num_videos: int = 24, *extra: VideoPart) -> FeatureStore:
+        folder = FeatureFolder(tmp_path / "features")
+        folder.shards.mkdir(parents=True)
+        write_extraction(folder, {"backbone": "toy"}, row_shape=[DIM])
+        store = FeatureStore(folder.root)
+        write_shard(
+            folder.shards / "000-00000.h5",
+            [*(_video(n, 20 + n) for n in range(num_videos)), *extra],
+            row_shape=(DIM,),
+            dtype="float32",
+            fingerprint=store.extraction["fingerprint"],
+            views=["centre"],
+            settings={},
+        )
+        return FeatureStore(folder.root)
+
+    return make
+
+
+@pytest.fixture
+def rows() -> list[VideoRow]:
+    return [VideoRow(video_id=f"v{n:02}", path="-", label="ab"[n % 2]) for n in range(24)]

@@ -1,0 +1,154 @@
+"""The temporal model: equality with the authors', what may and what may not change a logit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vtnpipe.manifests.errors import SettingsError
+from vtnpipe.temporal.batch import Sample, collate
+from vtnpipe.temporal.model import TemporalClassifier, TemporalConfig
+from vtnpipe.temporal.presets import PRESETS, preset, preset_for
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference-vtn"
+BACKBONE_PARAMETERS = {
+    "vit_base_patch16_224": 85_798_656,
+    "deit_base_patch16_224": 85_798_656,
+    "deit_tiny_patch16_224": 5_524_416,
+    "resnet50": 23_508_032,
+    "resnet101": 42_500_160,
+}
+
+
+def _model(encoder: str = "longformer", **changes: object) -> TemporalClassifier:
+    torch.manual_seed(0)
+    values = {"feature_dim": 24, "num_classes": 5, "num_heads": 4, "intermediate_dim": 32}
+    config = TemporalConfig(**{"head_dim": 16, "encoder": encoder, **values, **changes})  # type: ignore[arg-type]
+    model = TemporalClassifier(config).eval()
+    for parameter in model.parameters():  # as after some training: at the start, little matters
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def _clips(*lengths: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Sample(
+            torch.randn(length, 24, generator=generator), torch.arange(length) * 3, 0, str(length)
+        )
+        for length in lengths
+    ]
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' numbers are not on this machine")
+def test_equals_the_authors_model() -> None:
+    state = torch.load(REFERENCE / "reference_vtn.pyth", weights_only=True)["model_state"]
+    outputs = np.load(REFERENCE / "reference_outputs.npz")
+    names = {"cls_token": "encoder.cls_token"}
+    for key in state:
+        if key.startswith("temporal_encoder."):
+            names[key] = key.replace("temporal_encoder.", "encoder.model.")
+        elif key.startswith("mlp_head."):
+            names[key] = key.replace("mlp_head.", "head.")
+    config = TemporalConfig(feature_dim=192, num_classes=11, intermediate_dim=384, head_dim=192)
+    model = TemporalClassifier(config).eval()
+    model.load_state_dict({ours: state[theirs] for theirs, ours in names.items()})
+    with torch.inference_mode():
+        logits = model(
+            torch.from_numpy(outputs["features"]), torch.from_numpy(outputs["frame_index"])
+        )
+    np.testing.assert_allclose(logits.numpy(), outputs["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["longformer", "mean"])
+def test_a_batch_of_clips_equals_the_clips_alone(encoder: str) -> None:
+    model = _model(encoder)
+    clips = _clips(1, 17, 18, 40, 133)
+    batch = collate(clips)
+    with torch.inference_mode():
+        together = model(batch.features, batch.positions, batch.mask)
+        for row, clip in enumerate(clips):
+            alone = model(clip.features[None], clip.positions[None])
+            torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["longformer", "mean"])
+def test_what_stands_in_the_padding_changes_no_logit(encoder: str) -> None:
+    model = _model(encoder)
+    (clip,) = _clips(29)
+    features, positions = clip.features[None], clip.positions[None]
+    with torch.inference_mode():
+        expected = model(features, positions)
+        for padding in (1, 7, 18, 200):
+            mask = torch.arange(29 + padding)[None] < 29
+            found = model(
+                torch.cat([features, torch.full((1, padding, 24), 50.0)], 1),
+                torch.nn.functional.pad(positions, (0, padding), value=5),
+                mask,
+            )
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_order_changes_the_longformer_and_not_the_mean() -> None:
+    (clip,) = _clips(40)
+    positions = clip.positions[None]
+    with torch.inference_mode():
+        for encoder, is_seen in (("longformer", True), ("mean", False)):
+            model = _model(encoder)
+            logits = model(clip.features[None], positions)
+            backwards = model(clip.features.flip(0)[None], positions)
+            assert torch.allclose(logits, backwards, atol=1e-5) != is_seen
+
+
+def test_positions_wrap_below_the_last_two_rows() -> None:
+    model = _model(max_positions=12)
+    (clip,) = _clips(20)
+    positions = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits = model(clip.features[None], positions)
+        torch.testing.assert_close(model(clip.features[None], positions + 10), logits)
+        assert not torch.allclose(model(clip.features[None], positions + 1), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("vit-b-vtn", 114),
+        ("vit-b-vtn-1layer", 96),
+        ("deit-b-vtn", 114),
+        ("deit-ti-vtn", 10),
+        ("r50-vtn", 168),
+        ("r101-vtn", 187),
+    ],
+)
+def test_presets_have_the_papers_parameters(name: str, millions: int) -> None:
+    with torch.device("meta"):
+        model = TemporalClassifier.from_preset(name, num_classes=400)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert round((count + BACKBONE_PARAMETERS[preset(name).backbone]) / 1e6) == millions
+
+
+def test_presets_have_the_papers_recipe() -> None:
+    for found in PRESETS.values():
+        is_resnet = found.backbone.startswith("resnet")
+        assert found.batch_size == (32 if is_resnet else 16)
+        assert found.schedule == ("cosine" if is_resnet else "steps")
+    assert preset_for("resnet101") is PRESETS["r101-vtn"]
+    assert preset_for("nothing") is None
+    with pytest.raises(SettingsError, match="vit-b-vtn"):
+        preset("vit-c-vtn")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "--heads 5"),
+        ({"attention_window": 17}, "--window 17"),
+        ({"attention_window": 0}, "--window 0"),
+        ({"max_positions": 2}, "--max-positions 2"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        _model(**changes)
