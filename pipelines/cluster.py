@@ -14,7 +14,8 @@ from ..manifests.errors import StoppedError
 from ..manifests.plan import Task
 
 if TYPE_CHECKING:
-    from ..extract.worker import Job, Progress, TaskReport
+    from ..extract.batches import Progress
+    from ..extract.worker import Job, TaskReport
 
 PROGRESS_TOPIC = "vtnpipe-progress"
 PROGRESS_SECONDS = 0.5
@@ -91,7 +92,7 @@ def run_tasks(
     """
     from distributed import KilledWorker, as_completed
 
-    from ..extract.worker import Progress
+    from ..extract.batches import Progress
 
     client.subscribe_topic(PROGRESS_TOPIC, lambda event: on_progress(Progress(**event[1])))
     ahead = TASKS_AHEAD * len(client.scheduler_info(n_workers=-1)["workers"])
@@ -123,7 +124,8 @@ def _run_on_worker(task: Task, job: "Job") -> "TaskReport":
     """Runs a task in a Dask worker process, on the worker's own GPU where there are several."""
     from distributed import get_worker
 
-    from ..extract.worker import Progress, run_task
+    from ..extract.batches import Progress
+    from ..extract.worker import run_task
 
     worker = get_worker()
     if job.device == "cuda":

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from ..extract.worker import Progress as WorkerProgress
+    from ..extract.batches import Progress as WorkerProgress
 
 LINE_SECONDS = 10.0
 

@@ -118,3 +118,32 @@ def test_two_readings_and_two_decoders_agree(shared_videos: Path) -> None:
                 assert (one.frame_index, one.time) == (two.frame_index, two.time)
                 np.testing.assert_array_equal(one.image, two.image)
     assert num_compared >= 20
+
+
+def test_the_whole_way_on_real_labelled_clips(
+    tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe
+) -> None:
+    vtnpipe("manifest", "build", shared_videos / "surveillance", "-o", "m.csv")
+    shares = ("--train", 0.5, "--val", 0.25, "--test", 0.25)
+    vtnpipe("manifest", "split", "m.csv", "-o", "m.csv", *shares)
+    exact = ("--precision", "float32", "--store", "float32")
+    vtnpipe("extract", "m.csv", "f", "--backbone", "test_vit", "--weights", "none", *exact)
+    small = ("--layers", 1, "--heads", 4, "--epochs", 3)
+    ran = vtnpipe("train-temporal", "f", "run", *small)
+    assert "12 training and 6 validation videos, 2 classes" in ran.stdout
+    ran = vtnpipe("evaluate", "run", "f", "--split", "test")
+    assert "6 expected, 6 scored, 0 missing, 0 partial" in ran.stdout
+
+    name = "fight/fi010.mp4"
+    clip = shared_videos / "surveillance" / name
+    tables = []
+    for mode, arguments in {
+        "end-to-end": (clip,),
+        "chunked": (clip, "--chunk-frames", 13),
+        "features": (name, "--features", "f"),
+    }.items():
+        vtnpipe("predict", "run", *arguments, "--mode", mode, "--output", f"{mode}.csv")
+        with (tmp_path / f"{mode}.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        tables.append([float(row["fight"]), float(row["noFight"])])
+    np.testing.assert_allclose(tables[1:], [tables[0]] * 2, atol=1e-4)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, number_of_blocks
 from vtnpipe.extract.backbone import build_backbone
+from vtnpipe.extract.batches import Progress
 from vtnpipe.extract.children import DecodingChildren, Restarted
-from vtnpipe.extract.worker import Job, Progress, TaskReport, run_task
+from vtnpipe.extract.worker import Job, TaskReport, run_task
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.plan import Task, look_at
