@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 from ..manifests.errors import StoppedError
@@ -94,7 +94,7 @@ def run_tasks(
 
     from ..extract.batches import Progress
 
-    client.subscribe_topic(PROGRESS_TOPIC, lambda event: on_progress(Progress(**event[1])))
+    client.subscribe_topic(PROGRESS_TOPIC, lambda event: on_progress(Progress(*event[1])))
     ahead = TASKS_AHEAD * len(client.scheduler_info(n_workers=-1)["workers"])
     queue = iter(tasks)
     running = as_completed()
@@ -143,7 +143,7 @@ def _run_on_worker(task: Task, job: "Job") -> "TaskReport":
 
     def flush() -> None:
         nonlocal collected, last_sent
-        worker.log_event(PROGRESS_TOPIC, vars(collected))
+        worker.log_event(PROGRESS_TOPIC, astuple(collected))  # to a dict, Dask adds a key
         collected, last_sent = Progress(), time.monotonic()
 
     report = run_task(task, job, on_progress)

@@ -1,6 +1,7 @@
 """`vtnpipe extract` end to end: real encoded video, a real Dask cluster, the real command line."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from command_line import Vtnpipe, cli_environment, run_cli
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
+from rich.console import Console
 from vtnpipe.manifests.shards import open_features
+from vtnpipe.pipelines.extract import ExtractSettings, extract
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
 MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")
@@ -221,6 +224,18 @@ def test_a_killed_run_is_finished_by_the_same_command(
     assert sorted(p.name for p in (tmp_path / "killed").rglob("*")) == sorted(
         p.name for p in (tmp_path / "whole").rglob("*")
     )
+
+
+def test_progress_counts_every_frame(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtnpipe.pipelines.progress.LINE_SECONDS", 0.0)
+    printed = io.StringIO()
+    settings = ExtractSettings(backbone="toy_backbones:block_means", weights="none", workers=1)
+    extract(manifest, tmp_path / "f", settings, console=Console(file=printed))
+    lines = [line for line in printed.getvalue().splitlines() if line.startswith("extract: ")]
+    total = sum(CLIP_LENGTHS.values())
+    assert lines[-1].startswith(f"extract: {total}/{total} frames, ")
 
 
 def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:
