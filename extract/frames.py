@@ -144,6 +144,7 @@ def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
         (info.container not in (MOV, MATROSKA), f"container {info.container}"),
         (not is_whole, "a span is wanted"),
         (info.width < MIN_DECORD_WIDTH, f"{info.width} pixels wide"),
+        (bool(info.width % 2 or info.height % 2), "an odd size: its chroma comes out otherwise"),
         (info.count_reason != "", info.count_reason),
         (bool(info.oddities), ", ".join(info.oddities)),
         (info.num_beyond_end > 0, "the file ends before its index does"),

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import FeaturesError
 from .files import write_json
@@ -129,8 +129,20 @@ def check_identity(folder: FeatureFolder, identity: Mapping[str, Any]) -> None:
         )
 
 
+class WritableFolder(Protocol):
+    """A feature folder or a run folder."""
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+
+    @property
+    def lock(self) -> Path:
+        """The file in it that its writer holds."""
+
+
 @contextlib.contextmanager
-def locked(folder: FeatureFolder) -> Iterator[None]:
+def locked(folder: WritableFolder) -> Iterator[None]:
     """Makes the folder and holds it for writing; the lock ends with the process, however that ends.
 
     Raises:

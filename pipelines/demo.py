@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import atomic_path
 from ..manifests.videos import VideoRow, write_manifest
 from .evaluate import EvaluateSettings, evaluate
@@ -28,7 +27,6 @@ from .train_temporal import TrainTemporalSettings, train_temporal
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
 LABELS = ("forwards", "backwards")
-VAL_SHARE = 1 / 3
 # Not the paper's recipe, which is for a trained backbone and 240,000 videos.
 RECIPE: dict[str, Any] = {
     "layers": 1,
@@ -55,7 +53,7 @@ class DemoSettings:
     backbone: str = setting(
         "vit_tiny_patch16_224", help="With random weights: no download.", metavar="NAME"
     )
-    epochs: int = setting(50, help="Of each training.", check=at_least(1))
+    epochs: int = setting(45, help="Of each training.", check=at_least(1))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -69,10 +67,10 @@ class DemoReport:
     mean_pooling: list[float]
 
     @property
-    def exit_code(self) -> int:
-        """1 where the VTN is not above the baseline."""
-        is_above = statistics.mean(self.vtn) > statistics.mean(self.mean_pooling)
-        return EXIT_OK if is_above else EXIT_WITH_FAILURES
+    def is_clear(self) -> bool:
+        """Whether the VTN is far above the baseline, and the baseline near chance."""
+        vtn, baseline = statistics.mean(self.vtn), statistics.mean(self.mean_pooling)
+        return vtn > 0.9 and abs(baseline - 1 / len(LABELS)) < 0.1
 
 
 def demo(
@@ -151,7 +149,7 @@ def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
         generator = np.random.default_rng(number)
         draw, kind = ((_scene_change, "scene"), (_growth, "growth"))[number % 2]
         frames = list(draw(generator))
-        split = "val" if number < num_events * VAL_SHARE else "train"
+        split = "val" if number % 6 < 2 else "train"  # of each kind a third, however many there are
         for label, ordered in zip(LABELS, (frames, frames[::-1]), strict=True):
             path = folder / f"{kind}-{number:03d}-{label}.mp4"
             if not path.exists():
@@ -226,3 +224,5 @@ def _print(report: DemoReport, console: Console) -> None:
         by_seed = " ".join(f"{score:6.1%}" for score in scores)
         say(console, f"{name:24s} {statistics.mean(scores):6.1%}  {by_seed}")
     say(console, f"{'chance':24s} {1 / len(LABELS):6.1%}")
+    if not report.is_clear:
+        say(console, "The two are not far apart: that is not as it should be with the defaults.")

@@ -4,6 +4,7 @@ import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from rich.console import Console
 
@@ -100,21 +101,27 @@ def evaluate(
         counts=Counts(
             expected=usable.num_expected,
             scored=len(usable.rows),
-            missing=usable.num_expected - len(usable.rows),
+            missing=usable.num_missing,
             partial=usable.num_partial,
         ),
     )
     folder = files.root / "predictions"
     folder.mkdir(exist_ok=True)
-    with atomic_text(folder / f"{settings.split}.csv") as file:
+    name = quote(settings.split, safe="") or "all"  # a split's name never becomes a path
+    with atomic_text(folder / f"{name}.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video_id", "label", "predicted", "probability"))
         for row, probabilities in zip(usable.rows, logits.softmax(1), strict=True):
             best = int(probabilities.argmax())
             probability = f"{float(probabilities[best]):.6f}"
             writer.writerow((row.video_id, row.label, config.class_names[best], probability))
-    values = {"classes": config.class_names, **asdict(report)}
-    write_json(values, folder / f"{settings.split}.json")
+    values = {
+        "settings": asdict(settings),
+        "features": store.extraction["fingerprint"],
+        "classes": config.class_names,
+        **asdict(report),
+    }
+    write_json(values, folder / f"{name}.json")
     _print(report, settings, config.class_names, console)
     return report
 

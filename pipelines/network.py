@@ -1,8 +1,8 @@
 """The whole network: backbone and temporal model, and the folder that it is stored in.
 
-config.json          backbone, preprocessing, temporal model, classes, and how its features were
-made model.safetensors    weights: `temporal.*`, and `backbone.*` unless a file of their own
-holds them backbone.safetensors a frozen backbone's weights, as they lie in the feature folder
+- config.json: backbone, preprocessing, temporal model, classes, and how its features were made
+- model.safetensors: weights, `temporal.*`, and `backbone.*` unless a file of their own holds them
+- backbone.safetensors: a frozen backbone's weights, as they lie in the feature folder
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..extract.backbone import Preprocessing, create_module
 from ..manifests.errors import BackboneError, FeaturesError
-from ..manifests.files import write_bytes, write_json
+from ..manifests.files import atomic_path, write_bytes, write_json
 from ..manifests.folder import FeatureFolder
-from ..temporal.checkpoint import RunFolder
+from ..temporal.checkpoint import RunFolder, read_weights
 from ..temporal.model import TemporalClassifier, TemporalConfig
 
 FORMAT, VERSION = "vtnpipe.model", 1
@@ -93,12 +93,12 @@ class VideoTransformerNetwork(nn.Module):
             TemporalClassifier(config.temporal),
             config,
         )
+        state = read_weights(files.best)
+        if files.backbone.exists():
+            state |= _read_backbone(files.backbone, config.identity["weights_digest"])
         try:
-            state = safetensors.torch.load_file(files.best)
-            if files.backbone.exists():
-                state |= _read_backbone(files.backbone, config.identity["weights_digest"])
             network.load_state_dict(state)
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        except RuntimeError as error:
             raise FeaturesError(f"{files.best}: does not fit config.json ({error})") from None
         return network.eval()
 
@@ -119,13 +119,12 @@ def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier
         FeaturesError: its weights don't fit its configuration.
     """
     temporal = TemporalClassifier(config.temporal)
+    state, prefix = read_weights(files.best), "temporal."
     try:
-        state = safetensors.torch.load_file(files.best)
-        prefix = "temporal."
         temporal.load_state_dict(
             {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except RuntimeError as error:
         raise FeaturesError(f"{files.best}: does not fit config.json ({error})") from None
     return temporal.eval()
 
@@ -169,7 +168,8 @@ def link_backbone(features: FeatureFolder, files: RunFolder) -> None:
             f"{features.backbone}: missing, but predicting needs it; put it back"
         ) from None
     except OSError:
-        shutil.copyfile(features.backbone, files.backbone)
+        with atomic_path(files.backbone) as temporary:
+            shutil.copyfile(features.backbone, temporary)
 
 
 def _read_backbone(path: Path, digest: str) -> dict[str, Tensor]:

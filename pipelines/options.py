@@ -36,6 +36,12 @@ def at_least(minimum: float) -> Check:
     return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
 
 
+def between(minimum: float, maximum: float) -> Check:
+    """A check for numbers; the limits themselves are fine."""
+    rule = f"it must be between {minimum:g} and {maximum:g}"
+    return lambda value: "" if minimum <= value <= maximum else rule
+
+
 def check_settings(settings: Any) -> None:
     """Runs the checks of a settings dataclass; call it in `__post_init__`.
 

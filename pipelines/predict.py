@@ -6,6 +6,7 @@ features    the features were extracted in advance; only the temporal model runs
 """
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from .progress import say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .network import VideoTransformerNetwork
+    from ..temporal.model import TemporalClassifier
+    from .network import NetworkConfig, VideoTransformerNetwork
 
 Mode = Literal["end-to-end", "chunked", "features"]
 
@@ -99,31 +101,43 @@ def predict(
         VtnpipeError: model, features or a setting breaks a rule.
     """
     from ..extract.device import resolve_device
-    from .network import VideoTransformerNetwork
+    from ..temporal.checkpoint import RunFolder
+    from .network import VideoTransformerNetwork, load_temporal, read_config
 
     settings = settings or PredictSettings()
     console = console or Console(quiet=True)
     device = resolve_device(settings.device)
     if not videos and settings.mode != "features":
         raise SettingsError(f"--mode {settings.mode}: name at least one VIDEO")
-    network = VideoTransformerNetwork.from_pretrained(model).to(device)
-    classes = network.config.class_names
-    found = (
-        _from_features(network, [str(video) for video in videos], settings.features, device)
-        if settings.features is not None
-        else _from_videos(network, [str(video) for video in videos], settings, device)
-    )
+    output = None if settings.output is None else Path(settings.output)
+    if output is not None and not os.access(output.parent, os.W_OK):  # before the work, not after
+        raise SettingsError(f"--output {output}: its folder is missing or cannot be written")
+    names = [str(video) for video in videos]
+    if settings.features is not None:
+        files = RunFolder(Path(model))
+        config = read_config(files)
+        temporal = load_temporal(files, config).to(device)
+        found = _from_features(temporal, config, names, settings.features, device)
+    else:
+        network = VideoTransformerNetwork.from_pretrained(model).to(device)
+        config = network.config
+        found = _from_videos(network, names, settings, device)
+    classes = config.class_names
     predictions = []
     for prediction in found:
         _print(prediction, classes, settings.top, console)
         predictions.append(prediction)
-    if settings.output is not None:
-        _write(predictions, classes, Path(settings.output))
+    if output is not None:
+        _write(predictions, classes, output)
     return PredictReport(predictions=predictions, class_names=classes)
 
 
 def _from_features(
-    network: "VideoTransformerNetwork", ids: Sequence[str], features: str, device: str
+    temporal: "TemporalClassifier",
+    config: "NetworkConfig",
+    ids: Sequence[str],
+    features: str,
+    device: str,
 ) -> Iterator[Prediction]:
     import torch
 
@@ -132,7 +146,7 @@ def _from_features(
     from .network import check_features
 
     store = open_features(features)
-    check_features(network.config, store.extraction["identity"], store.folder.root)
+    check_features(config, store.extraction["identity"], store.folder.root)
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
@@ -145,11 +159,11 @@ def _from_features(
         positions = frame_positions(
             video.timestamps,
             video.frame_index,
-            position_fps=network.config.temporal.position_fps,
+            position_fps=config.temporal.position_fps,
         )
         tensor = torch.from_numpy(video.features.astype("float32"))
         note = "" if video.status == "ok" else f"partial, {video.num_lost_frames} frames lost"
-        yield Prediction(video_id, _classify(network.temporal, tensor, positions, device), note)
+        yield Prediction(video_id, _classify(temporal, tensor, positions, device), note)
 
 
 def _from_videos(
@@ -234,12 +248,15 @@ def _print(prediction: Prediction, classes: list[str], top: int, console: Consol
 
 
 def _write(predictions: list[Prediction], classes: list[str], path: Path) -> None:
-    """One line a video: video, predicted class, then each class's probability."""
+    """One line a video: video, predicted class, note, then each class's probability; failed ones,
+    too.
+    """
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video", "predicted", *classes))
-        for prediction in predictions:
-            if prediction.logits is not None:
-                best = classes[int(prediction.logits.argmax())]
-                shares = [f"{p:.6f}" for p in prediction.logits.softmax(0).tolist()]
-                writer.writerow((prediction.video, best, *shares))
+        writer.writerow(("video", "predicted", "note", *classes))
+        for video, logits, note in predictions:
+            if logits is None:
+                writer.writerow((video, "", note, *("" for _ in classes)))
+                continue
+            shares = [f"{p:.6f}" for p in logits.softmax(0).tolist()]
+            writer.writerow((video, classes[int(logits.argmax())], note, *shares))

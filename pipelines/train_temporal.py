@@ -6,19 +6,21 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from ..manifests.errors import ManifestError, SettingsError
-from ..manifests.files import write_json
+from ..manifests.files import remove_temporaries, write_json
+from ..manifests.folder import fingerprint, locked
 from ..manifests.videos import VideoRow, class_names, read_manifest
 from ..temporal.choices import Encoder, Optimizer, Schedule
-from .options import at_least, check_settings, setting
+from .options import at_least, between, check_settings, setting
 from .progress import say
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
+    from ..temporal.checkpoint import RunFolder
     from ..temporal.fit import EpochReport, Recipe
     from ..temporal.model import TemporalConfig
     from ..temporal.presets import Preset
@@ -47,27 +49,30 @@ class TrainTemporalSettings:
         None, help=f"Dimensions inside the head. {OF_THE_PRESET}", check=at_least(1)
     )
     max_positions: int = setting(288, help="Rows of the position embedding.", check=at_least(3))
-    position_fps: float = setting(25.0, help="Positions a second.", check=at_least(1e-3))
-    dropout: float = setting(0.1, help="In the encoder, attention included.", check=at_least(0))
-    head_dropout: float = setting(0.5, help="In the head.", check=at_least(0))
+    positions: Literal["seconds", "frames"] = setting(
+        "seconds", help="frames: a frame's position is its index, whatever its time."
+    )
+    position_fps: float = setting(25.0, help="Positions a second.", check=between(1e-3, 1e6))
+    dropout: float = setting(0.1, help="In the encoder, attention included.", check=between(0, 1))
+    head_dropout: float = setting(0.5, help="In the head.", check=between(0, 1))
     epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
     batch_size: int | None = setting(None, help=f"Clips a step. {OF_THE_PRESET}", check=at_least(1))
     optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
-    lr: float = setting(1e-3, help="Learning rate at the start.", check=at_least(0))
-    momentum: float = setting(0.9, help="Of SGD.", check=at_least(0))
-    weight_decay: float = setting(0.0, help="Of either optimizer.", check=at_least(0))
+    lr: float = setting(1e-3, help="Learning rate at the start.", check=between(0, 1e30))
+    momentum: float = setting(0.9, help="Of SGD.", check=between(0, 1))
+    weight_decay: float = setting(0.0, help="Of either optimizer.", check=between(0, 1))
     schedule: Schedule | None = setting(
         None, help=f"steps: x0.1 at epoch 13 of 25, x0.01 at 24. {OF_THE_PRESET}"
     )
     clip_frames: int = setting(16, help="Frames of a training clip.", check=at_least(1))
-    clip_seconds: float = setting(5.12, help="Its length.", check=at_least(0.01))
+    clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
     train_split: str = setting("train", help="The manifest's split to learn from.")
     val_split: str = setting("val", help="The split that decides which epoch is the best.")
     manifest: str | None = setting(
         None, help="Labels and splits; by default the features' own.", metavar="FILE"
     )
     drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
-    seed: int = setting(0, help="Of weights, clips and their order.")
+    seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
     device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
 
     def __post_init__(self) -> None:
@@ -115,32 +120,32 @@ def train_temporal(
     device = resolve_device(settings.device)
     store = open_features(features)
     rows = read_manifest(settings.manifest or store.folder.manifest)
-    train_rows, val_rows = (
-        usable_rows(store, rows, split, drop_partial=settings.drop_partial).rows
+    parts = [
+        usable_rows(store, rows, split, drop_partial=settings.drop_partial)
         for split in (settings.train_split, settings.val_split)
-    )
-    names = _class_names(rows, train_rows, settings.train_split)
+    ]
+    names = _class_names(rows, parts[0].rows, settings.train_split)
+    labels = [class_indices(part.rows, names) for part in parts]
     config, recipe = _resolve(settings, store, len(names))
-    labels = [class_indices(part, names) for part in (train_rows, val_rows)]
-    files = RunFolder(Path(run))
-    _begin(files, settings, store.extraction["fingerprint"])
-    write_config(
-        files,
-        NetworkConfig(identity=store.extraction["identity"], temporal=config, class_names=names),
-    )
-    link_backbone(store.folder, files)
     sampling = ClipSampling(
         num_frames=settings.clip_frames, seconds=settings.clip_seconds, seed=settings.seed
     )
     train, val = (
-        ClipDataset(store, part, indices, position_fps=config.position_fps, sampling=drawn)
-        for part, indices, drawn in zip(
-            (train_rows, val_rows), labels, (sampling, None), strict=True
-        )
+        ClipDataset(store, part.rows, indices, position_fps=config.position_fps, sampling=drawn)
+        for part, indices, drawn in zip(parts, labels, (sampling, None), strict=True)
     )
-    with torch.random.fork_rng():
+    files = RunFolder(Path(run))
+    check_root(files)
+    with torch.random.fork_rng(), locked(files):
         torch.manual_seed(settings.seed)
         model = TemporalClassifier(config)
+        is_new = _begin(files, settings, recipe, _data_digest(store, parts, labels))
+        if is_new:
+            identity = store.extraction["identity"]
+            write_config(
+                files, NetworkConfig(identity=identity, temporal=config, class_names=names)
+            )
+        link_backbone(store.folder, files)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         say(
             console,
@@ -148,6 +153,7 @@ def train_temporal(
             f"{len(train)} training and {len(val)} validation videos, {len(names)} classes; "
             f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
             f"batches of {recipe.batch_size}",
+            *(part.gaps for part in parts if part.gaps),
         )
         fit(
             *(model, train, val, names, recipe, files),
@@ -159,11 +165,34 @@ def train_temporal(
 
 @dataclass(frozen=True, kw_only=True)
 class UsableRows:
-    """A split's rows that have features, and how many have not."""
+    """A split's rows that have features, and how many have not.
 
+    Attributes:
+        num_partial: of `rows`.
+        num_dropped: partial ones that were left out.
+    """
+
+    split: str
     rows: list[VideoRow]
     num_expected: int
     num_partial: int
+    num_dropped: int
+
+    @property
+    def num_missing(self) -> int:
+        """Rows without features."""
+        return self.num_expected - len(self.rows) - self.num_dropped
+
+    @property
+    def gaps(self) -> str:
+        """What is not as it should be, in words; empty where all is."""
+        counts = {
+            "without features": self.num_missing,
+            "partial": self.num_partial,
+            "partial and left out": self.num_dropped,
+        }
+        found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        return f"split {self.split}: of {self.num_expected} videos, {found}" if found else ""
 
 
 def usable_rows(
@@ -178,17 +207,21 @@ def usable_rows(
 
     expected = rows_of_split(rows, split)
     statuses = store.statuses
-    dropped = ("partial",) if drop_partial else ()
-    usable = [
-        row for row in expected if row.video_id in store and statuses[row.video_id] not in dropped
-    ]
+    present = [row for row in expected if row.video_id in store]
+    whole = [row for row in present if statuses[row.video_id] == "ok"]
+    usable, num_partial = (whole if drop_partial else present), len(present) - len(whole)
     if not usable:
         raise ManifestError(
             f"split {split!r}: none of its {len(expected)} videos has usable features in "
             f"{store.folder.root}; extract them first"
         )
-    num_partial = sum(statuses[row.video_id] == "partial" for row in usable)
-    return UsableRows(rows=usable, num_expected=len(expected), num_partial=num_partial)
+    return UsableRows(
+        split=split,
+        rows=usable,
+        num_expected=len(expected),
+        num_partial=0 if drop_partial else num_partial,
+        num_dropped=num_partial if drop_partial else 0,
+    )
 
 
 def _class_names(rows: list[VideoRow], usable: list[VideoRow], split: str) -> list[str]:
@@ -229,7 +262,7 @@ def _resolve(
         intermediate_dim=own_or(settings.intermediate, chosen.intermediate_dim),
         head_dim=own_or(settings.head_dim, chosen.head_dim),
         max_positions=settings.max_positions,
-        position_fps=settings.position_fps,
+        position_fps=settings.position_fps if settings.positions == "seconds" else None,
         dropout=settings.dropout,
         attention_dropout=settings.dropout,
         head_dropout=settings.head_dropout,
@@ -248,12 +281,12 @@ def _resolve(
 
 
 def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
-    from ..temporal.presets import preset, preset_for
+    from ..temporal.presets import preset, preset_for, preset_like
 
     dim = store.row_shape[-1]
     backbone = store.extraction["identity"]["backbone"]
     if settings.preset == "auto":
-        return preset_for(backbone) or preset("vit-b-vtn")
+        return preset_for(backbone) or preset_like(dim)
     chosen = preset(settings.preset)
     if chosen.feature_dim != dim:
         raise SettingsError(
@@ -264,10 +297,42 @@ def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
     return chosen
 
 
-def _begin(files: Any, settings: TrainTemporalSettings, fingerprint: str) -> None:
-    """Makes the run folder and notes what it is for; refuses one that is for something else."""
-    value = {**asdict(settings), "features": fingerprint}
-    if files.settings.exists():
+def _data_digest(store: "FeatureStore", parts: list[UsableRows], labels: list[list[int]]) -> str:
+    """What the run learns from: features, videos and their classes, as 16 hexadecimal digits."""
+    rows = [
+        [(row.video_id, label, len(store.entries[row.video_id])) for row, label in pairs]
+        for pairs in (zip(p.rows, i, strict=True) for p, i in zip(parts, labels, strict=True))
+    ]
+    return fingerprint({"features": store.extraction["fingerprint"], "rows": rows})
+
+
+def check_root(files: "RunFolder") -> None:
+    """Refuses a folder that holds something else than a run.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if files.settings.exists() or not files.root.exists():
+        return
+    if files.root.is_dir():
+        kept = [p for p in files.root.iterdir() if p != files.lock and p.suffix != ".tmp"]
+        if not kept:
+            return
+    raise SettingsError(f"{files.root}: not empty, and no run folder; give a new folder")
+
+
+def _begin(
+    files: "RunFolder", settings: TrainTemporalSettings, recipe: "Recipe", data_digest: str
+) -> bool:
+    """Notes what a new run is for, or checks that it is the one that the folder holds.
+
+    Returns:
+        whether nothing has been trained yet.
+    """
+    for folder in (files.root, files.checkpoints):
+        remove_temporaries(folder)
+    value = {**asdict(settings), **asdict(recipe), "data": data_digest}
+    if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
         stored = json.loads(files.settings.read_text(encoding="utf-8"))
         differences = [
             f"{key} is {value.get(key)!r} here and {stored.get(key)!r} there"
@@ -276,14 +341,12 @@ def _begin(files: Any, settings: TrainTemporalSettings, fingerprint: str) -> Non
         ]
         if differences:
             raise SettingsError(
-                f"{files.root}: holds another run: {'; '.join(differences)}; "
-                "use its settings to resume it, or another folder"
+                f"{files.root}: holds another run: {'; '.join(differences)} (data: which videos "
+                "have which class); use its settings and data to resume it, or another folder"
             )
-        return
-    if files.root.exists() and (not files.root.is_dir() or any(files.root.iterdir())):
-        raise SettingsError(f"{files.root}: not empty, and no run folder; give a new folder")
-    files.root.mkdir(parents=True, exist_ok=True)
+        return False
     write_json(value, files.settings)
+    return True
 
 
 def _line(report: "EpochReport", epochs: int) -> str:
@@ -296,7 +359,7 @@ def _line(report: "EpochReport", epochs: int) -> str:
     )
 
 
-def _report(files: Any, console: Console) -> TrainReport:
+def _report(files: "RunFolder", console: Console) -> TrainReport:
     lines = [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
     best = [line for line in lines if line["is_best"]][-1]
     say(

@@ -7,6 +7,7 @@ A checkpoint is one PyTorch file of plain tensors and numbers, loaded with `weig
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import FeaturesError
-from ..manifests.files import atomic_path, write_bytes
+from ..manifests.files import atomic_path, atomic_text, write_bytes
 
 KEPT_CHECKPOINTS = 2
 
@@ -59,8 +60,13 @@ class RunFolder:
 
     @property
     def settings(self) -> Path:
-        """The settings that the run was begun with."""
+        """What the run was begun with: settings, recipe, and a digest of its data."""
         return self.root / "settings.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes; gone afterwards."""
+        return self.root / ".lock"
 
 
 def save_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
@@ -105,11 +111,22 @@ def _checkpoints(run: RunFolder) -> list[Path]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    return safetensors.torch.load_file(path)
+    """The tensors of a safetensors file.
+
+    Raises:
+        FeaturesError: it is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise FeaturesError(
+            f"{path}: missing; a run has it from the end of its first epoch on"
+        ) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FeaturesError(f"{path}: cannot be read ({error})") from None
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Appends one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, allow_nan=False) + "\n")
+def write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes a file of one JSON object a line, atomically."""
+    with atomic_text(path) as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)

@@ -100,7 +100,9 @@ class ClipDataset(Dataset[Sample]):
         features = video.features[chosen].astype(np.float32)
         if not np.isfinite(features).all():
             raise FeaturesError(
-                f"video_id {video_id!r}: a stored feature is not finite; extract the video again"
+                f"video_id {video_id!r}: a stored feature is not finite, in "
+                f"{self._store.folder.root}; "
+                "remove the video's shard, and extract makes it again"
             )
         positions = frame_positions(
             video.timestamps[chosen],

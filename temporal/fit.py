@@ -5,11 +5,10 @@ A run that was stopped goes on from its last checkpoint and ends with the same w
 clips, their frames and dropout's noise follow from (seed, epoch) alone.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..manifests.errors import SettingsError
-from ..manifests.files import atomic_text
 from .batch import Batch, collate
-from .checkpoint import RunFolder, append_line, load_checkpoint, save_checkpoint, save_weights
+from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, save_weights, write_lines
 from .choices import Optimizer, Schedule
 from .dataset import ClipDataset
 from .metrics import ClassificationMetrics, classification_metrics
@@ -98,19 +96,20 @@ def fit(
     """
     model.to(device)
     optimizer = _optimizer(model, recipe)
-    start, best = 0, -1.0
+    lines: list[dict[str, Any]] = []
     if (state := load_checkpoint(run)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        start, best = state["epoch"], state["best"]
-    _keep_lines(run, start)
-    for epoch in range(start, recipe.epochs):
+        lines = state["lines"]
+    write_lines(lines, run.metrics)  # those of the checkpoint, whatever a dying run left there
+    for epoch in range(len(lines), recipe.epochs):
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         train_loss = _train_epoch(model, train, optimizer, recipe, epoch, device)
         rate = len(train) / (time.perf_counter() - began)
         metrics = evaluate(model, validation, class_names, recipe.batch_size, device=device)
+        _check_finite(metrics.loss, recipe, epoch)
         report = EpochReport(
             epoch=epoch + 1,
             lr=recipe.lr_at(epoch),
@@ -119,15 +118,15 @@ def fit(
             top5=metrics.top5,
             loss=metrics.loss,
             videos_per_second=round(rate, 1),
-            is_best=metrics.top1 > best,
+            is_best=metrics.top1 > max((line["top1"] for line in lines), default=-1.0),
         )
-        append_line(run.metrics, vars(report))
+        lines.append(asdict(report))
+        write_lines(lines, run.metrics)
         if report.is_best:
-            best = metrics.top1
             save_weights(model, run.best, prefix="temporal.")
         save_weights(model, run.last, prefix="temporal.")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(run, epoch + 1, {**state, "epoch": epoch + 1, "best": best})
+        save_checkpoint(run, epoch + 1, {**state, "lines": lines})
         on_epoch(report)
 
 
@@ -180,11 +179,7 @@ def _train_epoch(
     for batch in loader:
         logits = _logits(model, batch, device)
         loss = nn.functional.cross_entropy(logits, batch.labels.to(device))
-        if not torch.isfinite(loss):
-            raise SettingsError(
-                f"--lr {recipe.lr:g}: the loss became {loss.item()} in epoch {epoch + 1}; give a "
-                "lower rate"
-            )
+        _check_finite(loss.item(), recipe, epoch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -192,19 +187,17 @@ def _train_epoch(
     return total / len(train)
 
 
+def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise SettingsError(
+            f"--lr {recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a lower rate, "
+            "in "
+            "a new run folder"
+        )
+
+
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), **options)
     return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
-
-
-def _keep_lines(run: RunFolder, num_epochs: int) -> None:
-    """Drops the lines of epochs that are done again: a run may die between a line and its
-    checkpoint.
-    """
-    if run.metrics.exists():
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["epoch"] <= num_epochs]
-        with atomic_text(run.metrics) as file:
-            file.writelines(f"{line}\n" for line in kept)

@@ -44,10 +44,10 @@ class TemporalConfig:
                 "which heads "
                 "must divide; give a divisor"
             )
-        if self.attention_window < 2 or self.attention_window % 2:
+        if self.attention_window < 4 or self.attention_window % 2:
             raise SettingsError(
                 f"--window {self.attention_window}: it must be even, half to each side, and at "
-                "least 2"
+                "least 4"
             )
         if self.max_positions < 3:
             raise SettingsError(f"--max-positions {self.max_positions}: it must be at least 3")

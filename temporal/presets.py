@@ -5,7 +5,7 @@ Sources: arXiv 2102.00719, sections 4 and 5, and the configurations in the autho
     (bomri/SlowFast).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..manifests.errors import SettingsError
 from .choices import Schedule
@@ -78,5 +78,20 @@ def preset(name: str) -> Preset:
 
 
 def preset_for(backbone: str) -> Preset | None:
-    """The first preset with this backbone, if there is one."""
-    return next((found for found in PRESETS.values() if found.backbone == backbone), None)
+    """The first preset with this backbone, if there is one.
+
+    >>> preset_for("hf-hub:timm/resnet50.a1_in1k") is PRESETS["r50-vtn"]
+    True
+    """
+    architecture = backbone.removeprefix("hf-hub:").removeprefix("timm/").partition(".")[0]
+    return next((found for found in PRESETS.values() if found.backbone == architecture), None)
+
+
+def preset_like(feature_dim: int) -> Preset:
+    """The shape of `vit-b-vtn` on other features: with the most heads, up to 12, that divide them.
+
+    >>> preset_like(512).num_heads, preset_like(768).num_heads
+    (8, 12)
+    """
+    heads = max(count for count in range(1, 13) if feature_dim % count == 0)
+    return replace(PRESETS["vit-b-vtn"], feature_dim=feature_dim, num_heads=heads)

@@ -1,6 +1,7 @@
 """Every presented frame, in order, once, upright, with its index and its time."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def test_narrow_video_is_not_for_decord(tmp_path: Path) -> None:
     frames, outcome = collect(path)
     assert_numbered(frames, range(5))
     assert outcome.decoder_reason == "32 pixels wide"
+
+
+def test_odd_sizes_are_not_for_decord(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "odd.webm", 5, codec="libvpx-vp9", height=68, width=100)
+    assert collect(path)[1].decoder == "decord"
+    info = replace(probe(str(path)), width=101)
+    assert decord_refusal(info, is_whole=True).startswith("an odd size")
 
 
 def test_a_damaged_packet_costs_its_frame_and_is_counted(tmp_path: Path) -> None:

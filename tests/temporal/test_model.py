@@ -8,7 +8,7 @@ import torch
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.temporal.batch import Sample, collate
 from vtnpipe.temporal.model import TemporalClassifier, TemporalConfig
-from vtnpipe.temporal.presets import PRESETS, preset, preset_for
+from vtnpipe.temporal.presets import PRESETS, preset, preset_for, preset_like
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference-vtn"
 BACKBONE_PARAMETERS = {
@@ -135,7 +135,10 @@ def test_presets_have_the_papers_recipe() -> None:
         assert found.batch_size == (32 if is_resnet else 16)
         assert found.schedule == ("cosine" if is_resnet else "steps")
     assert preset_for("resnet101") is PRESETS["r101-vtn"]
+    assert preset_for("vit_base_patch16_224.augreg_in21k") is PRESETS["vit-b-vtn"]
     assert preset_for("nothing") is None
+    for dim in (512, 1024, 1280, 7, 16):
+        assert dim % preset_like(dim).temporal_config(num_classes=2).num_heads == 0
     with pytest.raises(SettingsError, match="vit-b-vtn"):
         preset("vit-c-vtn")
 
@@ -146,6 +149,7 @@ def test_presets_have_the_papers_recipe() -> None:
         ({"num_heads": 5}, "--heads 5"),
         ({"attention_window": 17}, "--window 17"),
         ({"attention_window": 0}, "--window 0"),
+        ({"attention_window": 2}, "--window 2"),  # LongformerModel fails there
         ({"max_positions": 2}, "--max-positions 2"),
     ],
 )
