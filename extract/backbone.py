@@ -9,8 +9,6 @@ the same everywhere.
 import contextlib
 import difflib
 import hashlib
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,31 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import BackboneError, first_line
+from .factory import module_from_factory
+from .preprocessing import Preprocessing
 from .weights import fill
 
 RANDOM_SEED = 0  # of `weights none`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an upright RGB frame becomes the backbone's input, in the words of timm's data
-    configuration.
-    """
-
-    input_size: tuple[int, int, int]  # (3, H, W)
-    interpolation: str
-    crop_pct: float
-    crop_mode: str
-    mean: tuple[float, ...]  # of RGB in [0, 1]
-    std: tuple[float, ...]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what extraction.json or config.json says, where tuples are lists."""
-        tuples: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return cls(**tuples)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,7 +212,7 @@ def create_module(name: str, *, pretrained: bool) -> nn.Module:
                 f"backbone {name!r} is a factory, which has no pretrained weights by name; "
                 "give --weights none or --weights FILE"
             )
-        return _from_factory(name)
+        return module_from_factory(name)
     with _explain_import_errors():
         import timm
 
@@ -273,28 +251,6 @@ def _explain_import_errors() -> Iterator[None]:
             "torch and torchvision are of different builds; install both from the same index "
             "(`vtnpipe doctor` shows their versions)"
         ) from None
-
-
-def _from_factory(name: str) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` would have it
-    try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-        module = factory()
-    except Exception as error:
-        kind = type(error).__name__
-        raise BackboneError(
-            f"backbone {name!r}: {kind}: {first_line(error)}; a factory is "
-            "package.module:function, "
-            "importable from here, that returns a module when it is called without arguments"
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise BackboneError(
-            f"backbone {name!r} returned a {type(module).__name__}; it must return a "
-            "torch.nn.Module"
-        )
-    return module
 
 
 def _preprocessing(module: nn.Module) -> Preprocessing:

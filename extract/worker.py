@@ -19,10 +19,11 @@ import torch
 from ..manifests.folder import FeatureFolder, read_extraction
 from ..manifests.plan import Task
 from ..manifests.shards import write_shard
-from .backbone import Backbone, Preprocessing, load_backbone
+from .backbone import Backbone, load_backbone
 from .batches import Batch, Clock, GrowingVideo, Progress
 from .children import Chunk, DecodingChildren, Probed, Request, Restarted
 from .choices import Decoder
+from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

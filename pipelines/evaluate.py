@@ -75,11 +75,11 @@ def evaluate(
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.dataset import ClipDataset, class_indices
+    from ..temporal.dataset import ClipDataset
     from ..temporal.fit import predict
     from ..temporal.metrics import Counts, classification_metrics
+    from ..temporal.splits import class_indices, usable_rows
     from .network import check_features, load_temporal, read_config
-    from .train_temporal import usable_rows
 
     settings = settings or EvaluateSettings()
     console = console or Console(quiet=True)

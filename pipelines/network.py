@@ -17,7 +17,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from ..extract.backbone import Preprocessing, create_module
+from ..extract.backbone import create_module
+from ..extract.preprocessing import Preprocessing
 from ..manifests.errors import BackboneError, FeaturesError
 from ..manifests.files import atomic_path, write_bytes, write_json
 from ..manifests.folder import FeatureFolder

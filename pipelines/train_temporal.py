@@ -3,17 +3,16 @@ resumes.
 """
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from ..manifests.errors import ManifestError, SettingsError
+from ..manifests.errors import SettingsError
 from ..manifests.files import remove_temporaries, write_json
 from ..manifests.folder import fingerprint, locked
-from ..manifests.videos import VideoRow, class_names, read_manifest
+from ..manifests.videos import read_manifest
 from ..temporal.choices import Encoder, Optimizer, Schedule
 from .options import at_least, between, check_settings, setting
 from .progress import say
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from ..temporal.fit import EpochReport, Recipe
     from ..temporal.model import TemporalConfig
     from ..temporal.presets import Preset
+    from ..temporal.splits import UsableRows
 
 OF_THE_PRESET = "By default, the preset's."
 
@@ -110,9 +110,10 @@ def train_temporal(
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.dataset import ClipDataset, ClipSampling, class_indices
+    from ..temporal.dataset import ClipDataset, ClipSampling
     from ..temporal.fit import fit
     from ..temporal.model import TemporalClassifier
+    from ..temporal.splits import class_indices, training_classes, usable_rows
     from .network import NetworkConfig, link_backbone, write_config
 
     settings = settings or TrainTemporalSettings()
@@ -124,7 +125,7 @@ def train_temporal(
         usable_rows(store, rows, split, drop_partial=settings.drop_partial)
         for split in (settings.train_split, settings.val_split)
     ]
-    names = _class_names(rows, parts[0].rows, settings.train_split)
+    names = training_classes(rows, parts[0].rows, settings.train_split)
     labels = [class_indices(part.rows, names) for part in parts]
     config, recipe = _resolve(settings, store, len(names))
     sampling = ClipSampling(
@@ -161,82 +162,6 @@ def train_temporal(
             on_epoch=lambda report: say(console, _line(report, recipe.epochs)),
         )
     return _report(files, console)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UsableRows:
-    """A split's rows that have features, and how many have not.
-
-    Attributes:
-        num_partial: of `rows`.
-        num_dropped: partial ones that were left out.
-    """
-
-    split: str
-    rows: list[VideoRow]
-    num_expected: int
-    num_partial: int
-    num_dropped: int
-
-    @property
-    def num_missing(self) -> int:
-        """Rows without features."""
-        return self.num_expected - len(self.rows) - self.num_dropped
-
-    @property
-    def gaps(self) -> str:
-        """What is not as it should be, in words; empty where all is."""
-        counts = {
-            "without features": self.num_missing,
-            "partial": self.num_partial,
-            "partial and left out": self.num_dropped,
-        }
-        found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        return f"split {self.split}: of {self.num_expected} videos, {found}" if found else ""
-
-
-def usable_rows(
-    store: "FeatureStore", rows: list[VideoRow], split: str, *, drop_partial: bool
-) -> UsableRows:
-    """The rows of a split that are in the store.
-
-    Raises:
-        ManifestError: the split has no rows, or none with features.
-    """
-    from ..temporal.dataset import rows_of_split
-
-    expected = rows_of_split(rows, split)
-    statuses = store.statuses
-    present = [row for row in expected if row.video_id in store]
-    whole = [row for row in present if statuses[row.video_id] == "ok"]
-    usable, num_partial = (whole if drop_partial else present), len(present) - len(whole)
-    if not usable:
-        raise ManifestError(
-            f"split {split!r}: none of its {len(expected)} videos has usable features in "
-            f"{store.folder.root}; extract them first"
-        )
-    return UsableRows(
-        split=split,
-        rows=usable,
-        num_expected=len(expected),
-        num_partial=0 if drop_partial else num_partial,
-        num_dropped=num_partial if drop_partial else 0,
-    )
-
-
-def _class_names(rows: list[VideoRow], usable: list[VideoRow], split: str) -> list[str]:
-    names = class_names(rows, split)
-    if not names:
-        raise ManifestError(f"split {split!r}: no row has a label; add labels to the manifest")
-    counts = Counter(row.label for row in usable)
-    for name in names:
-        if not counts[name]:
-            raise ManifestError(
-                f"split {split!r}: no video of class {name!r} has features, so it can't be "
-                "learned; "
-                "extract its videos, or remove its rows"
-            )
-    return names
 
 
 def _resolve(
@@ -297,7 +222,7 @@ def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
     return chosen
 
 
-def _data_digest(store: "FeatureStore", parts: list[UsableRows], labels: list[list[int]]) -> str:
+def _data_digest(store: "FeatureStore", parts: list["UsableRows"], labels: list[list[int]]) -> str:
     """What the run learns from: features, videos and their classes, as 16 hexadecimal digits."""
     rows = [
         [(row.video_id, label, len(store.entries[row.video_id])) for row, label in pairs]

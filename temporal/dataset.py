@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from ..manifests.errors import FeaturesError, ManifestError
+from ..manifests.errors import FeaturesError
 from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow
 from .batch import Sample, frame_positions
@@ -113,39 +113,3 @@ class ClipDataset(Dataset[Sample]):
         return Sample(
             torch.from_numpy(features), torch.from_numpy(positions), self._labels[number], video_id
         )
-
-
-def class_indices(rows: Sequence[VideoRow], class_names: Sequence[str]) -> list[int]:
-    """The class index of each row's label.
-
-    Raises:
-        ManifestError: a row has no label, or one that is not among the classes.
-    """
-    order = {name: index for index, name in enumerate(class_names)}
-    for row in rows:
-        if row.label not in order:
-            known = ", ".join(class_names[:5]) + (", …" if len(class_names) > 5 else "")
-            raise ManifestError(
-                f"video_id {row.video_id!r}: label {row.label!r} is none of the model's "
-                f"{len(class_names)} classes ({known}), which are the labels of the training "
-                "split; "
-                "correct it, or give the class training rows"
-            )
-    return [order[row.label] for row in rows]
-
-
-def rows_of_split(rows: Sequence[VideoRow], split: str) -> list[VideoRow]:
-    """The rows of one split.
-
-    Raises:
-        ManifestError: there are none.
-    """
-    found = [row for row in rows if row.split == split]
-    if not found:
-        splits = sorted({row.split for row in rows})
-        raise ManifestError(
-            f"split {split!r} has no rows; the manifest has {', '.join(map(repr, splits))}: draw "
-            "splits "
-            "with `vtnpipe manifest split`, or name another one"
-        )
-    return found

@@ -11,13 +11,8 @@ from vtnpipe.manifests.errors import FeaturesError, ManifestError
 from vtnpipe.manifests.shards import VideoPart
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
-from vtnpipe.temporal.dataset import (
-    ClipDataset,
-    ClipSampling,
-    class_indices,
-    draw_clip,
-    rows_of_split,
-)
+from vtnpipe.temporal.dataset import ClipDataset, ClipSampling, draw_clip
+from vtnpipe.temporal.splits import class_indices, rows_of_split
 
 MakeStore = Callable[..., FeatureStore]
 

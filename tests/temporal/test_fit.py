@@ -10,9 +10,10 @@ from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.temporal.checkpoint import KEPT_CHECKPOINTS, RunFolder, read_weights
-from vtnpipe.temporal.dataset import ClipDataset, ClipSampling, class_indices
+from vtnpipe.temporal.dataset import ClipDataset, ClipSampling
 from vtnpipe.temporal.fit import EpochReport, Recipe, evaluate, fit
 from vtnpipe.temporal.model import TemporalClassifier, TemporalConfig
+from vtnpipe.temporal.splits import class_indices
 
 RECIPE = Recipe(epochs=6, batch_size=8, optimizer="adamw", lr=3e-3)
 CONFIG = TemporalConfig(
