@@ -283,7 +283,7 @@ def _feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> 
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise BackboneError(
-            f"backbone {name!r} gives {shape} for one frame; features must be [N, D]: one vector "
-            "a frame"
+            f"backbone {name!r} gives {shape} for one frame; "
+            "features must be [N, D]: one vector a frame"
         )
     return int(output.shape[1])

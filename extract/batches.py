@@ -182,9 +182,8 @@ class Batch:
                 features = self._backbone.features(torch.cat(self._images)).numpy()
             except torch.OutOfMemoryError:
                 raise BackboneError(
-                    f"the device has too little memory for {self._size} frames at once; give a "
-                    "smaller "
-                    "--batch-size"
+                    f"the device has too little memory for {self._size} "
+                    "frames at once; give a smaller --batch-size"
                 ) from None
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
@@ -209,6 +208,6 @@ def _raise_not_finite(video: GrowingVideo, value: npt.NDArray[np.float32], dtype
             f"{np.finfo(dtype).max:.4g}; extract with --store float32"
         )
     raise FeaturesError(
-        f"{where}: the backbone gives a feature that is not finite; extract with --precision "
-        "float32"
+        f"{where}: the backbone gives a feature that is not "
+        "finite; extract with --precision float32"
     )

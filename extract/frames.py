@@ -111,11 +111,11 @@ def read_frames(
     if info.num_presented == 0:
         raise VideoError("no-frames", f"{path}: its video stream has no frames")
     if not wanted:
+        until = "…" if end is None else f"{end:g}"
         raise VideoError(
             "truncated" if info.num_beyond_end else "no-frames",
-            f"{path}: none of its {info.num_presented} frames, which end at {info.times[-1]:.3f} "
-            "s, "
-            f"is in [{start or 0:g}, {'…' if end is None else f'{end:g}'}) s",
+            f"{path}: none of its {info.num_presented} frames, the last at "
+            f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s",
         )
     on_probe(len(wanted))
     if decoder == "decord" or (decoder == "auto" and not refusal):

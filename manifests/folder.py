@@ -96,8 +96,7 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
         if not isinstance(found, dict) or found.get(name) != value:
             raise FeaturesError(
                 f"{folder.extraction}: its {name} is not {value!r}; it was made by another "
-                "version of "
-                "vtnpipe, or by another program"
+                "version of vtnpipe, or by another program"
             )
     return found
 

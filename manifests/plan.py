@@ -145,8 +145,7 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         if found != expected or columns != PlannedRow._fields:
             raise FeaturesError(
                 f"{path}: is {found}, but {expected} is expected here; it belongs to another "
-                "folder or "
-                "version: move it elsewhere"
+                "folder or version: move it elsewhere"
             )
         tasks += [_task(number, index, rows) for index, rows in enumerate(rows_by_task)]
     return tasks
@@ -191,7 +190,6 @@ def rows_to_plan(
         raise ManifestError(
             f"video_id {now.video_id!r}{others} was extracted from {before.describe()} and is now "
             f"{now.describe()}; an id must stay one video: give it another id, put the file back, "
-            "or extract "
-            "it again with --redo-changed"
+            "or extract it again with --redo-changed"
         )
     return new

@@ -62,9 +62,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
         first = first_lines.setdefault(row.video_id, line)
         if first != line:
             raise ManifestError(
-                f"{path}:{line}: video_id {row.video_id!r} is also on line {first}; ids must be "
-                "unique: "
-                "rename one"
+                f"{path}:{line}: video_id {row.video_id!r} is also on line "
+                f"{first}; ids must be unique: rename one"
             )
         rows.append(row)
     if not rows:
@@ -127,8 +126,8 @@ def _check_header(header: list[str], path: Path) -> None:
     for name in header:
         if name not in known:
             raise ManifestError(
-                f"{path}:1: unknown column {name!r}; columns are {', '.join(known)}: rename or "
-                "remove it"
+                f"{path}:1: unknown column {name!r}; columns are "
+                f"{', '.join(known)}: rename or remove it"
             )
         if header.count(name) > 1:
             raise ManifestError(f"{path}:1: column {name!r} appears more than once; keep one")
@@ -149,8 +148,8 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
     start, end = (_parse_seconds(name, fields.get(name, "")) for name in SPAN_COLUMNS)
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
-            f"end {end:g} is not after start {start or 0.0:g}; a span is start <= t < end, in "
-            "seconds"
+            f"end {end:g} is not after start {start or 0.0:g}; a "
+            "span is start <= t < end, in seconds"
         )
     return VideoRow(
         video_id=video_id,

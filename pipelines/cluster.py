@@ -113,8 +113,7 @@ def run_tasks(
         except KilledWorker as error:
             raise StoppedError(
                 f"{future.key}: its worker died {error.allowed_failures + 1} times (out of "
-                "memory?); "
-                "the same command resumes, with fewer --workers for instance"
+                "memory?); the same command resumes, with fewer --workers for instance"
             ) from None
         on_finished(report)
         submit_next()

@@ -96,8 +96,8 @@ def demo(
         "  The two hold the same frames; only their order tells the class.",
         f"\nvtnpipe extract {manifest} {root / 'features'} --backbone {settings.backbone} "
         "--weights none",
-        "  The backbone is untrained. That does here: random features differ for different "
-        "pictures,",
+        "  The backbone is untrained. That does here: random "
+        "features differ for different pictures,",
         "  and what there is to learn is their order, which is the temporal model's part.",
     )
     extract(

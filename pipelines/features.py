@@ -51,8 +51,8 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
     store = open_features(features)
     if video_id not in store.entries:
         raise FeaturesError(
-            f"{features}: video_id {video_id!r} has not been extracted into it; see its "
-            "manifest.csv"
+            f"{features}: video_id {video_id!r} has not been "
+            "extracted into it; see its manifest.csv"
         )
     status = store.statuses[video_id]
     yield video_id

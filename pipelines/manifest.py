@@ -14,8 +14,8 @@ from .options import check_settings, setting
 
 # What `build` takes for a video, by name; what a file really is shows when it is opened.
 EXTENSIONS = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg "
-    ".mpg .mts "
+    ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf "
+    ".m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
     ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
 SPLITS = ("train", "val", "test")
@@ -41,8 +41,7 @@ class SplitSettings:
         if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
             raise SettingsError(
                 f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: the shares must "
-                "not be "
-                "negative and must add up to 1"
+                "not be negative and must add up to 1"
             )
         try:
             re.compile(self.group or "")
@@ -80,8 +79,8 @@ def build_manifest(folder: str | Path, output: str | Path, *, split: str = "") -
     ]
     if not rows:
         raise ManifestError(
-            f"{root}: no videos in sub-folders; expected {root}/CLASS/VIDEO with an extension "
-            "such as .mp4"
+            f"{root}: no videos in sub-folders; expected "
+            f"{root}/CLASS/VIDEO with an extension such as .mp4"
         )
     write_manifest(rows, output)
     return rows

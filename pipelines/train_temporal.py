@@ -216,8 +216,7 @@ def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
     if chosen.feature_dim != dim:
         raise SettingsError(
             f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
-            "but those "
-            f"in {store.folder.root} ({backbone}) have {dim}; give --preset auto"
+            f"but those in {store.folder.root} ({backbone}) have {dim}; give --preset auto"
         )
     return chosen
 
@@ -225,7 +224,10 @@ def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
 def _data_digest(store: "FeatureStore", parts: list["UsableRows"], labels: list[list[int]]) -> str:
     """What the run learns from: features, videos and their classes, as 16 hexadecimal digits."""
     rows = [
-        [(row.video_id, label, len(store.entries[row.video_id])) for row, label in pairs]
+        [
+            (row.video_id, label, [e.crc32 for e in store.entries[row.video_id]])
+            for row, label in pairs
+        ]
         for pairs in (zip(p.rows, i, strict=True) for p, i in zip(parts, labels, strict=True))
     ]
     return fingerprint({"features": store.extraction["fingerprint"], "rows": rows})
@@ -277,10 +279,8 @@ def _begin(
 def _line(report: "EpochReport", epochs: int) -> str:
     return (
         f"epoch {report.epoch:3d}/{epochs}  loss {report.train_loss:.4f}  val loss "
-        f"{report.loss:.4f}  "
-        f"top-1 {report.top1:6.1%}  top-5 {report.top5:6.1%}  {report.videos_per_second:,.0f} "
-        "videos/s"
-        f"{'  best' if report.is_best else ''}"
+        f"{report.loss:.4f}  top-1 {report.top1:6.1%}  top-5 {report.top5:6.1%}  "
+        f"{report.videos_per_second:,.0f} videos/s{'  best' if report.is_best else ''}"
     )
 
 

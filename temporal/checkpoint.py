@@ -100,8 +100,8 @@ def load_checkpoint(run: RunFolder) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # whatever a damaged file leads to
         raise FeaturesError(
-            f"{paths[-1]}: cannot be read ({error}); remove it, and the run resumes from the one "
-            "before"
+            f"{paths[-1]}: cannot be read ({error}); remove it, and "
+            "the run resumes from the one before"
         ) from None
     return state
 

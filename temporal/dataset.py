@@ -90,8 +90,7 @@ class ClipDataset(Dataset[Sample]):
         if video.features.ndim != 2:
             raise FeaturesError(
                 f"video_id {video_id!r}: features of shape {video.features.shape}; one view a "
-                "frame is "
-                "expected, [T, D]"
+                "frame is expected, [T, D]"
             )
         chosen: npt.NDArray[np.int64] | slice = slice(None)
         if self._sampling is not None:

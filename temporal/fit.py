@@ -190,9 +190,8 @@ def _train_epoch(
 def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
     if not math.isfinite(loss):
         raise SettingsError(
-            f"--lr {recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a lower rate, "
-            "in "
-            "a new run folder"
+            f"--lr {recipe.lr:g}: the loss became {loss} in epoch "
+            f"{epoch + 1}; give a lower rate, in a new run folder"
         )
 
 

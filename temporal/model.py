@@ -41,13 +41,12 @@ class TemporalConfig:
         if self.feature_dim % self.num_heads:
             raise SettingsError(
                 f"--heads {self.num_heads}: the features have {self.feature_dim} dimensions, "
-                "which heads "
-                "must divide; give a divisor"
+                "which heads must divide; give a divisor"
             )
         if self.attention_window < 4 or self.attention_window % 2:
             raise SettingsError(
-                f"--window {self.attention_window}: it must be even, half to each side, and at "
-                "least 4"
+                f"--window {self.attention_window}: it must be even, "
+                "half to each side, and at least 4"
             )
         if self.max_positions < 3:
             raise SettingsError(f"--max-positions {self.max_positions}: it must be at least 3")

@@ -82,8 +82,7 @@ def training_classes(rows: list[VideoRow], usable: list[VideoRow], split: str) -
         if not counts[name]:
             raise ManifestError(
                 f"split {split!r}: no video of class {name!r} has features, so it can't be "
-                "learned; "
-                "extract its videos, or remove its rows"
+                "learned; extract its videos, or remove its rows"
             )
     return names
 
@@ -101,8 +100,7 @@ def class_indices(rows: Sequence[VideoRow], class_names: Sequence[str]) -> list[
             raise ManifestError(
                 f"video_id {row.video_id!r}: label {row.label!r} is none of the model's "
                 f"{len(class_names)} classes ({known}), which are the labels of the training "
-                "split; "
-                "correct it, or give the class training rows"
+                "split; correct it, or give the class training rows"
             )
     return [order[row.label] for row in rows]
 
@@ -118,7 +116,6 @@ def rows_of_split(rows: Sequence[VideoRow], split: str) -> list[VideoRow]:
         splits = sorted({row.split for row in rows})
         raise ManifestError(
             f"split {split!r} has no rows; the manifest has {', '.join(map(repr, splits))}: draw "
-            "splits "
-            "with `vtnpipe manifest split`, or name another one"
+            "splits with `vtnpipe manifest split`, or name another one"
         )
     return found
