@@ -173,9 +173,9 @@ def _read_decord(info: VideoInfo, wanted: range) -> Iterator[Frame]:
     for index in range(info.num_presented):
         try:
             image = reader.next().asnumpy()
-        except (StopIteration, RuntimeError, decord.DECORDError) as error:
-            # Which frame it is depends on how far decord's own thread has run ahead.
-            raise _DecordFaultError(f"fails before its end ({_decord_says(error)})") from None
+        except (StopIteration, RuntimeError, decord.DECORDError):
+            # Which frame it is, and what decord says, depends on how far its own thread has run.
+            raise _DecordFaultError("fails before its end") from None
         if image.ndim != 3 or image.shape[2] != 3:
             raise _DecordFaultError(f"frame {index} has shape {image.shape}")
         if index in wanted:
