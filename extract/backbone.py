@@ -59,9 +59,8 @@ class Backbone:
         Returns:
             [N, 3, h, w] uint8 on the CPU, where h and w are the backbone's input size.
         """
-        tensor = torch.from_numpy(images).permute(
-            0, 3, 1, 2
-        )  # channels last: torchvision's fast path
+        # Channels last in memory: torchvision's fast path.
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
         for step in self.geometry:
             tensor = step(tensor)
         # A copy, always: where nothing is to be resized, steps return views of the frames given.

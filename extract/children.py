@@ -29,9 +29,7 @@ from .ring import Message, Ring, receive, send
 
 MEMORY_BYTES = 4 * 2**30
 STALL_SECONDS = 120.0
-QUEUED_ROWS = (
-    2  # rows that a child has at a time: it opens the next while the last frames are fetched
-)
+QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
 MAX_TRIES = 2
 
 
@@ -66,8 +64,7 @@ Event = Probed | Chunk | Restarted | Outcome
 
 
 _START = (
-    # The parent's own search path: `-m` would put the current folder, and whatever lies there,
-    # first.
+    # The parent's own search path: `-m` would put the current folder first, whatever lies there.
     "import sys; sys.path[:] = {path!r}; from vtnpipe.extract.child import main; main()"
 )
 

@@ -24,9 +24,9 @@ def module_from_factory(name: str) -> nn.Module:
     except Exception as error:
         kind = type(error).__name__
         raise BackboneError(
-            f"backbone {name!r}: {kind}: {first_line(error)}; a factory is "
-            "package.module:function, "
-            "importable from here, that returns a module when it is called without arguments"
+            f"backbone {name!r}: {kind}: {first_line(error)}; "
+            "a factory is package.module:function, importable from here, "
+            "that returns a module when it is called without arguments"
         ) from error
     if not isinstance(module, nn.Module):
         raise BackboneError(

@@ -5,7 +5,7 @@ need not know these names. Anything else that reaches the command line is a bug,
 traceback.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 EXIT_OK = 0
 EXIT_WITH_FAILURES = 1  # finished, and the folder lists failed or partial videos
@@ -29,7 +29,6 @@ Reason = Literal[
     "crashed",  # the decoding process died
     "stalled",  # no progress within the deadline
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class VtnpipeError(ValueError):
@@ -64,7 +63,7 @@ class VideoError(VtnpipeError):
     """One video can't be decoded. It costs that video, never the run.
 
     Attributes:
-        reason: why, as one of `REASONS`.
+        reason: why, as one of `Reason`.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -229,14 +229,14 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
         ) from None
     ends = np.cumsum([0] + [entry.length for entry in shard.entries])
     packed = [entry.offset for entry in shard.entries] == ends[:-1].tolist()
-    if not (packed and num_rows == {int(ends[-1])} and dtypes_fit and features_dtype_fits(shard)):
+    if not (packed and num_rows == {int(ends[-1])} and dtypes_fit and _features_fit(shard)):
         raise FeaturesError(
             f"{path}: its table and its arrays disagree; remove it, and extract makes it again"
         )
     return shard
 
 
-def features_dtype_fits(shard: Shard) -> bool:
+def _features_fit(shard: Shard) -> bool:
     """Whether the features are float16 or float32, [N, D] or [N, V, D]."""
     return shard.dtype in (np.float16, np.float32) and len(shard.row_shape) in (1, 2)
 

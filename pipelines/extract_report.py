@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,7 +70,8 @@ def write_report(
     from ..manifests.shards import open_features
 
     store = open_features(folder.root)
-    counts = Counter(store.statuses.values())
+    statuses = store.statuses
+    counts = Counter(statuses.values())
     stages: Counter[str] = Counter()
     for task_report in reports:
         stages.update(task_report.seconds)
@@ -81,7 +82,7 @@ def write_report(
         seconds=round(seconds, 3),
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
     )
-    failures = list(_failures(store, rows))
+    failures = list(_failures(store, statuses, rows))
     with atomic_text(folder.failures) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Failure._fields)
@@ -92,9 +93,10 @@ def write_report(
     return report
 
 
-def _failures(store: "FeatureStore", rows: list[VideoRow]) -> Iterator[Failure]:
+def _failures(
+    store: "FeatureStore", statuses: Mapping[str, str], rows: list[VideoRow]
+) -> Iterator[Failure]:
     """The lines of failures.csv, in the manifest's order."""
-    statuses = store.statuses
     for row in rows:
         status = statuses.get(row.video_id, "ok")
         if status != "ok":
