@@ -9,7 +9,7 @@ the same everywhere.
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import BackboneError, first_line
-from .factory import module_from_factory
+from ..manifests.factory import is_factory, module_from_factory
 from .preprocessing import Preprocessing
 from .weights import fill
 
@@ -141,24 +141,26 @@ def build_backbone(name: str, weights: str) -> BuiltBackbone:
     path = None if weights in ("pretrained", "none") else Path(weights)
     if path is not None and not path.is_file():
         raise BackboneError(
-            f"weights {weights!r}: no such file; give pretrained, none, or the path of a checkpoint"
+            f"weights {weights!r}: no such file, nor a model folder; give pretrained, none, or "
+            "the path of a checkpoint or a model"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         module = create_module(name, pretrained=weights == "pretrained")
     if path is not None:
         fill(module, path)
-    preprocessing = _preprocessing(module)
+    preprocessing = default_preprocessing(module)
     dim = _feature_dim(module, preprocessing, name)
+    data, digest = weights_bytes(module.state_dict())
+    return BuiltBackbone(preprocessing=preprocessing, dim=dim, weights=data, digest=digest)
+
+
+def weights_bytes(state: Mapping[str, Tensor]) -> tuple[bytes, str]:
+    """The bytes of a safetensors file, and their SHA-256; the same for the same tensors."""
     data = safetensors.torch.save(
-        {key: tensor.detach().clone().contiguous() for key, tensor in module.state_dict().items()}
+        {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
     )
-    return BuiltBackbone(
-        preprocessing=preprocessing,
-        dim=dim,
-        weights=data,
-        digest=hashlib.sha256(data).hexdigest(),
-    )
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def load_backbone(
@@ -205,13 +207,13 @@ def create_module(name: str, *, pretrained: bool) -> nn.Module:
     Raises:
         BackboneError: the name is unknown, or its pretrained weights can't be had.
     """
-    if ":" in name and not name.startswith("hf-hub:"):
+    if is_factory(name):
         if pretrained:
             raise BackboneError(
                 f"backbone {name!r} is a factory, which has no pretrained weights by name; "
                 "give --weights none or --weights FILE"
             )
-        return module_from_factory(name)
+        return module_from_factory(name, what="backbone", error_type=BackboneError)
     with _explain_import_errors():
         import timm
 
@@ -252,7 +254,7 @@ def _explain_import_errors() -> Iterator[None]:
         ) from None
 
 
-def _preprocessing(module: nn.Module) -> Preprocessing:
+def default_preprocessing(module: nn.Module) -> Preprocessing:
     """From the model's own data configuration; timm's defaults for a module without one."""
     from timm.data import resolve_model_data_config
 

@@ -1,6 +1,6 @@
 """How frames become a backbone's input: the words in which it is stored and compared."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -16,6 +16,10 @@ class Preprocessing:
     crop_mode: str
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON gives it back: tuples are lists."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":

@@ -1,5 +1,6 @@
 """Filling a backbone from a checkpoint file: safetensors, or PyTorch without code in it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -23,20 +24,26 @@ def fill(module: nn.Module, path: Path) -> None:
         for key, tensor in state.items()
         if key in own or not key.startswith(tuple(f"{prefix}." for prefix in prefixes))
     }
-    faults = [f"lacks {key}" for key in own if key not in state]
-    faults += [f"has {key}, which the model has not" for key in state if key not in own]
-    faults += [
-        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if faults:
+    if faults := mismatches(own, state):
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise BackboneError(
             f"weights {path} don't fit the backbone: {'; '.join(faults[:5])}{more}; "
             "give the checkpoint of this very model, or its name with --backbone"
         )
     module.load_state_dict(state)
+
+
+def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from being a model's own, one line a tensor."""
+    return [
+        *(f"lacks {key}" for key in own if key not in state),
+        *(f"has {key}, which the model has not" for key in state if key not in own),
+        *(
+            f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ),
+    ]
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -53,6 +53,10 @@ class BackboneError(VtnpipeError):
     """A backbone can't be made: its name, weights, device or output don't fit."""
 
 
+class CheckpointError(VtnpipeError):
+    """A checkpoint of another program can't be imported."""
+
+
 class StoppedError(VtnpipeError):
     """The run was stopped before its end; the same command resumes."""
 
