@@ -212,8 +212,3 @@ def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> N
 
 def _relative(path: str, base: str) -> str:
     return path[len(base) + 1 :] if path.startswith(base + os.sep) else path
-
-
-def class_names(rows: Iterable[VideoRow], split: str = "train") -> list[str]:
-    """The sorted labels of a split: the class order that is stored with a model."""
-    return sorted({row.label for row in rows if row.split == split and row.label})

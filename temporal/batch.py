@@ -1,7 +1,8 @@
 """Positions, padding and masks: the only place that pads.
 
 A batch holds clips of different lengths: features [B, T, D], positions [B, T] and a mask [B, T]
-that is True where there is a frame. Whatever stands where the mask is False changes no logit.
+that is True where there is a frame. Whatever finite number stands where the mask is False changes
+no logit.
 """
 
 from collections.abc import Sequence
@@ -14,21 +15,21 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One clip: features [T, D] float32, positions [T] int64, label (-1 for none), whose it is."""
+    """One clip: features [T, D] float32, positions [T] int64, its target, whose it is."""
 
     features: Tensor
     positions: Tensor
-    label: int
+    target: Tensor  # scalar or [C], see `temporal/tasks.py`
     video_id: str
 
 
 class Batch(NamedTuple):
-    """Clips of different lengths: features [B, T, D], positions and mask [B, T], labels [B]."""
+    """Clips of different lengths: features [B, T, D], positions, mask [B, T], targets [B, ...]."""
 
     features: Tensor
     positions: Tensor
     mask: Tensor
-    labels: Tensor
+    targets: Tensor
     video_ids: tuple[str, ...]
 
 
@@ -73,18 +74,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         features=torch.nn.utils.rnn.pad_sequence([s.features for s in samples], batch_first=True),
         positions=torch.nn.utils.rnn.pad_sequence([s.positions for s in samples], batch_first=True),
         mask=mask,
-        labels=torch.tensor([sample.label for sample in samples]),
+        targets=torch.stack([sample.target for sample in samples]),
         video_ids=tuple(sample.video_id for sample in samples),
-    )
-
-
-def pad_tokens(
-    tokens: Tensor, positions: Tensor, mask: Tensor, *, multiple: int, padding_position: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pads tokens [B, N, D], positions and mask [B, N] at the end, to a multiple of tokens."""
-    missing = -tokens.shape[1] % multiple
-    return (
-        torch.nn.functional.pad(tokens, (0, 0, 0, missing)),
-        torch.nn.functional.pad(positions, (0, missing), value=padding_position),
-        torch.nn.functional.pad(mask, (0, missing), value=False),
     )

@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Weights of the epoch with the best validation top-1."""
+        """Weights of the epoch that was the best on the validation split."""
         return self.root / "model.safetensors"
 
     @property
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def backbone(self) -> Path:
-        """The frozen backbone's weights: the feature folder's file, linked where that can be."""
+        """The frozen backbone's weights; after training, linked to the feature folder's."""
         return self.root / "backbone.safetensors"
 
     @property

@@ -4,6 +4,8 @@ torch.
 
 from typing import Literal
 
-Encoder = Literal["longformer", "mean"]
+ENCODERS = ("longformer", "full", "perceiver", "mean")  # or package.module:factory
+PositionEmbedding = Literal["learned", "sinusoidal", "none"]
+Task = Literal["classification", "multi-label", "regression"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["steps", "cosine"]

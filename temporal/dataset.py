@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..manifests.errors import FeaturesError
@@ -60,25 +61,29 @@ class ClipDataset(Dataset[Sample]):
     Args:
         store: the features.
         rows: those to use; each must be in the store.
-        labels: class index of each row; -1 for none.
+        targets: of each row, see `temporal/tasks.py`.
         position_fps: of the model, see `frame_positions`.
         sampling: how to draw clips; None for every frame.
+        shuffle_seed: give the frames of each video in a random order of this seed, at the
+            positions of the right one; None for the right order.
     """
 
     def __init__(
         self,
         store: FeatureStore,
         rows: Sequence[VideoRow],
-        labels: Sequence[int],
+        targets: Tensor,
         *,
         position_fps: float | None,
         sampling: ClipSampling | None = None,
+        shuffle_seed: int | None = None,
     ) -> None:
         self._store = store
         self._rows = rows
-        self._labels = labels
+        self._targets = targets
         self._position_fps = position_fps
         self._sampling = sampling
+        self._shuffle_seed = shuffle_seed
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -94,9 +99,11 @@ class ClipDataset(Dataset[Sample]):
             )
         chosen: npt.NDArray[np.int64] | slice = slice(None)
         if self._sampling is not None:
-            seed = (self._sampling.seed, self.epoch, zlib.crc32(video_id.encode()))
-            chosen = draw_clip(video.timestamps, self._sampling, np.random.default_rng(seed))
+            generator = _generator(self._sampling.seed, self.epoch, video_id)
+            chosen = draw_clip(video.timestamps, self._sampling, generator)
         features = video.features[chosen].astype(np.float32)
+        if self._shuffle_seed is not None:
+            _generator(self._shuffle_seed, 0, video_id).shuffle(features)
         if not np.isfinite(features).all():
             raise FeaturesError(
                 f"video_id {video_id!r}: a stored feature is not finite, in "
@@ -110,5 +117,12 @@ class ClipDataset(Dataset[Sample]):
             first=(float(video.timestamps[0]), int(video.frame_index[0])),
         )
         return Sample(
-            torch.from_numpy(features), torch.from_numpy(positions), self._labels[number], video_id
+            torch.from_numpy(features),
+            torch.from_numpy(positions),
+            self._targets[number],
+            video_id,
         )
+
+
+def _generator(seed: int, epoch: int, video_id: str) -> np.random.Generator:
+    return np.random.default_rng((seed, epoch, zlib.crc32(video_id.encode())))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..manifests.errors import SettingsError
@@ -20,7 +20,9 @@ from .batch import Batch, collate
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, save_weights, write_lines
 from .choices import Optimizer, Schedule
 from .dataset import ClipDataset
-from .metrics import ClassificationMetrics, classification_metrics
+from .metrics import Metrics, task_metrics
+from .model import TemporalClassifier
+from .tasks import task_loss
 
 STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → factor of the learning rate
 
@@ -61,15 +63,19 @@ class EpochReport:
     epoch: int  # from 1, of those that are finished
     lr: float
     train_loss: float
-    top1: float
-    top5: float
-    loss: float
+    figures: dict[str, float | None]  # of the validation split, see `temporal/metrics.py`
     videos_per_second: float
     is_best: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """The line: figures beside the rest."""
+        values = asdict(self)
+        figures, is_best = values.pop("figures"), values.pop("is_best")
+        return {**values, **figures, "is_best": is_best}
+
 
 def fit(
-    model: nn.Module,
+    model: TemporalClassifier,
     train: ClipDataset,
     validation: ClipDataset,
     class_names: list[str],
@@ -82,9 +88,10 @@ def fit(
     """Fits a model in a run folder, from its last checkpoint if it has one.
 
     Args:
-        model: features, positions, mask → logits; left with the weights of the last epoch.
+        model: left with the weights of the last epoch.
         train: clips to learn from.
-        validation: whole videos; the epoch with the best top-1 on them becomes the run's model.
+        validation: whole videos; the epoch that is the best on them, by the first of the task's
+            figures, becomes the run's model.
         class_names: [C].
         recipe: how.
         run: where; the folder exists.
@@ -114,13 +121,11 @@ def fit(
             epoch=epoch + 1,
             lr=recipe.lr_at(epoch),
             train_loss=train_loss,
-            top1=metrics.top1,
-            top5=metrics.top5,
-            loss=metrics.loss,
+            figures={name: getattr(metrics, name) for name in metrics.figures},
             videos_per_second=round(rate, 1),
-            is_best=metrics.top1 > max((line["top1"] for line in lines), default=-1.0),
+            is_best=_is_best(metrics, lines),
         )
-        lines.append(asdict(report))
+        lines.append(report.to_json())
         write_lines(lines, run.metrics)
         if report.is_best:
             save_weights(model, run.best, prefix="temporal.")
@@ -130,25 +135,33 @@ def fit(
         on_epoch(report)
 
 
+def _is_best(metrics: Metrics, lines: list[dict[str, Any]]) -> bool:
+    """Whether the first of the figures beats that of every earlier line."""
+    decisive = metrics.figures[0]
+    sign = -1 if metrics.is_better_lower else 1
+    value = sign * getattr(metrics, decisive)
+    return all(value > sign * line[decisive] for line in lines)
+
+
 def evaluate(
-    model: nn.Module,
+    model: TemporalClassifier,
     dataset: ClipDataset,
     class_names: list[str],
     batch_size: int,
     *,
     device: str,
-) -> ClassificationMetrics:
+) -> Metrics:
     """The figures of a model over a data set whose rows all have labels."""
     pairs = [
-        (logits, batch.labels) for batch, logits in predict(model, dataset, batch_size, device)
+        (logits, batch.targets) for batch, logits in predict(model, dataset, batch_size, device)
     ]
-    logits, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return classification_metrics(logits, labels, class_names)
+    logits, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return task_metrics(logits, targets, class_names, model.config)
 
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, dataset: ClipDataset, batch_size: int, device: str
+    model: TemporalClassifier, dataset: ClipDataset, batch_size: int, device: str
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Yields each batch of a data set, in order, with its logits [B, C] on the CPU."""
     model.eval()
@@ -156,14 +169,14 @@ def predict(
         yield batch, _logits(model, batch, device).cpu()
 
 
-def _logits(model: nn.Module, batch: Batch, device: str) -> Tensor:
+def _logits(model: TemporalClassifier, batch: Batch, device: str) -> Tensor:
     inputs = (batch.features, batch.positions, batch.mask)
     logits: Tensor = model(*(tensor.to(device) for tensor in inputs))
     return logits
 
 
 def _train_epoch(
-    model: nn.Module,
+    model: TemporalClassifier,
     train: ClipDataset,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
@@ -178,12 +191,12 @@ def _train_epoch(
     loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True, collate_fn=collate)
     for batch in loader:
         logits = _logits(model, batch, device)
-        loss = nn.functional.cross_entropy(logits, batch.labels.to(device))
+        loss = task_loss(logits, batch.targets.to(device), model.config)
         _check_finite(loss.item(), recipe, epoch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
-        total += loss.item() * len(batch.labels)
+        total += loss.item() * len(batch.targets)
     return total / len(train)
 
 
@@ -195,7 +208,7 @@ def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
         )
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: TemporalClassifier, recipe: Recipe) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), **options)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..manifests.errors import SettingsError
 from .choices import Schedule
-from .model import TemporalConfig
+from .config import TemporalConfig
 
 
 @dataclass(frozen=True, kw_only=True)

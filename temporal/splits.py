@@ -1,12 +1,11 @@
-"""Which rows of a manifest take part: a split's, with features, with the index of their class."""
+"""Which rows of a manifest take part: those of a split that have features."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..manifests.errors import ManifestError
 from ..manifests.store import FeatureStore
-from ..manifests.videos import VideoRow, class_names
+from ..manifests.videos import VideoRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,43 +65,6 @@ def usable_rows(
         num_partial=0 if drop_partial else num_partial,
         num_dropped=num_partial if drop_partial else 0,
     )
-
-
-def training_classes(rows: list[VideoRow], usable: list[VideoRow], split: str) -> list[str]:
-    """The class order of a training split.
-
-    Raises:
-        ManifestError: no row has a label, or a class has no video with features.
-    """
-    names = class_names(rows, split)
-    if not names:
-        raise ManifestError(f"split {split!r}: no row has a label; add labels to the manifest")
-    counts = Counter(row.label for row in usable)
-    for name in names:
-        if not counts[name]:
-            raise ManifestError(
-                f"split {split!r}: no video of class {name!r} has features, so it can't be "
-                "learned; extract its videos, or remove its rows"
-            )
-    return names
-
-
-def class_indices(rows: Sequence[VideoRow], class_names: Sequence[str]) -> list[int]:
-    """The class index of each row's label.
-
-    Raises:
-        ManifestError: a row has no label, or one that is not among the classes.
-    """
-    order = {name: index for index, name in enumerate(class_names)}
-    for row in rows:
-        if row.label not in order:
-            known = ", ".join(class_names[:5]) + (", …" if len(class_names) > 5 else "")
-            raise ManifestError(
-                f"video_id {row.video_id!r}: label {row.label!r} is none of the model's "
-                f"{len(class_names)} classes ({known}), which are the labels of the training "
-                "split; correct it, or give the class training rows"
-            )
-    return [order[row.label] for row in rows]
 
 
 def rows_of_split(rows: Sequence[VideoRow], split: str) -> list[VideoRow]:

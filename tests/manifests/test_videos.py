@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from vtnpipe.manifests.errors import ManifestError, VtnpipeError
-from vtnpipe.manifests.videos import VideoRow, class_names, read_manifest, write_manifest
+from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
 
 
 def _write(folder: Path, text: str | bytes) -> Path:
@@ -73,16 +73,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert "x.mp4" in (tmp_path / "out.csv").read_text()
     assert str(tmp_path) not in (tmp_path / "out.csv").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
-
-
-def test_class_order_is_the_sorted_labels_of_the_training_split() -> None:
-    rows = [
-        VideoRow(video_id=str(number), path="p", label=label, split=split)
-        for number, (label, split) in enumerate(
-            [("run", "train"), ("eat", "train"), ("fly", "val"), ("", "train"), ("run", "train")]
-        )
-    ]
-    assert class_names(rows) == ["eat", "run"]
 
 
 def test_a_manifest_that_cannot_be_written_is_named(tmp_path: Path) -> None:

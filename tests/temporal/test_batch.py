@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from vtnpipe.temporal.batch import Sample, collate, frame_positions, pad_tokens
+from vtnpipe.temporal.batch import Sample, collate, frame_positions
 
 
 def test_positions_agree_for_different_frame_rates() -> None:
@@ -25,7 +25,7 @@ def test_positions_of_a_clip_count_from_its_rows_first_frame() -> None:
 
 
 def _sample(length: int, label: int) -> Sample:
-    return Sample(torch.randn(length, 4), torch.arange(length), label, f"v{length}")
+    return Sample(torch.randn(length, 4), torch.arange(length), torch.tensor(label), f"v{length}")
 
 
 def test_collate_pads_to_the_longest() -> None:
@@ -33,25 +33,10 @@ def test_collate_pads_to_the_longest() -> None:
     batch = collate(samples)
     assert batch.features.shape == (3, 5, 4)
     assert batch.mask.sum(1).tolist() == [3, 5, 1]
-    assert batch.labels.tolist() == [0, 2, 1]
+    assert batch.targets.tolist() == [0, 2, 1]
     assert batch.video_ids == ("v3", "v5", "v1")
     for row, sample in enumerate(samples):
         length = len(sample.features)
         assert torch.equal(batch.features[row, :length], sample.features)
         assert torch.equal(batch.positions[row, :length], sample.positions)
         assert not batch.features[row, length:].any()
-
-
-def test_pad_tokens_to_a_multiple() -> None:
-    for length in (1, 5, 6, 7):
-        tokens, positions, mask = pad_tokens(
-            torch.ones(2, length, 3),
-            torch.zeros(2, length, dtype=torch.long),
-            torch.ones(2, length, dtype=torch.bool),
-            multiple=6,
-            padding_position=9,
-        )
-        padded = 6 if length <= 6 else 12
-        assert tokens.shape == (2, padded, 3)
-        assert mask.sum(1).tolist() == [length, length]
-        assert positions[0].tolist() == [0] * length + [9] * (padded - length)

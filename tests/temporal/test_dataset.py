@@ -12,7 +12,8 @@ from vtnpipe.manifests.shards import VideoPart
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.temporal.dataset import ClipDataset, ClipSampling, draw_clip
-from vtnpipe.temporal.splits import class_indices, rows_of_split
+from vtnpipe.temporal.splits import rows_of_split
+from vtnpipe.temporal.tasks import read_targets
 
 MakeStore = Callable[..., FeatureStore]
 
@@ -54,7 +55,7 @@ def test_a_sample_depends_on_seed_epoch_and_video_alone(
         dataset = ClipDataset(
             store,
             chosen,
-            [0] * len(chosen),
+            torch.zeros(len(chosen)),
             position_fps=25,
             sampling=ClipSampling(num_frames=4, seconds=1.0, seed=seed),
         )
@@ -69,10 +70,26 @@ def test_a_sample_depends_on_seed_epoch_and_video_alone(
 
 def test_every_frame_without_sampling(make_store: MakeStore, rows: list[VideoRow]) -> None:
     store = make_store()
-    dataset = ClipDataset(store, rows, [0] * 24, position_fps=25)
+    dataset = ClipDataset(store, rows, torch.zeros(24), position_fps=25)
     sample = dataset[3]
     np.testing.assert_array_equal(sample.features.numpy(), store["v03"].features)
     assert sample.positions.tolist() == np.rint(np.arange(23) * 2.5).astype(int).tolist()
+
+
+def test_shuffled_frames_keep_the_positions(make_store: MakeStore, rows: list[VideoRow]) -> None:
+    store, targets = make_store(), torch.zeros(24)
+    plain = ClipDataset(store, rows, targets, position_fps=25)
+    first, again, other = (
+        ClipDataset(store, rows, targets, position_fps=25, shuffle_seed=seed) for seed in (1, 1, 2)
+    )
+    for number in (0, 7):
+        features = first[number].features
+        assert torch.equal(first[number].positions, plain[number].positions)
+        assert not torch.equal(features, plain[number].features)
+        ordered = [sorted(map(tuple, f.tolist())) for f in (features, plain[number].features)]
+        assert ordered[0] == ordered[1]
+        assert torch.equal(features, again[number].features)
+        assert not torch.equal(features, other[number].features)
 
 
 def test_a_feature_that_is_not_finite_is_an_error(make_store: MakeStore) -> None:
@@ -88,7 +105,7 @@ def test_a_feature_that_is_not_finite_is_an_error(make_store: MakeStore) -> None
     store = make_store(2, bad)
     row = VideoRow(video_id="bad", path="-")
     with pytest.raises(FeaturesError, match="'bad': a stored feature is not finite"):
-        ClipDataset(store, [row], [0], position_fps=25)[0]
+        ClipDataset(store, [row], torch.zeros(1), position_fps=25)[0]
 
 
 def test_labels_and_splits() -> None:
@@ -96,9 +113,9 @@ def test_labels_and_splits() -> None:
         VideoRow(video_id="x", path="-", label="run", split="train"),
         VideoRow(video_id="y", path="-", label="fly", split="val"),
     ]
-    assert class_indices(rows, ["fly", "run"]) == [1, 0]
+    assert read_targets(rows, ["fly", "run"]).tolist() == [1, 0]
     with pytest.raises(ManifestError, match="'y': label 'fly' is none of the model's 1 classes"):
-        class_indices(rows, ["run"])
+        read_targets(rows, ["run"])
     assert rows_of_split(rows, "val") == rows[1:]
     with pytest.raises(ManifestError, match="split 'test' has no rows; the manifest has 'train'"):
         rows_of_split(rows, "test")

@@ -10,10 +10,11 @@ from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.temporal.checkpoint import KEPT_CHECKPOINTS, RunFolder, read_weights
+from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, ClipSampling
 from vtnpipe.temporal.fit import EpochReport, Recipe, evaluate, fit
-from vtnpipe.temporal.model import TemporalClassifier, TemporalConfig
-from vtnpipe.temporal.splits import class_indices
+from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.tasks import read_targets
 
 RECIPE = Recipe(epochs=6, batch_size=8, optimizer="adamw", lr=3e-3)
 CONFIG = TemporalConfig(
@@ -34,7 +35,7 @@ def _fit(
 ) -> tuple[TemporalClassifier, RunFolder]:
     folder.mkdir(exist_ok=True)
     run = RunFolder(folder)
-    labels = class_indices(rows, ["a", "b"])
+    labels = read_targets(rows, ["a", "b"])
     sampling = ClipSampling(num_frames=8, seconds=2.0)
     train = ClipDataset(store, rows, labels, position_fps=25, sampling=sampling)
     val = ClipDataset(store, rows, labels, position_fps=25)
@@ -66,6 +67,10 @@ def test_a_stopped_run_ends_with_the_same_bits(
         one, other = read_weights(getattr(whole, path)), read_weights(getattr(stopped, path))
         assert all(torch.equal(one[key], other[key]) for key in one)
     lines = [json.loads(line) for line in stopped.metrics.read_text().splitlines()]
+    assert list(lines[0]) == [
+        *("epoch", "lr", "train_loss", "videos_per_second"),
+        *("top1", "top5", "mean_class_accuracy", "loss", "is_best"),
+    ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
     timeless = [{k: v for k, v in line.items() if k != "videos_per_second"} for line in lines]
     assert timeless == [
@@ -87,7 +92,7 @@ def test_it_learns_and_keeps_the_best(
     assert best >= 0.9
     weights = {k.removeprefix("temporal."): v for k, v in read_weights(run.best).items()}
     model.load_state_dict(weights)
-    dataset = ClipDataset(store, rows, class_indices(rows, ["a", "b"]), position_fps=25)
+    dataset = ClipDataset(store, rows, read_targets(rows, ["a", "b"]), position_fps=25)
     for batch_size in (1, 7, 24):
         metrics = evaluate(model, dataset, ["a", "b"], batch_size, device="cpu")
         assert metrics.top1 == pytest.approx(best)

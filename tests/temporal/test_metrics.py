@@ -2,9 +2,24 @@
 
 import pytest
 import torch
-from vtnpipe.temporal.metrics import classification_metrics
+from torch import Tensor
+from vtnpipe.temporal.config import TemporalConfig
+from vtnpipe.temporal.metrics import (
+    ClassificationMetrics,
+    MultiLabelMetrics,
+    RegressionMetrics,
+    task_metrics,
+)
 
 NAMES = [f"c{k}" for k in range(7)]
+ONE = TemporalConfig(feature_dim=12, num_classes=1, task="multi-label")
+
+
+def _classified(logits: Tensor, labels: Tensor, names: list[str]) -> ClassificationMetrics:
+    config = TemporalConfig(feature_dim=12, num_classes=len(names))
+    metrics = task_metrics(logits, labels, names, config)
+    assert isinstance(metrics, ClassificationMetrics)
+    return metrics
 
 
 def test_against_counts_made_by_hand() -> None:
@@ -13,7 +28,7 @@ def test_against_counts_made_by_hand() -> None:
     logits = torch.nn.functional.one_hot(predicted, 7).float() * 5
     logits[4, 6] = 4.0
     logits[2, 0] = 4.0
-    metrics = classification_metrics(logits, labels, NAMES)
+    metrics = _classified(logits, labels, NAMES)
     assert metrics.top1 == pytest.approx(4 / 6)
     assert metrics.mean_class_accuracy == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
     assert metrics.per_class["c0"] == pytest.approx(2 / 3)
@@ -27,7 +42,7 @@ def test_against_counts_made_by_hand() -> None:
 
 def test_top5_counts_the_five_best() -> None:
     logits = torch.arange(7.0).repeat(7, 1)  # the five best are always 2..6
-    metrics = classification_metrics(logits, torch.arange(7), NAMES)
+    metrics = _classified(logits, torch.arange(7), NAMES)
     assert metrics.top5 == pytest.approx(5 / 7)
     assert metrics.top1 == pytest.approx(1 / 7)
 
@@ -35,5 +50,56 @@ def test_top5_counts_the_five_best() -> None:
 @pytest.mark.parametrize("num_classes", [1, 2, 5])
 def test_few_classes(num_classes: int) -> None:
     logits = torch.eye(num_classes)
-    metrics = classification_metrics(logits, torch.arange(num_classes), NAMES[:num_classes])
+    metrics = _classified(logits, torch.arange(num_classes), NAMES[:num_classes])
     assert metrics.top1 == metrics.top5 == 1.0
+
+
+def test_multi_label_against_counts_made_by_hand() -> None:
+    config = TemporalConfig(feature_dim=12, num_classes=3, task="multi-label")
+    targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    # Class a ranks 1, 0, 2, 3: precisions 1/2 at its row 0 and 2/3 at row 2.
+    logits = torch.tensor([[2.0, -1, -5], [3, 4, -5], [1, 3, 5], [-1, -2, -5]])
+    metrics = task_metrics(logits, targets, ["a", "b", "c"], config)
+    assert isinstance(metrics, MultiLabelMetrics)
+    assert metrics.per_class["a"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert metrics.per_class["b"] == pytest.approx(1)
+    assert metrics.per_class["c"] is None
+    assert metrics.mean_average_precision == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
+    assert metrics.f1 == pytest.approx(2 * 4 / (2 * 4 + 2 + 0))  # 4 right, 2 wrong, none missed
+    one = task_metrics(
+        logits[:, :1],
+        targets[:, :1],
+        ["a"],
+        ONE,
+    )
+    assert isinstance(one, MultiLabelMetrics)
+    assert one.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
+    sure = task_metrics(
+        torch.tensor([[30.0], [25], [20]]), torch.tensor([[1.0], [0], [0]]), ["a"], ONE
+    )
+    assert isinstance(sure, MultiLabelMetrics)
+    assert sure.mean_average_precision == 1.0
+    edge = task_metrics(torch.tensor([[0.0], [-0.1]]), torch.ones(2, 1), ["a"], ONE)
+    assert isinstance(edge, MultiLabelMetrics)
+    assert edge.f1 == pytest.approx(2 / 3)  # 0.5 is decided for
+    none = task_metrics(logits, targets * 0, ["a", "b", "c"], config)
+    assert none.mean_average_precision == none.f1 == 0.0  # type: ignore[union-attr]
+
+
+def test_regression_against_counts_made_by_hand() -> None:
+    config = TemporalConfig(feature_dim=12, num_classes=1, task="regression", target_std=2.0)
+    targets = torch.tensor([1.0, 2.0, 6.0])
+    metrics = task_metrics(torch.tensor([[2.0], [2.0], [4.0]]), targets, [], config)
+    assert isinstance(metrics, RegressionMetrics)
+    assert metrics.mae == pytest.approx(1.0)
+    assert metrics.rmse == pytest.approx((5 / 3) ** 0.5)
+    assert metrics.r2 == pytest.approx(1 - 5 / 14)
+    assert metrics.loss == pytest.approx(5 / 3 / 4)
+    far = task_metrics(
+        torch.tensor([[2.0], [2], [4]]).double() + 1e6, targets.double() + 1e6, [], config
+    )
+    assert isinstance(far, RegressionMetrics)
+    assert far.r2 == pytest.approx(1 - 5 / 14)
+    same = task_metrics(torch.tensor([[2.0], [4.0]]), torch.tensor([3.0, 3.0]), [], config)
+    assert isinstance(same, RegressionMetrics)
+    assert same.r2 is None

@@ -1,23 +1,13 @@
 """The temporal model: equality with the authors', what may and what may not change a logit."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.temporal.batch import Sample, collate
-from vtnpipe.temporal.model import TemporalClassifier, TemporalConfig
+from vtnpipe.temporal.choices import ENCODERS
+from vtnpipe.temporal.config import TemporalConfig
+from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.presets import PRESETS, preset, preset_for, preset_like
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference-vtn"
-BACKBONE_PARAMETERS = {
-    "vit_base_patch16_224": 85_798_656,
-    "deit_base_patch16_224": 85_798_656,
-    "deit_tiny_patch16_224": 5_524_416,
-    "resnet50": 23_508_032,
-    "resnet101": 42_500_160,
-}
 
 
 def _model(encoder: str = "longformer", **changes: object) -> TemporalClassifier:
@@ -34,34 +24,16 @@ def _clips(*lengths: int) -> list[Sample]:
     generator = torch.Generator().manual_seed(1)
     return [
         Sample(
-            torch.randn(length, 24, generator=generator), torch.arange(length) * 3, 0, str(length)
+            torch.randn(length, 24, generator=generator),
+            torch.arange(length) * 3,
+            torch.tensor(0),
+            str(length),
         )
         for length in lengths
     ]
 
 
-@pytest.mark.shared
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' numbers are not on this machine")
-def test_equals_the_authors_model() -> None:
-    state = torch.load(REFERENCE / "reference_vtn.pyth", weights_only=True)["model_state"]
-    outputs = np.load(REFERENCE / "reference_outputs.npz")
-    names = {"cls_token": "encoder.cls_token"}
-    for key in state:
-        if key.startswith("temporal_encoder."):
-            names[key] = key.replace("temporal_encoder.", "encoder.model.")
-        elif key.startswith("mlp_head."):
-            names[key] = key.replace("mlp_head.", "head.")
-    config = TemporalConfig(feature_dim=192, num_classes=11, intermediate_dim=384, head_dim=192)
-    model = TemporalClassifier(config).eval()
-    model.load_state_dict({ours: state[theirs] for theirs, ours in names.items()})
-    with torch.inference_mode():
-        logits = model(
-            torch.from_numpy(outputs["features"]), torch.from_numpy(outputs["frame_index"])
-        )
-    np.testing.assert_allclose(logits.numpy(), outputs["logits"], atol=1e-4)
-
-
-@pytest.mark.parametrize("encoder", ["longformer", "mean"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_batch_of_clips_equals_the_clips_alone(encoder: str) -> None:
     model = _model(encoder)
     clips = _clips(1, 17, 18, 40, 133)
@@ -73,7 +45,7 @@ def test_a_batch_of_clips_equals_the_clips_alone(encoder: str) -> None:
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["longformer", "mean"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_what_stands_in_the_padding_changes_no_logit(encoder: str) -> None:
     model = _model(encoder)
     (clip,) = _clips(29)
@@ -111,24 +83,6 @@ def test_positions_wrap_below_the_last_two_rows() -> None:
         assert not torch.allclose(model(clip.features[None], positions + 1), logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("vit-b-vtn", 114),
-        ("vit-b-vtn-1layer", 96),
-        ("deit-b-vtn", 114),
-        ("deit-ti-vtn", 10),
-        ("r50-vtn", 168),
-        ("r101-vtn", 187),
-    ],
-)
-def test_presets_have_the_papers_parameters(name: str, millions: int) -> None:
-    with torch.device("meta"):
-        model = TemporalClassifier.from_preset(name, num_classes=400)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert round((count + BACKBONE_PARAMETERS[preset(name).backbone]) / 1e6) == millions
-
-
 def test_presets_have_the_papers_recipe() -> None:
     for found in PRESETS.values():
         is_resnet = found.backbone.startswith("resnet")
@@ -149,7 +103,6 @@ def test_presets_have_the_papers_recipe() -> None:
         ({"num_heads": 5}, "--heads 5"),
         ({"attention_window": 17}, "--window 17"),
         ({"attention_window": 0}, "--window 0"),
-        ({"attention_window": 2}, "--window 2"),  # LongformerModel fails there
         ({"max_positions": 2}, "--max-positions 2"),
     ],
 )

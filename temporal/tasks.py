@@ -1,0 +1,142 @@
+"""What a label means: for each task, its classes, its targets and its loss.
+
+- classification: one class a video. Targets [N] int64, logits [N, C]; cross entropy.
+- multi-label: `a|b`, any number of classes. Targets [N, C] float32 of 0 and 1, logits [N, C]; the
+  binary cross entropy of each class.
+- regression: a number. Targets [N] and output [N, 1], float64, in the labels' unit; the squared
+  error, in units of the training labels' variance.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..manifests.errors import ManifestError
+from ..manifests.videos import VideoRow
+from .choices import Task
+from .config import TemporalConfig
+
+
+def label_names(row: VideoRow, task: Task) -> list[str]:
+    """The classes that a row's label names.
+
+    >>> label_names(VideoRow(video_id="v", path="v.mp4", label="b|a"), "multi-label")
+    ['a', 'b']
+    """
+    parts = row.label.split("|") if task == "multi-label" else [row.label]
+    return sorted({part.strip() if task == "multi-label" else part for part in parts} - {""})
+
+
+def training_classes(
+    rows: Sequence[VideoRow], usable: Sequence[VideoRow], split: str, task: Task = "classification"
+) -> list[str]:
+    """The class order of a training split; empty for regression.
+
+    Raises:
+        ManifestError: no row has a label, or a class has no video with features.
+    """
+    names = sorted({n for row in rows if row.split == split for n in label_names(row, task)})
+    if not names:
+        raise ManifestError(f"split {split!r}: no row has a label; add labels to the manifest")
+    if task == "regression":
+        return []
+    counts = Counter(name for row in usable for name in label_names(row, task))
+    for name in names:
+        if not counts[name]:
+            raise ManifestError(
+                f"split {split!r}: no video of class {name!r} has features, so it can't be "
+                "learned; extract its videos, or remove its rows"
+            )
+    return names
+
+
+def read_targets(
+    rows: Sequence[VideoRow], class_names: Sequence[str], task: Task = "classification"
+) -> Tensor:
+    """The targets of rows, one after the other; see above for shape and dtype.
+
+    For multi-label, an empty label is a video of no class.
+
+    Raises:
+        ManifestError: a label is none of the classes, or no number; or no row has one.
+    """
+    if task == "regression":
+        return torch.tensor([_number(row) for row in rows], dtype=torch.float64)
+    order = {name: index for index, name in enumerate(class_names)}
+    if task == "classification":
+        return torch.tensor([_index(row, row.label, order) for row in rows])
+    targets = torch.zeros(len(rows), len(class_names))
+    for number, row in enumerate(rows):
+        for name in label_names(row, task):
+            targets[number, _index(row, name, order)] = 1.0
+    if not targets.any():
+        raise ManifestError(
+            f"none of {len(rows)} videos of split {rows[0].split!r} has a label; add labels to the "
+            "manifest"
+        )
+    return targets
+
+
+def _index(row: VideoRow, name: str, order: dict[str, int]) -> int:
+    if name not in order:
+        known = ", ".join([*order][:5]) + (", …" if len(order) > 5 else "")
+        raise ManifestError(
+            f"video_id {row.video_id!r}: label {name!r} is none of the model's {len(order)} "
+            f"classes ({known}), which are the labels of the training split; correct it, or give "
+            "the class training rows"
+        )
+    return order[name]
+
+
+def _number(row: VideoRow) -> float:
+    try:
+        number = float(row.label)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ManifestError(
+            f"video_id {row.video_id!r}: label {row.label!r} is not a number, which regression "
+            "needs; correct it"
+        )
+    return number
+
+
+def task_loss(logits: Tensor, targets: Tensor, config: TemporalConfig) -> Tensor:
+    """The mean loss of a batch, a scalar, from what the model gives: [N, C]."""
+    if config.task == "classification":
+        return F.cross_entropy(logits, targets)
+    if config.task == "multi-label":
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.mse_loss(logits[:, 0], targets) / config.target_std**2
+
+
+def probabilities(logits: Tensor, task: Task) -> Tensor:
+    """Each class's probability, [..., C]; of regression, nothing: [..., 0]."""
+    if task == "regression":
+        return logits[..., :0]
+    return logits.softmax(-1) if task == "classification" else logits.sigmoid()
+
+
+def decision(logits: Tensor, class_names: Sequence[str], task: Task) -> str:
+    """What a clip's logits [C] say, written as a label is written.
+
+    >>> decision(torch.tensor([0.2, 3.0, -1.0]), ["a", "b", "c"], "multi-label")
+    'a|b'
+    >>> decision(torch.tensor([0.25]), [], "regression")
+    '0.25'
+    """
+    if task == "regression":
+        return f"{float(logits[0]):.9g}"
+    if task == "classification":
+        return class_names[int(logits.argmax())]
+    is_there = is_decided(logits).tolist()
+    return "|".join(name for name, there in zip(class_names, is_there, strict=True) if there)
+
+
+def is_decided(logits: Tensor) -> Tensor:
+    """Which classes of several a video is said to have: those of probability 0.5 and more."""
+    return logits >= 0

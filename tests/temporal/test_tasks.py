@@ -1,0 +1,100 @@
+"""Labels as targets, losses and decisions, for each task."""
+
+import math
+
+import pytest
+import torch
+from vtnpipe.manifests.errors import ManifestError
+from vtnpipe.manifests.videos import VideoRow
+from vtnpipe.temporal.choices import Task
+from vtnpipe.temporal.config import TemporalConfig
+from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.tasks import (
+    decision,
+    probabilities,
+    read_targets,
+    task_loss,
+    training_classes,
+)
+
+
+def _rows(*labels: str, split: str = "train") -> list[VideoRow]:
+    return [
+        VideoRow(video_id=f"{split}{number}", path="-", label=label, split=split)
+        for number, label in enumerate(labels)
+    ]
+
+
+def test_class_order_is_the_sorted_labels_of_the_training_split() -> None:
+    rows = [*_rows("run", "eat", "", "run"), *_rows("fly", split="val")]
+    assert training_classes(rows, rows, "train") == ["eat", "run"]
+    several = [*_rows("run|eat", "", " eat | sit "), *_rows("fly", split="val")]
+    assert training_classes(several, several, "train", "multi-label") == ["eat", "run", "sit"]
+    assert training_classes(_rows("1", "2"), _rows("1", "2"), "train", "regression") == []
+    with pytest.raises(ManifestError, match="no row has a label"):
+        training_classes(_rows("", ""), [], "train", "multi-label")
+    with pytest.raises(ManifestError, match="no video of class 'eat' has features"):
+        training_classes(several, several[2:3][:0], "train", "multi-label")
+
+
+def test_targets() -> None:
+    assert read_targets(_rows("b", "a"), ["a", "b"]).tolist() == [1, 0]
+    several = read_targets(_rows("b|a", "", "b"), ["a", "b"], "multi-label")
+    assert several.tolist() == [[1, 1], [0, 0], [0, 1]]
+    with pytest.raises(ManifestError, match="none of 2 videos of split 'train' has a label"):
+        read_targets(_rows("", ""), ["a", "b"], "multi-label")
+    far = decision(torch.tensor([1_700_000_050.0], dtype=torch.float64), [], "regression")
+    assert far == "1.70000005e+09"
+    assert read_targets(_rows("1.5", "-2"), [], "regression").tolist() == [1.5, -2]
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "message"),
+    [
+        ("c", "classification", "label 'c' is none of the model's 2 classes"),
+        ("", "classification", "label '' is none of"),
+        ("a|c", "multi-label", "label 'c' is none of"),
+        ("tall", "regression", "label 'tall' is not a number"),
+        ("", "regression", "label '' is not a number"),
+        ("nan", "regression", "label 'nan' is not a number"),
+    ],
+)
+def test_labels_that_are_no_target(label: str, task: Task, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        read_targets(_rows(label), ["a", "b"], task)
+
+
+def _config(task: Task, **changes: float) -> TemporalConfig:
+    values = {"feature_dim": 8, "num_classes": 1 if task == "regression" else 2, "encoder": "mean"}
+    return TemporalConfig(task=task, **values, **changes)  # type: ignore[arg-type]
+
+
+def test_losses_against_the_formulas() -> None:
+    logits = torch.tensor([[2.0, -1.0]])
+    p = [1 / (1 + math.exp(-x)) for x in (2.0, -1.0)]
+    loss = task_loss(logits, torch.tensor([[1.0, 0.0]]), _config("multi-label"))
+    assert float(loss) == pytest.approx(-(math.log(p[0]) + math.log(1 - p[1])) / 2)
+    loss = task_loss(logits, torch.tensor([1]), _config("classification"))
+    assert float(loss) == pytest.approx(3 + math.log(1 + math.exp(-3)))
+    config = _config("regression", target_mean=10.0, target_std=4.0)
+    loss = task_loss(torch.tensor([[14.0]]), torch.tensor([12.0]), config)
+    assert float(loss) == pytest.approx(0.25)
+
+
+def test_regression_speaks_in_the_labels_unit() -> None:
+    model = TemporalClassifier(_config("regression", target_mean=10.0, target_std=4.0)).eval()
+    features, positions = torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.long)
+    plain = model.head(model.encoder(features, positions, torch.ones(3, 5, dtype=torch.bool)))
+    torch.testing.assert_close(model(features, positions), plain.double() * 4 + 10)
+
+
+def test_decisions_and_probabilities() -> None:
+    logits = torch.tensor([0.5, 2.0, -3.0])
+    names = ["a", "b", "c"]
+    assert decision(logits, names, "classification") == "b"
+    assert decision(logits, names, "multi-label") == "a|b"
+    assert decision(torch.tensor([-9.0, -9.0, -9.0]), names, "multi-label") == ""
+    assert decision(torch.tensor([1.25]), [], "regression") == "1.25"
+    assert float(probabilities(logits, "classification").sum()) == pytest.approx(1)
+    assert probabilities(logits, "multi-label")[1] == pytest.approx(1 / (1 + math.exp(-2)))
+    assert probabilities(torch.tensor([1.0]), "regression").shape == (0,)
