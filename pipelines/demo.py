@@ -127,8 +127,10 @@ def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console:
         )
     train_temporal(root / "features", run, TrainTemporalSettings(**options, seed=seed))
     report = evaluate(run, root / "features", EvaluateSettings(split="val"))
-    say(console, f"{run.name}: top-1 {report.metrics.top1:.1%} of {report.counts.scored} videos")
-    return report.metrics.top1
+    top1 = report.figures["top1"]
+    assert top1 is not None
+    say(console, f"{run.name}: top-1 {top1:.1%} of {report.counts.scored} videos")
+    return top1
 
 
 def write_videos(folder: Path, num_events: int) -> list[VideoRow]:

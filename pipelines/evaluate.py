@@ -1,6 +1,7 @@
 """`vtnpipe evaluate`: a model's figures on a split of stored features."""
 
 import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,16 @@ from rich.console import Console
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import atomic_text, write_json
 from ..manifests.videos import read_manifest
-from .options import at_least, check_settings, setting
+from .figures import figures_text
+from .options import at_least, between, check_settings, setting
 from .progress import say
 
 if TYPE_CHECKING:
-    from ..temporal.metrics import ClassificationMetrics, Counts
+    from torch import Tensor
+
+    from ..manifests.videos import VideoRow
+    from ..temporal.metrics import Counts, Metrics
+    from .network import NetworkConfig
 
 MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
 
@@ -29,6 +35,10 @@ class EvaluateSettings:
         None, help="Labels and splits; by default the features' own.", metavar="FILE"
     )
     drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
+    shuffle_frames: bool = setting(
+        False, help="Put each video's frames in a random order: what does the order tell the model?"
+    )
+    seed: int = setting(0, help="Of that order.", check=between(0, 2**31))
     batch_size: int = setting(16, help="Videos at once.", check=at_least(1))
     device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
 
@@ -40,8 +50,13 @@ class EvaluateSettings:
 class EvaluateReport:
     """Figures, and of how many videos; also in MODEL/predictions/SPLIT.json."""
 
-    metrics: "ClassificationMetrics"
+    metrics: "Metrics"
     counts: "Counts"
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The task's figures by name, the most important first."""
+        return {name: getattr(self.metrics, name) for name in self.metrics.figures}
 
     @property
     def exit_code(self) -> int:
@@ -59,7 +74,8 @@ def evaluate(
 ) -> EvaluateReport:
     """Scores a model on every frame of a split's videos.
 
-    Writes MODEL/predictions/SPLIT.csv (a line a video) and SPLIT.json (the figures).
+    Writes MODEL/predictions/SPLIT.csv (a line a video) and SPLIT.json (the figures), or
+    SPLIT+shuffled where the frames are.
 
     Args:
         model: a model or run folder.
@@ -77,8 +93,9 @@ def evaluate(
     from ..temporal.checkpoint import RunFolder
     from ..temporal.dataset import ClipDataset
     from ..temporal.fit import predict
-    from ..temporal.metrics import Counts, classification_metrics
-    from ..temporal.splits import class_indices, usable_rows
+    from ..temporal.metrics import Counts, task_metrics
+    from ..temporal.splits import usable_rows
+    from ..temporal.tasks import read_targets
     from .network import check_features, load_temporal, read_config
 
     settings = settings or EvaluateSettings()
@@ -90,14 +107,18 @@ def evaluate(
     check_features(config, store.extraction["identity"], store.folder.root)
     rows = read_manifest(settings.manifest or store.folder.manifest)
     usable = usable_rows(store, rows, settings.split, drop_partial=settings.drop_partial)
-    labels = class_indices(usable.rows, config.class_names)
+    targets = read_targets(usable.rows, config.class_names, config.temporal.task)
     dataset = ClipDataset(
-        store, usable.rows, labels, position_fps=config.temporal.position_fps, sampling=None
+        store,
+        usable.rows,
+        targets,
+        position_fps=config.temporal.position_fps,
+        shuffle_seed=settings.seed if settings.shuffle_frames else None,
     )
     temporal = load_temporal(files, config).to(device)
     logits = torch.cat([out for _, out in predict(temporal, dataset, settings.batch_size, device)])
     report = EvaluateReport(
-        metrics=classification_metrics(logits, torch.tensor(labels), config.class_names),
+        metrics=task_metrics(logits, targets, config.class_names, config.temporal),
         counts=Counts(
             expected=usable.num_expected,
             scored=len(usable.rows),
@@ -108,13 +129,8 @@ def evaluate(
     folder = files.root / "predictions"
     folder.mkdir(exist_ok=True)
     name = quote(settings.split, safe="") or "all"  # a split's name never becomes a path
-    with atomic_text(folder / f"{name}.csv") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video_id", "label", "predicted", "probability"))
-        for row, probabilities in zip(usable.rows, logits.softmax(1), strict=True):
-            best = int(probabilities.argmax())
-            probability = f"{float(probabilities[best]):.6f}"
-            writer.writerow((row.video_id, row.label, config.class_names[best], probability))
+    name += "+shuffled" if settings.shuffle_frames else ""
+    _write_predictions(folder / f"{name}.csv", usable.rows, logits, config)
     values = {
         "settings": asdict(settings),
         "features": store.extraction["fingerprint"],
@@ -122,37 +138,54 @@ def evaluate(
         **asdict(report),
     }
     write_json(values, folder / f"{name}.json")
-    _print(report, settings, config.class_names, console)
+    _print(report, settings, name, console)
     return report
 
 
-def _print(
-    report: EvaluateReport, settings: EvaluateSettings, classes: list[str], console: Console
+def _write_predictions(
+    path: Path, rows: Sequence["VideoRow"], logits: "Tensor", config: "NetworkConfig"
 ) -> None:
-    metrics, counts = report.metrics, report.counts
+    """One line a video: its label, the decision, and for each class its probability."""
+    from ..temporal.tasks import decision, probabilities
 
-    shown = classes[:MAX_CLASSES_SHOWN]
-    width = max(12, *map(len, shown))
-    say(console, f"{'class'.ljust(width)}  accuracy  predicted as (videos)")
-    for index, name in enumerate(shown):
-        accuracy = metrics.per_class[name]
-        predicted = [(count, classes[j]) for j, count in enumerate(metrics.confusion[index])]
-        found = ", ".join(f"{other} {n}" for n, other in sorted(predicted, reverse=True)[:4] if n)
-        share = "       –" if accuracy is None else f"{accuracy:8.1%}"
-        say(console, f"{name.ljust(width)}  {share}  {found}")
-    if len(classes) > len(shown):
-        say(
-            console,
-            f"… and {len(classes) - len(shown)} more classes in predictions/{settings.split}.json",
-        )
-    say(
-        console,
-        f"split {settings.split}: top-1 {metrics.top1:.1%}, top-5 {metrics.top5:.1%}, "
-        f"mean class accuracy {metrics.mean_class_accuracy:.1%}, loss {metrics.loss:.4f}",
-    )
+    task, classes = config.temporal.task, config.class_names
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video_id", "label", "predicted", *classes))
+        for row, one in zip(rows, logits, strict=True):
+            shares = [f"{share:.6f}" for share in probabilities(one, task).tolist()]
+            writer.writerow((row.video_id, row.label, decision(one, classes, task), *shares))
+
+
+def _print(report: EvaluateReport, settings: EvaluateSettings, name: str, console: Console) -> None:
+    for line in _class_lines(report.metrics, name):
+        say(console, line)
+    shuffled = ", frames shuffled" if settings.shuffle_frames else ""
+    say(console, f"split {settings.split}{shuffled}: {figures_text(report.figures)}")
+    counts = report.counts
     loud = "" if report.exit_code == EXIT_OK else "  <- not all of the split"
     say(
         console,
         f"videos: {counts.expected} expected, {counts.scored} scored, {counts.missing} missing, "
         f"{counts.partial} partial{loud}",
     )
+
+
+def _class_lines(metrics: "Metrics", name: str) -> Iterator[str]:
+    """A table of the first classes: each one's figure, and what it was taken for."""
+    per_class: dict[str, float | None] = getattr(metrics, "per_class", {})
+    confusion: list[list[int]] = getattr(metrics, "confusion", [])
+    classes = list(per_class)
+    shown = classes[:MAX_CLASSES_SHOWN]
+    if shown:
+        width = max(12, *map(len, shown))
+        figure = "accuracy  predicted as (videos)" if confusion else "average precision"
+        yield f"{'class'.ljust(width)}  {figure}"
+    for index, one in enumerate(shown):
+        value = per_class[one]
+        share = "       –" if value is None else f"{value:8.1%}"
+        counts = zip(confusion[index] if confusion else (), classes, strict=False)
+        found = ", ".join(f"{name} {n}" for n, name in sorted(counts, reverse=True)[:4] if n)
+        yield f"{one.ljust(width)}  {share}  {found}".rstrip()
+    if len(classes) > len(shown):
+        yield f"… and {len(classes) - len(shown)} more classes in predictions/{name}.json"

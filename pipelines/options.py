@@ -15,6 +15,7 @@ import click
 import yaml
 
 from ..manifests.errors import SettingsError
+from ..manifests.factory import is_factory
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,6 +41,12 @@ def between(minimum: float, maximum: float) -> Check:
     """A check for numbers; the limits themselves are fine."""
     rule = f"it must be between {minimum:g} and {maximum:g}"
     return lambda value: "" if minimum <= value <= maximum else rule
+
+
+def one_of_or_factory(*names: str) -> Check:
+    """A check for a name out of several, or `package.module:factory`."""
+    rule = f"it must be {', '.join(names)} or package.module:factory"
+    return lambda value: "" if value in names or is_factory(value) else rule
 
 
 def check_settings(settings: Any) -> None:

@@ -119,16 +119,16 @@ def predict(
         temporal = load_temporal(files, config).to(device)
         found = _from_features(temporal, config, names, settings.features, device)
     else:
-        network = VideoTransformerNetwork.from_pretrained(model).to(device)
+        network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
         config = network.config
         found = _from_videos(network, names, settings, device)
     classes = config.class_names
     predictions = []
     for prediction in found:
-        _print(prediction, classes, settings.top, console)
+        _print(prediction, config, settings.top, console)
         predictions.append(prediction)
     if output is not None:
-        _write(predictions, classes, output)
+        _write(predictions, config, output)
     return PredictReport(predictions=predictions, class_names=classes)
 
 
@@ -238,19 +238,26 @@ def _classify(module: Any, inputs: "Tensor", positions: Any, device: str) -> "Te
     return logits
 
 
-def _print(prediction: Prediction, classes: list[str], top: int, console: Console) -> None:
+def _print(prediction: Prediction, config: "NetworkConfig", top: int, console: Console) -> None:
+    from ..temporal.tasks import decision, probabilities
+
     note = f"  ({prediction.note})" if prediction.note else ""
     say(console, f"{prediction.video}{note}")
-    if prediction.logits is not None:
-        probabilities = prediction.logits.softmax(0)
-        for index in probabilities.argsort(descending=True)[:top].tolist():
-            say(console, f"  {float(probabilities[index]):6.1%}  {classes[index]}")
+    logits, task, classes = prediction.logits, config.temporal.task, config.class_names
+    if logits is None:
+        return
+    if task == "regression":
+        say(console, f"  {decision(logits, classes, task)}")
+    shares = probabilities(logits, task)
+    for index in shares.argsort(descending=True)[:top].tolist():
+        say(console, f"  {float(shares[index]):6.1%}  {classes[index]}")
 
 
-def _write(predictions: list[Prediction], classes: list[str], path: Path) -> None:
-    """One line a video: video, predicted class, note, then each class's probability; failed ones,
-    too.
-    """
+def _write(predictions: list[Prediction], config: "NetworkConfig", path: Path) -> None:
+    """One line a video: video, decision, note, then each class's probability; failed ones, too."""
+    from ..temporal.tasks import decision, probabilities
+
+    task, classes = config.temporal.task, config.class_names
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "predicted", "note", *classes))
@@ -258,5 +265,5 @@ def _write(predictions: list[Prediction], classes: list[str], path: Path) -> Non
             if logits is None:
                 writer.writerow((video, "", note, *("" for _ in classes)))
                 continue
-            shares = [f"{p:.6f}" for p in logits.softmax(0).tolist()]
-            writer.writerow((video, classes[int(logits.argmax())], note, *shares))
+            shares = [f"{p:.6f}" for p in probabilities(logits, task).tolist()]
+            writer.writerow((video, decision(logits, classes, task), note, *shares))

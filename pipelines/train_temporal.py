@@ -3,27 +3,30 @@ resumes.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from ..manifests.errors import SettingsError
-from ..manifests.files import remove_temporaries, write_json
-from ..manifests.folder import fingerprint, locked
+from ..manifests.errors import ManifestError, SettingsError
+from ..manifests.folder import locked
 from ..manifests.videos import read_manifest
-from ..temporal.choices import Encoder, Optimizer, Schedule
-from .options import at_least, between, check_settings, setting
+from ..temporal.choices import ENCODERS, Optimizer, PositionEmbedding, Schedule, Task
+from .figures import figure_text, figures_text
+from .options import at_least, between, check_settings, one_of_or_factory, setting
 from .progress import say
+from .runs import begin_run, check_root, data_digest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..manifests.store import FeatureStore
     from ..temporal.checkpoint import RunFolder
+    from ..temporal.config import TemporalConfig
     from ..temporal.fit import EpochReport, Recipe
-    from ..temporal.model import TemporalConfig
     from ..temporal.presets import Preset
-    from ..temporal.splits import UsableRows
 
 OF_THE_PRESET = "By default, the preset's."
 
@@ -38,17 +41,36 @@ class TrainTemporalSettings:
         "one with the features' backbone, else vit-b-vtn's shape on the features' dimensions.",
         metavar="NAME",
     )
-    encoder: Encoder = setting("longformer", help="mean: mean pooling, which sees no order.")
+    task: Task = setting(
+        "classification", help="multi-label: labels are a|b; regression: labels are numbers."
+    )
+    encoder: str = setting(
+        "longformer",
+        help="full: exact attention; perceiver: transformers'; mean: sees no order; or your own.",
+        check=one_of_or_factory(*ENCODERS),
+        metavar=f"{'|'.join(ENCODERS)}|package.module:factory",
+    )
     layers: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
     heads: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
     window: int = setting(18, help="Of the local attention, in frames; even, half to each side.")
     intermediate: int | None = setting(
         None, help=f"Dimensions inside each layer. {OF_THE_PRESET}", check=at_least(1)
     )
+    head: str = setting(
+        "mlp",
+        help="The paper's, or your own.",
+        check=one_of_or_factory("mlp"),
+        metavar="mlp|package.module:factory",
+    )
     head_dim: int | None = setting(
         None, help=f"Dimensions inside the head. {OF_THE_PRESET}", check=at_least(1)
     )
-    max_positions: int = setting(288, help="Rows of the position embedding.", check=at_least(3))
+    position_embedding: PositionEmbedding = setting(
+        "learned", help="sinusoidal: fixed; none: the encoder sees no positions."
+    )
+    max_positions: int = setting(
+        288, help="Rows of the learned position embedding.", check=at_least(3)
+    )
     positions: Literal["seconds", "frames"] = setting(
         "seconds", help="frames: a frame's position is its index, whatever its time."
     )
@@ -72,6 +94,9 @@ class TrainTemporalSettings:
         None, help="Labels and splits; by default the features' own.", metavar="FILE"
     )
     drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
+    gradient_checkpointing: bool = setting(
+        False, help="Less memory for long clips, a third more time; the same weights."
+    )
     seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
     device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
 
@@ -112,8 +137,10 @@ def train_temporal(
     from ..temporal.checkpoint import RunFolder
     from ..temporal.dataset import ClipDataset, ClipSampling
     from ..temporal.fit import fit
+    from ..temporal.metrics import METRICS
     from ..temporal.model import TemporalClassifier
-    from ..temporal.splits import class_indices, training_classes, usable_rows
+    from ..temporal.splits import usable_rows
+    from ..temporal.tasks import read_targets, training_classes
     from .network import NetworkConfig, link_backbone, write_config
 
     settings = settings or TrainTemporalSettings()
@@ -125,51 +152,56 @@ def train_temporal(
         usable_rows(store, rows, split, drop_partial=settings.drop_partial)
         for split in (settings.train_split, settings.val_split)
     ]
-    names = training_classes(rows, parts[0].rows, settings.train_split)
-    labels = [class_indices(part.rows, names) for part in parts]
-    config, recipe = _resolve(settings, store, len(names))
+    names = training_classes(rows, parts[0].rows, settings.train_split, settings.task)
+    targets = [read_targets(part.rows, names, settings.task) for part in parts]
+    config, recipe = _resolve(settings, store, targets[0], len(names))
     sampling = ClipSampling(
         num_frames=settings.clip_frames, seconds=settings.clip_seconds, seed=settings.seed
     )
     train, val = (
-        ClipDataset(store, part.rows, indices, position_fps=config.position_fps, sampling=drawn)
-        for part, indices, drawn in zip(parts, labels, (sampling, None), strict=True)
+        ClipDataset(store, part.rows, wanted, position_fps=config.position_fps, sampling=drawn)
+        for part, wanted, drawn in zip(parts, targets, (sampling, None), strict=True)
     )
     files = RunFolder(Path(run))
     check_root(files)
-    with torch.random.fork_rng(), locked(files):
+    with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model = TemporalClassifier(config)
-        is_new = _begin(files, settings, recipe, _data_digest(store, parts, labels))
-        if is_new:
-            identity = store.extraction["identity"]
-            write_config(
-                files, NetworkConfig(identity=identity, temporal=config, class_names=names)
+        if settings.gradient_checkpointing:
+            model.use_gradient_checkpointing()
+        with locked(files):
+            data = data_digest(store, parts, targets, names)
+            if begin_run(files, settings, recipe, data=data):
+                identity = store.extraction["identity"]
+                write_config(
+                    files, NetworkConfig(identity=identity, temporal=config, class_names=names)
+                )
+                files.backbone.unlink(missing_ok=True)  # that of a run that failed at its start
+            link_backbone(store.folder, files)
+            num_parameters = sum(parameter.numel() for parameter in model.parameters())
+            classes = f", {len(names)} classes" if names else ""
+            say(
+                console,
+                f"{config.encoder}, {num_parameters / 1e6:.1f}M parameters, on {device}; "
+                f"{len(train)} training and {len(val)} validation videos{classes}; "
+                f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
+                f"batches of {recipe.batch_size}",
+                *(part.gaps for part in parts if part.gaps),
             )
-        link_backbone(store.folder, files)
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(
-            console,
-            f"{config.encoder}, {num_parameters / 1e6:.1f}M parameters, on {device}; "
-            f"{len(train)} training and {len(val)} validation videos, {len(names)} classes; "
-            f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
-            f"batches of {recipe.batch_size}",
-            *(part.gaps for part in parts if part.gaps),
-        )
-        fit(
-            *(model, train, val, names, recipe, files),
-            device=device,
-            on_epoch=lambda report: say(console, _line(report, recipe.epochs)),
-        )
-    return _report(files, console)
+            fit(
+                *(model, train, val, names, recipe, files),
+                device=device,
+                on_epoch=lambda report: say(console, _line(report, recipe.epochs)),
+            )
+    return _report(files, METRICS[config.task].figures[0], console)
 
 
 def _resolve(
-    settings: TrainTemporalSettings, store: "FeatureStore", num_classes: int
+    settings: TrainTemporalSettings, store: "FeatureStore", targets: "Tensor", num_classes: int
 ) -> tuple["TemporalConfig", "Recipe"]:
     """The model's shape and the recipe: what is set, else the preset's."""
+    from ..temporal.config import TemporalConfig
     from ..temporal.fit import Recipe
-    from ..temporal.model import TemporalConfig
 
     chosen = _preset(settings, store)
     dim = store.row_shape[-1]
@@ -177,20 +209,26 @@ def _resolve(
     def own_or(value: Any, of_preset: Any) -> Any:
         return of_preset if value is None else value
 
+    is_regression = settings.task == "regression"
     config = TemporalConfig(
         feature_dim=dim,
-        num_classes=num_classes,
+        num_classes=1 if is_regression else num_classes,
+        task=settings.task,
         encoder=settings.encoder,
         num_layers=own_or(settings.layers, chosen.num_layers),
         num_heads=own_or(settings.heads, chosen.num_heads),
         attention_window=settings.window,
         intermediate_dim=own_or(settings.intermediate, chosen.intermediate_dim),
+        head=settings.head,
         head_dim=own_or(settings.head_dim, chosen.head_dim),
+        position_embedding=settings.position_embedding,
         max_positions=settings.max_positions,
         position_fps=settings.position_fps if settings.positions == "seconds" else None,
         dropout=settings.dropout,
         attention_dropout=settings.dropout,
         head_dropout=settings.head_dropout,
+        target_mean=float(targets.mean()) if is_regression else 0.0,
+        target_std=_spread(targets) if is_regression else 1.0,
     )
     recipe = Recipe(
         epochs=settings.epochs,
@@ -203,6 +241,17 @@ def _resolve(
         seed=settings.seed,
     )
     return config, recipe
+
+
+def _spread(targets: "Tensor") -> float:
+    """The labels' standard deviation; 1 where they are all the same."""
+    spread = 1.0 if bool((targets == targets[0]).all()) else float(targets.std(correction=0))
+    if not 0 < spread < math.inf:
+        raise ManifestError(
+            f"the training labels spread by {spread:g}, which is no number to learn with; give "
+            "them in another unit"
+        )
+    return spread
 
 
 def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
@@ -221,76 +270,20 @@ def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
     return chosen
 
 
-def _data_digest(store: "FeatureStore", parts: list["UsableRows"], labels: list[list[int]]) -> str:
-    """What the run learns from: features, videos and their classes, as 16 hexadecimal digits."""
-    rows = [
-        [
-            (row.video_id, label, [e.crc32 for e in store.entries[row.video_id]])
-            for row, label in pairs
-        ]
-        for pairs in (zip(p.rows, i, strict=True) for p, i in zip(parts, labels, strict=True))
-    ]
-    return fingerprint({"features": store.extraction["fingerprint"], "rows": rows})
-
-
-def check_root(files: "RunFolder") -> None:
-    """Refuses a folder that holds something else than a run.
-
-    Raises:
-        SettingsError: it does.
-    """
-    if files.settings.exists() or not files.root.exists():
-        return
-    if files.root.is_dir():
-        kept = [p for p in files.root.iterdir() if p != files.lock and p.suffix != ".tmp"]
-        if not kept:
-            return
-    raise SettingsError(f"{files.root}: not empty, and no run folder; give a new folder")
-
-
-def _begin(
-    files: "RunFolder", settings: TrainTemporalSettings, recipe: "Recipe", data_digest: str
-) -> bool:
-    """Notes what a new run is for, or checks that it is the one that the folder holds.
-
-    Returns:
-        whether nothing has been trained yet.
-    """
-    for folder in (files.root, files.checkpoints):
-        remove_temporaries(folder)
-    value = {**asdict(settings), **asdict(recipe), "data": data_digest}
-    if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
-        stored = json.loads(files.settings.read_text(encoding="utf-8"))
-        differences = [
-            f"{key} is {value.get(key)!r} here and {stored.get(key)!r} there"
-            for key in sorted({*value, *stored} - {"device"})
-            if value.get(key) != stored.get(key)
-        ]
-        if differences:
-            raise SettingsError(
-                f"{files.root}: holds another run: {'; '.join(differences)} (data: which videos "
-                "have which class); use its settings and data to resume it, or another folder"
-            )
-        return False
-    write_json(value, files.settings)
-    return True
-
-
 def _line(report: "EpochReport", epochs: int) -> str:
+    figures = figures_text(report.figures, "  ")
     return (
-        f"epoch {report.epoch:3d}/{epochs}  loss {report.train_loss:.4f}  val loss "
-        f"{report.loss:.4f}  top-1 {report.top1:6.1%}  top-5 {report.top5:6.1%}  "
+        f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  {figures}  "
         f"{report.videos_per_second:,.0f} videos/s{'  best' if report.is_best else ''}"
     )
 
 
-def _report(files: "RunFolder", console: Console) -> TrainReport:
+def _report(files: "RunFolder", decisive: str, console: Console) -> TrainReport:
     lines = [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
     best = [line for line in lines if line["is_best"]][-1]
     say(
         console,
-        f"{files.root}: {len(lines)} epochs; best top-1 {best['top1']:.1%} (epoch "
-        f"{best['epoch']}), "
-        f"last {lines[-1]['top1']:.1%}",
+        f"{files.root}: {len(lines)} epochs; best {figure_text(decisive, best[decisive])} (epoch "
+        f"{best['epoch']}), last {figure_text(decisive, lines[-1][decisive])}",
     )
     return TrainReport(best=best, last=lines[-1])

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,25 @@ import pytest
 import torch
 from command_line import run_cli
 from numbered_videos import write_video
-from vtnpipe.manifests.errors import FeaturesError, ManifestError, SettingsError, VtnpipeError
+from rich.console import Console
+from vtnpipe.manifests.errors import (
+    BackboneError,
+    FeaturesError,
+    ManifestError,
+    SettingsError,
+    VtnpipeError,
+)
+from vtnpipe.manifests.folder import FeatureFolder
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.manifests.videos import read_manifest
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
+from vtnpipe.pipelines.extract import ExtractSettings
+from vtnpipe.pipelines.extraction import settle, with_backbone_name
 from vtnpipe.pipelines.network import VideoTransformerNetwork, load_temporal, read_config
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder, save_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
+from vtnpipe.temporal.model import TemporalClassifier
 
 SMALL = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--epochs", 2)
 SETTINGS = TrainTemporalSettings(layers=1, heads=2, intermediate=16, head_dim=8, epochs=2)
@@ -37,7 +49,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.append("lost,none.mp4,up,val")
     (root / "m.csv").write_text("\n".join(lines) + "\n")
     means = ("--backbone", "toy_backbones:block_means", "--weights", "none")
-    run_cli(root, "extract", "m.csv", "f", *means, "--store", "float32", code=1)
+    exact = ("--store", "float32", "--precision", "float32")
+    run_cli(root, "extract", "m.csv", "f", *means, *exact, code=1)
     return root
 
 
@@ -96,14 +109,19 @@ def test_the_whole_way(folder: Path) -> None:
     assert "none.mp4  (missing:" in ran.stdout
 
 
+def _make_sensitive(files: RunFolder) -> TemporalClassifier:
+    """Gives a run's model weights such that order, positions and frames matter."""
+    temporal = load_temporal(files, read_config(files))
+    torch.manual_seed(4)
+    for parameter in temporal.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    save_weights(temporal, files.best, prefix="temporal.")
+    return temporal
+
+
 def test_the_three_modes_agree_in_their_logits(folder: Path) -> None:
     train_temporal(folder / "f", folder / "run", SETTINGS)
-    files = RunFolder(folder / "run")
-    temporal = load_temporal(files, read_config(files))
-    torch.manual_seed(0)
-    for parameter in temporal.parameters():  # so that order, positions and frames matter
-        torch.nn.init.normal_(parameter, std=0.5)
-    save_weights(temporal, files.best, prefix="temporal.")
+    temporal = _make_sensitive(RunFolder(folder / "run"))
     video = open_features(folder / "f")["v11"]
     features, positions = torch.tensor(video.features)[None], torch.arange(31)[None]
     with torch.inference_mode():
@@ -167,7 +185,7 @@ def test_a_network_is_saved_and_loaded_whole(folder: Path) -> None:
     network = VideoTransformerNetwork.from_pretrained(folder / "run")
     network.save_pretrained(folder / "model")
     assert sorted(path.name for path in (folder / "model").iterdir()) == [
-        *("config.json", "model.safetensors"),
+        *("README.md", "config.json", "model.safetensors"),
     ]
     shutil.rmtree(folder / "run")
     shutil.rmtree(folder / "f")
@@ -181,6 +199,242 @@ def test_a_network_is_saved_and_loaded_whole(folder: Path) -> None:
     assert again.temporal.training
     assert not again.backbone.training
     assert not any(parameter.requires_grad for parameter in again.backbone.parameters())
+
+
+def test_a_network_goes_to_the_hub_and_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    network = VideoTransformerNetwork.from_pretrained(folder / "run")
+    hub = folder / "hub"
+
+    class Api:
+        """What huggingface_hub would send, kept in a folder."""
+
+        def __init__(self, **options: object) -> None: ...
+
+        def create_repo(self, repo_id: str, **options: object) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
+            shutil.copytree(folder_path, hub / repo_id)
+            return "sent"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr(
+        "vtnpipe.pipelines.network.snapshot_download", lambda name, **options: str(hub / name)
+    )
+    network.push_to_hub("me/model")
+    assert "video-classification" in (hub / "me/model/README.md").read_text()
+    with pytest.raises(FeaturesError, match="names functions to call, toy_backbones:block_means"):
+        VideoTransformerNetwork.from_pretrained("me/model")
+    again = VideoTransformerNetwork.from_pretrained("me/model", trust_factories=True)
+    assert again.config == network.config
+    frames, positions = torch.rand(1, 6, 3, 64, 64), torch.arange(6)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(again(frames, positions), network(frames, positions))
+
+    config = hub / "me/model/config.json"
+    good = config.read_text()
+    config.write_text(good.replace("toy_backbones:block_means", "os:getcwd"))
+    with pytest.raises(FeaturesError, match="names functions to call, os:getcwd; read them"):
+        VideoTransformerNetwork.from_pretrained("me/model")
+    config.write_text(good)
+
+    def unreachable(name: str, **options: object) -> str:
+        raise OSError("no route")
+
+    monkeypatch.setattr("vtnpipe.pipelines.network.snapshot_download", unreachable)
+    with pytest.raises(FeaturesError, match=r"me/other: no such folder, and the .* \(no route\)"):
+        VideoTransformerNetwork.from_pretrained("me/other")
+
+
+def test_several_labels_a_video_through_the_command_line(folder: Path) -> None:
+    manifest = folder / "m.csv"
+    text = manifest.read_text().replace(",up,", ",up|low,").replace("v0,0.mp4,up|low", "v0,0.mp4,")
+    manifest.write_text(text)
+    options = ("--task", "multi-label", "--manifest", "m.csv")
+    ran = run_cli(folder, "train-temporal", "f", "run", *SMALL, *options)
+    assert "2/2" in ran.stdout
+    assert "mAP" in ran.stdout
+    ran = run_cli(folder, "evaluate", "run", "f", "--manifest", "m.csv", code=1)
+    assert "average precision" in ran.stdout
+    figures = json.loads((folder / "run/predictions/val.json").read_text())
+    assert figures["classes"] == ["down", "low", "up"]
+    assert figures["metrics"]["per_class"].keys() == {"down", "low", "up"}
+    with (folder / "run/predictions/val.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {"up|low", "down"}
+    for row in rows:
+        named = {name for name in figures["classes"] if float(row[name]) >= 0.5}
+        assert set(row["predicted"].split("|")) - {""} == named
+    ran = run_cli(folder, "predict", "run", "--mode", "features", "--features", "f")
+    assert "%  low" in ran.stdout
+
+
+def test_regression_learns_and_speaks_in_the_labels_unit(folder: Path) -> None:
+    manifest = folder / "m.csv"
+    lines = manifest.read_text().splitlines()
+    for number in range(12):  # what a clip shows of its number: the brightness of its blocks
+        fields = lines[number + 1].split(",")
+        lines[number + 1] = ",".join([*fields[:2], str(1000 + 10 * number), fields[3]])
+    manifest.write_text("\n".join(lines[:-1]) + "\n")
+    values = {**vars(SETTINGS), "task": "regression", "manifest": str(manifest), "epochs": 60}
+    values |= {"optimizer": "adamw", "lr": 1e-2, "encoder": "mean", "head_dropout": 0.0}
+    report = train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
+    config = read_config(RunFolder(folder / "run"))
+    assert config.class_names == []
+    assert config.temporal.num_classes == 1
+    assert 1000 < config.temporal.target_mean < 1110
+    spread = config.temporal.target_std
+    assert report.best["rmse"] == min(json.loads(line)["rmse"] for line in _lines(folder / "run"))
+    settings = EvaluateSettings(split="train", manifest=str(manifest))
+    figures = evaluate(folder / "run", folder / "f", settings).figures
+    rmse = figures["rmse"]
+    assert rmse is not None
+    assert rmse < 0.8 * spread
+    prediction = predict(
+        folder / "run", ["v4"], PredictSettings(mode="features", features=str(folder / "f"))
+    )
+    logits = prediction.predictions[0].logits
+    assert logits is not None
+    assert 950 < float(logits[0]) < 1160
+
+
+def _lines(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+def test_an_encoder_and_a_head_of_ones_own(folder: Path) -> None:
+    own = ("--encoder", "toy_encoders:recurrent", "--head", "toy_encoders:one_layer")
+    ran = run_cli(folder, "train-temporal", "f", "run", *own, "--epochs", 1)
+    assert "toy_encoders:recurrent, " in ran.stdout
+    network = VideoTransformerNetwork.from_pretrained(folder / "run")
+    assert type(network.temporal.encoder).__name__ == "Recurrent"
+    assert evaluate(folder / "run", folder / "f").counts.scored == 4
+
+
+@pytest.mark.parametrize("encoder", ["full", "perceiver"])
+def test_other_encoders_and_ablations(folder: Path, encoder: str) -> None:
+    values = {**vars(SETTINGS), "encoder": encoder, "position_embedding": "sinusoidal", "window": 2}
+    train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
+    temporal = read_config(RunFolder(folder / "run")).temporal
+    assert (temporal.encoder, temporal.position_embedding) == (encoder, "sinusoidal")
+    assert evaluate(folder / "run", folder / "f").counts.scored == 4
+
+
+def test_gradient_checkpointing_makes_the_same_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    use = TemporalClassifier.use_gradient_checkpointing
+    monkeypatch.setattr(
+        TemporalClassifier, "use_gradient_checkpointing", lambda m: used.append(1) or use(m)
+    )
+    for name, is_on in (("a", False), ("b", True)):
+        values = {**vars(SETTINGS), "gradient_checkpointing": is_on}
+        train_temporal(folder / "f", folder / name, TrainTemporalSettings(**values))
+    weights = [read_weights(folder / name / "last.safetensors") for name in "ab"]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, msg=key)
+    assert used == [1]
+    values = {**vars(SETTINGS), "gradient_checkpointing": True}  # may change when a run resumes
+    train_temporal(folder / "f", folder / "a", TrainTemporalSettings(**values))
+
+
+def test_frames_can_be_shuffled_at_evaluation(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    ran = run_cli(folder, "evaluate", "run", "f", "--shuffle-frames", "--seed", 3, code=1)
+    assert "split val, frames shuffled: top-1" in ran.stdout
+    assert sorted(path.name for path in (folder / "run/predictions").iterdir()) == [
+        *("val+shuffled.csv", "val+shuffled.json")
+    ]
+    _make_sensitive(RunFolder(folder / "run"))
+    losses = {
+        evaluate(folder / "run", folder / "f", settings).figures["loss"]
+        for settings in (
+            EvaluateSettings(),
+            EvaluateSettings(seed=1),
+            EvaluateSettings(shuffle_frames=True),
+            EvaluateSettings(shuffle_frames=True, seed=1),
+        )
+    }
+    assert len(losses) == 3
+
+
+def test_what_a_failed_beginning_left_is_not_used(folder: Path) -> None:
+    mixer = ("--backbone", "toy_backbones:mixer", "--weights", "none")
+    run_cli(folder, "extract", "m.csv", "other", *mixer, code=1)
+    wild = TrainTemporalSettings(**{**vars(SETTINGS), "lr": 1e30, "batch_size": 4})
+    with pytest.raises(SettingsError, match="the loss became"):
+        train_temporal(folder / "f", folder / "run", wild)
+    train_temporal(folder / "other", folder / "run", SETTINGS)
+    assert predict(folder / "run", [folder / "0.mp4"]).predictions[0].logits is not None
+
+
+def test_extracting_with_the_backbone_of_a_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    console = Console(quiet=True)
+
+    def identity(weights: str, features: str = "new", **changes: Any) -> dict[str, Any]:
+        settings = ExtractSettings(weights=weights, store="float32", **changes)
+        settings = with_backbone_name(settings, console)
+        return settle(FeatureFolder(folder / features), settings, console).identity
+
+    monkeypatch.chdir(folder)
+    stored = read_config(RunFolder(folder / "run")).identity
+    assert identity("run", precision="float32") == {**stored, "precision": "float32"}
+    assert identity("run", "f")["weights_digest"] == stored["weights_digest"]
+    with pytest.raises(SettingsError, match="--backbone resnet18 with --weights run: that model's"):
+        identity("run", backbone="resnet18")
+    shutil.copytree("run", "none")  # a word, and no folder
+    assert identity("none", backbone="toy_backbones:mixer")["backbone"] == "toy_backbones:mixer"
+
+    network = VideoTransformerNetwork.from_pretrained(folder / "run")
+    network.save_pretrained("saved")
+    assert identity("saved")["weights_digest"] == stored["weights_digest"]
+    with torch.no_grad():
+        network.backbone.scale.mul_(2)
+    network.save_pretrained("changed")
+    assert identity("changed")["weights_digest"] != stored["weights_digest"]
+    with pytest.raises(FeaturesError, match=r"weights_digest is '.*' here and '.*' in the folder"):
+        identity("changed", "f")
+
+    (folder / "run/backbone.safetensors").unlink()
+    with pytest.raises(BackboneError, match=r"lacks scale; put its backbone\.safetensors back"):
+        identity("run")
+    assert not (folder / "new").exists()
+
+
+def test_a_damaged_config_is_named(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    files = RunFolder(folder / "run")
+    good = json.loads(files.config.read_text())
+    for changes in (
+        {"identity": {}},
+        {"identity": []},
+        {"class_names": ["up"]},
+        {"class_names": [1, 2]},
+        {"temporal": {**good["temporal"], "encoder": "bert"}},
+        {"temporal": {**good["temporal"], "num_layers": 0}},
+        {"version": 99},
+    ):
+        files.config.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(FeaturesError, match=r"config\.json: "):
+            predict(files.root, [folder / "0.mp4"])
+    for data in (b"\xff\xfe", b"[" * 100_000):
+        files.config.write_bytes(data)
+        with pytest.raises(FeaturesError, match=r"config\.json: cannot be read"):
+            predict(files.root, [folder / "0.mp4"])
+
+
+def test_a_split_without_labels_is_no_result(folder: Path) -> None:
+    values = {**vars(SETTINGS), "task": "multi-label"}
+    train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
+    text = (folder / "m.csv").read_text()
+    (folder / "bare.csv").write_text(text.replace(",up,val", ",,val").replace(",down,val", ",,val"))
+    with pytest.raises(ManifestError, match="none of 4 videos of split 'val' has a label"):
+        evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=str(folder / "bare.csv")))
 
 
 def _edit(manifest: Path, old: str, new: str) -> str:
@@ -204,6 +458,14 @@ def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
         (SettingsError, "--preset 'vtn'", {"preset": "vtn"}),
         (SettingsError, "--dropout 1.5", {"dropout": 1.5}),
         (SettingsError, "--seed -1", {"seed": -1}),
+        (SettingsError, "--encoder 'bert': it must be longformer, full,", {"encoder": "bert"}),
+        (SettingsError, "--head 'x': it must be mlp or package", {"head": "x"}),
+        (ManifestError, "label 'up' is not a number", {"task": "regression"}),
+        (
+            SettingsError,
+            "the encoder 'mean' has no such way",
+            {"encoder": "mean", "gradient_checkpointing": True},
+        ),
         (SettingsError, "--lr inf", {"lr": math.inf}),
     ]
     for kind, message, changes in cases:
@@ -216,7 +478,7 @@ def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
         train_temporal(folder / "f", folder / "run", TrainTemporalSettings(manifest=only_lost))
     (folder / "run").mkdir()
     (folder / "run/letter.txt").touch()
-    with pytest.raises(SettingsError, match="not empty, and no run folder"):
+    with pytest.raises(SettingsError, match="not empty; give a new folder"):
         train_temporal(folder / "f", folder / "run", SETTINGS)
 
 

@@ -1,0 +1,106 @@
+"""How a run begins: is its folder a run folder, and of the same run?"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..manifests.errors import SettingsError
+from ..manifests.files import remove_temporaries, write_json
+from ..manifests.folder import fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..manifests.store import FeatureStore
+    from ..temporal.checkpoint import RunFolder
+    from ..temporal.splits import UsableRows
+
+
+FREE = {"device", "gradient_checkpointing"}  # may change when a run is resumed
+
+
+def data_digest(
+    store: "FeatureStore",
+    parts: Iterable["UsableRows"],
+    targets: Iterable["Tensor"],
+    class_names: list[str],
+) -> str:
+    """What the run learns from: features, videos and their targets, as 16 hexadecimal digits."""
+    rows = [
+        [
+            (row.video_id, target, [e.crc32 for e in store.entries[row.video_id]])
+            for row, target in zip(part.rows, wanted.tolist(), strict=True)
+        ]
+        for part, wanted in zip(parts, targets, strict=True)
+    ]
+    value = {"features": store.extraction["fingerprint"], "rows": rows, "classes": class_names}
+    return fingerprint(value)
+
+
+def check_root(files: "RunFolder") -> None:
+    """Refuses a folder that holds something else than a run.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if not files.settings.exists():
+        check_new(files)
+
+
+def check_new(files: "RunFolder", *remains: Path) -> None:
+    """Refuses a folder that holds anything but what a killed writer leaves.
+
+    Raises:
+        SettingsError: it does, or it is a file.
+    """
+    if not files.root.exists():
+        return
+    if not files.root.is_dir():
+        raise SettingsError(f"{files.root}: is a file; give a new folder")
+    known = {files.lock, *remains}
+    if all(path in known or path.suffix == ".tmp" for path in files.root.iterdir()):
+        return
+    raise SettingsError(f"{files.root}: not empty; give a new folder")
+
+
+def begin_run(files: "RunFolder", *settings: Any, data: str) -> bool:
+    """Notes what a new run is for, or checks that it is the one that the folder holds.
+
+    Args:
+        files: the run folder.
+        settings: dataclasses.
+        data: a digest of what it learns from.
+
+    Returns:
+        whether nothing has been trained yet.
+
+    Raises:
+        SettingsError: the folder holds a run of other settings or other data.
+    """
+    for folder in (files.root, files.checkpoints):
+        remove_temporaries(folder)
+    value: dict[str, Any] = {"data": data}
+    for one in settings:
+        value |= asdict(one)
+    if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
+        stored = json.loads(files.settings.read_text(encoding="utf-8"))
+        if value.keys() != stored.keys():
+            raise SettingsError(
+                f"{files.root}: its run was begun by another version of vtnpipe; finish it with "
+                "that one, or give a new folder"
+            )
+        differences = [
+            f"{key} is {value.get(key)!r} here and {stored.get(key)!r} there"
+            for key in sorted(value.keys() - FREE)
+            if value.get(key) != stored.get(key)
+        ]
+        if differences:
+            raise SettingsError(
+                f"{files.root}: holds another run: {'; '.join(differences)} (data: which videos "
+                "have which class); use its settings and data to resume it, or another folder"
+            )
+        return False
+    write_json(value, files.settings)
+    return True
