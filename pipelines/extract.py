@@ -5,16 +5,14 @@ backbone and its weights. Then the rows that no plan holds yet are planned, and 
 shard runs on Dask.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ..extract.choices import Decoder, Precision, Store
-from ..manifests.errors import FeaturesError
 from ..manifests.files import remove_temporaries, write_bytes
 from ..manifests.folder import (
     FeatureFolder,
@@ -25,8 +23,8 @@ from ..manifests.folder import (
 )
 from ..manifests.plan import Task, pack, read_plans, rows_to_plan, write_plan
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
-from .doctor import package_versions
 from .extract_report import ExtractReport, write_report
+from .extraction import DEFAULT_BACKBONE, Extraction, settle, with_backbone_name
 from .options import at_least, check_settings, setting
 from .progress import FrameProgress, say
 
@@ -38,15 +36,17 @@ if TYPE_CHECKING:
 class ExtractSettings:
     """The settings of `vtnpipe extract`."""
 
-    backbone: str = setting(
-        "vit_base_patch16_224",
-        help="A timm name, hf-hub: names included, or package.module:factory.",
+    backbone: str | None = setting(
+        None,
+        help=f"A timm name, hf-hub: names included, or package.module:factory; by default the "
+        f"model's that --weights names, else {DEFAULT_BACKBONE}.",
         metavar="NAME",
     )
     weights: str = setting(
         "pretrained",
-        help="pretrained, none (random, always the same), or a safetensors or PyTorch file.",
-        metavar="pretrained|none|FILE",
+        help="pretrained, none (random, always the same), a safetensors or PyTorch file, or a "
+        "model folder, whose backbone and preprocessing are taken.",
+        metavar="pretrained|none|FILE|MODEL",
     )
     precision: Precision = setting(
         "auto", help="Of the backbone. auto: bfloat16 where the machine has it, or the folder's."
@@ -99,7 +99,8 @@ def extract(
     console = console or Console(quiet=True)
     rows = read_manifest(manifest)
     folder = FeatureFolder(Path(features))
-    extraction = _settle(folder, settings, console)
+    settings = with_backbone_name(settings, console)
+    extraction = settle(folder, settings, console)
     with locked(folder):
         _create(folder, extraction)
         tasks = _plan(folder, rows, settings)
@@ -114,106 +115,7 @@ def extract(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Extraction:
-    """What extraction.json says or will say, and the weights where the folder does not have them
-    yet.
-    """
-
-    identity: dict[str, Any]
-    records: dict[str, Any]
-    device: str
-    weights: bytes | None
-
-
-def _settle(folder: FeatureFolder, settings: ExtractSettings, console: Console) -> _Extraction:
-    """Settles everything that decides a stored value, without writing; compares it with the
-    folder's.
-    """
-    from ..extract.backbone import build_backbone
-    from ..extract.device import resolve_device, resolve_precision
-
-    stored = None
-    if folder.extraction.exists():
-        stored = read_extraction(folder)
-    elif folder.root.exists() and not _may_begin_in(folder):
-        raise FeaturesError(
-            f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
-        )
-    device = resolve_device(settings.device)
-    precision, reason = resolve_precision(settings.precision, device)
-    if stored and settings.precision == "auto":
-        precision, reason = stored["identity"]["precision"], "the folder's"
-    say(console, f"device {device}; precision {precision}: {reason}")
-    identity: dict[str, Any] = {
-        "backbone": settings.backbone,
-        "precision": precision,
-        "store": settings.store,
-        "fps": None,
-        "every": 1,
-        "views": ["centre"],
-        "pool": None,
-    }
-    if stored:
-        check_identity(folder, identity)  # before a backbone is built or downloaded for nothing
-        if not folder.backbone.exists():
-            raise FeaturesError(
-                f"{folder.backbone}: missing, but its features were made with it; put it back, or "
-                "extract into another folder"
-            )
-    source = _weights_source(settings)
-    if stored and (stored["identity"]["backbone"], stored["weights"]) == (
-        settings.backbone,
-        source,
-    ):
-        made = {key: stored["identity"][key] for key in ("weights_digest", "preprocessing")}
-        row_shape, weights = stored["row_shape"], None
-    else:
-        built = build_backbone(settings.backbone, settings.weights)
-        made = {"weights_digest": built.digest, "preprocessing": asdict(built.preprocessing)}
-        row_shape, weights = [built.dim], built.weights
-    identity = json.loads(json.dumps(identity | made))  # as it will be read back: lists, no tuples
-    records = {
-        "row_shape": row_shape,
-        "weights": source,
-        "settings": asdict(settings),
-        "versions": package_versions("vtnpipe", "torch", "timm", "decord2", "av", "h5py"),
-    }
-    if stored:
-        check_identity(folder, identity)
-    return _Extraction(identity=identity, records=records, device=device, weights=weights)
-
-
-def _may_begin_in(folder: FeatureFolder) -> bool:
-    """Whether a folder without extraction.json is empty but for what a killed run leaves at its
-    very start.
-    """
-    if not folder.root.is_dir():
-        return False
-    left = {folder.backbone.name, folder.lock.name}
-    return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
-
-
-def _weights_source(settings: ExtractSettings) -> str:
-    """`pretrained`, `none`, or `sha256:…` of the file; a file that can't be read is the backbone's
-    to refuse.
-    """
-    import hashlib
-
-    path = Path(settings.weights)
-    if settings.weights in ("pretrained", "none") or not path.is_file():
-        return settings.weights
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError:
-        return settings.weights
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _create(folder: FeatureFolder, extraction: _Extraction) -> None:
+def _create(folder: FeatureFolder, extraction: Extraction) -> None:
     """Makes the folder: weights, then extraction.json; removes what a killed run left."""
     remove_temporaries(folder.root)
     if folder.extraction.exists():
@@ -250,7 +152,7 @@ def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[Video
 def _run(
     folder: FeatureFolder,
     tasks: list[Task],
-    extraction: _Extraction,
+    extraction: Extraction,
     settings: ExtractSettings,
     console: Console,
 ) -> list["TaskReport"]:

@@ -1,29 +1,36 @@
 """The whole network: backbone and temporal model, and the folder that it is stored in.
 
-- config.json: backbone, preprocessing, temporal model, classes, and how its features were made
+- config.json: backbone, preprocessing, temporal model, classes, and how its features are made
 - model.safetensors: weights, `temporal.*`, and `backbone.*` unless a file of their own holds them
-- backbone.safetensors: a frozen backbone's weights, as they lie in the feature folder
+- backbone.safetensors: a frozen backbone's weights, byte for byte as in the feature folder
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
-from ..extract.backbone import create_module
+from ..extract.backbone import BuiltBackbone, create_module, weights_bytes
 from ..extract.preprocessing import Preprocessing
-from ..manifests.errors import BackboneError, FeaturesError
-from ..manifests.files import atomic_path, write_bytes, write_json
+from ..extract.weights import mismatches
+from ..manifests.errors import BackboneError, FeaturesError, SettingsError, first_line
+from ..manifests.factory import is_factory
+from ..manifests.files import atomic_path, write_json
 from ..manifests.folder import FeatureFolder
-from ..temporal.checkpoint import RunFolder, read_weights
-from ..temporal.model import TemporalClassifier, TemporalConfig
+from ..temporal.checkpoint import RunFolder, read_weights, save_weights
+from ..temporal.config import TemporalConfig
+from ..temporal.model import TemporalClassifier
 
 FORMAT, VERSION = "vtnpipe.model", 1
 
@@ -33,8 +40,8 @@ class NetworkConfig:
     """What config.json says.
 
     Attributes:
-        identity: of the feature folder that the model was fitted on: backbone, its weights' digest,
-            preprocessing, precision and sampling.
+        identity: what decides the features that the model takes: backbone, its weights' digest,
+            preprocessing and sampling; after training on a feature folder, that folder's.
         temporal: the temporal model.
         class_names: [C], in the order of the logits.
     """
@@ -49,8 +56,14 @@ class NetworkConfig:
         return Preprocessing.from_json(self.identity["preprocessing"])
 
 
-class VideoTransformerNetwork(nn.Module):
-    """Frames [B, T, 3, H, W], normalised, with positions [B, T] → logits [B, C]."""
+class VideoTransformerNetwork(
+    nn.Module, ModelHubMixin, library_name="vtnpipe", tags=["video-classification"]
+):
+    """Frames [B, T, 3, H, W], normalised, with positions [B, T] → logits [B, C].
+
+    `save_pretrained(folder)` and `push_to_hub("user/name")` are huggingface_hub's, with a model
+    card; `from_pretrained` takes back what they wrote.
+    """
 
     def __init__(self, backbone: nn.Module, temporal: TemporalClassifier, config: NetworkConfig):
         super().__init__()
@@ -81,14 +94,34 @@ class VideoTransformerNetwork(nn.Module):
         return self
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "VideoTransformerNetwork":
-        """Loads a model folder; of a run folder, its best model.
+    def from_pretrained(  # type: ignore[override]  # with those of its options that are meant here
+        cls,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        trust_factories: bool = False,
+    ) -> "VideoTransformerNetwork":
+        """Loads a model folder; of a run folder, its best model; or a model of the hub.
+
+        Args:
+            folder: a folder, or `user/name` on the Hugging Face hub.
+            revision: on the hub.
+            token: on the hub, where the model is private.
+            trust_factories: call functions of this machine that a model of the hub names.
 
         Raises:
             FeaturesError: it is not a model folder, or its weights don't fit its configuration.
         """
-        files = RunFolder(Path(folder))
+        files = RunFolder(_local_folder(folder, revision, token))
         config = read_config(files)
+        is_of_hub = files.root != Path(folder)
+        names = (config.identity["backbone"], config.temporal.encoder, config.temporal.head)
+        if is_of_hub and not trust_factories and any(map(is_factory, names)):
+            raise FeaturesError(
+                f"{folder}: names functions to call, {', '.join(filter(is_factory, names))}; read "
+                "them, and give trust_factories=True"
+            )
         network = cls(
             create_module(config.identity["backbone"], pretrained=False),
             TemporalClassifier(config.temporal),
@@ -103,14 +136,70 @@ class VideoTransformerNetwork(nn.Module):
             raise FeaturesError(f"{files.best}: does not fit config.json ({error})") from None
         return network.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def _save_pretrained(self, save_directory: Path) -> None:
         """Writes config.json and model.safetensors, with all weights in it."""
-        files = RunFolder(Path(folder))
-        files.root.mkdir(parents=True, exist_ok=True)
-        state = {key: tensor.cpu().contiguous() for key, tensor in self.state_dict().items()}
-        write_bytes(safetensors.torch.save(state), files.best)
+        files = RunFolder(save_directory)
+        _, digest = weights_bytes(self.backbone.state_dict())  # not as loaded, if it was changed
+        save_weights(self, files.best)
         files.backbone.unlink(missing_ok=True)
-        write_config(files, self.config)
+        identity = {**self.config.identity, "weights_digest": digest}
+        write_config(files, replace(self.config, identity=identity))
+
+
+def _local_folder(folder: str | Path, revision: str | None, token: str | None) -> Path:
+    """The folder itself, or where the hub's model of that name was put."""
+    path = Path(folder)
+    is_hub_name = isinstance(folder, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", folder)
+    if path.exists() or not is_hub_name:
+        return path
+    try:
+        return Path(_download(str(folder), revision, token))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FeaturesError(
+            f"{folder}: no such folder, and the Hugging Face hub gives no such model "
+            f"({first_line(error)})"
+        ) from None
+
+
+def _download(name: str, revision: str | None, token: str | None) -> str:
+    patterns = ["config.json", "*.safetensors"]
+    return snapshot_download(name, revision=revision, token=token, allow_patterns=patterns)
+
+
+def write_model(files: RunFolder, temporal: TemporalClassifier, config: NetworkConfig) -> None:
+    """Writes a model folder beside its backbone's weights; config.json last, as it makes it one."""
+    save_weights(temporal, files.best, prefix="temporal.")
+    write_config(files, config)
+
+
+def backbone_of_model(folder: Path) -> BuiltBackbone:
+    """The backbone of a model folder, for extracting features that fit the model.
+
+    Raises:
+        VtnpipeError: the folder is damaged.
+    """
+    files = RunFolder(folder)
+    config = read_config(files)
+    if files.backbone.exists():
+        tensors = _read_backbone(files.backbone, config.identity["weights_digest"])
+    else:
+        tensors = {k: v for k, v in read_weights(files.best).items() if k.startswith("backbone.")}
+    state = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
+    with torch.device("meta"):
+        own = create_module(config.identity["backbone"], pretrained=False).state_dict()
+    weights, digest = weights_bytes(state)
+    if (faults := mismatches(own, state)) or digest != config.identity["weights_digest"]:
+        fault = faults[0] if faults else "they are not those that config.json names"
+        raise BackboneError(
+            f"{folder}: the weights of its backbone {config.identity['backbone']} can't be used: "
+            f"{fault}; put its {files.backbone.name} back"
+        )
+    return BuiltBackbone(
+        preprocessing=config.preprocessing,
+        dim=config.temporal.feature_dim,
+        weights=weights,
+        digest=digest,
+    )
 
 
 def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier:
@@ -146,16 +235,38 @@ def read_config(files: RunFolder) -> NetworkConfig:
         found = json.loads(files.config.read_text(encoding="utf-8"))
         kind = (found.pop("format"), found.pop("version"))
         if kind != (FORMAT, VERSION):
-            raise FeaturesError(f"{files.config}: is {kind}, not {(FORMAT, VERSION)}")
-        temporal = TemporalConfig(**found.pop("temporal"))
-        return NetworkConfig(temporal=temporal, **found)
+            raise FeaturesError(
+                f"{files.config}: is {kind}, not {(FORMAT, VERSION)}; it was made by another "
+                "version of vtnpipe, or by another program"
+            )
+        config = NetworkConfig(temporal=TemporalConfig(**found.pop("temporal")), **found)
+        _check_config(config)
     except (FileNotFoundError, NotADirectoryError):
         raise FeaturesError(
             f"{files.root}: not a model or run folder (no config.json); make one with "
-            "`vtnpipe train-temporal FEATURES RUN`"
+            "`vtnpipe train-temporal FEATURES RUN` or `vtnpipe import-checkpoint`"
         ) from None
-    except (OSError, TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-        raise FeaturesError(f"{files.config}: cannot be read ({error!r})") from None
+    except FeaturesError:
+        raise
+    except SettingsError as error:
+        raise FeaturesError(f"{files.config}: {error}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FeaturesError(f"{files.config}: cannot be read ({error!r}); put it back") from None
+    return config
+
+
+def _check_config(config: NetworkConfig) -> None:
+    """Refuses what other commands would stumble over.
+
+    Raises:
+        ValueError: something is missing, or is not what it must be.
+    """
+    texts = [config.identity[key] for key in ("backbone", "weights_digest")]
+    num_names = 0 if config.temporal.task == "regression" else config.temporal.num_classes
+    names = config.class_names
+    if not all(isinstance(text, str) for text in [*texts, *names]) or len(names) != num_names:
+        raise ValueError(f"{len(names)} class names for {num_names} classes, or names are no text")
+    _ = config.preprocessing
 
 
 def link_backbone(features: FeatureFolder, files: RunFolder) -> None:

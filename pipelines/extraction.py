@@ -1,0 +1,155 @@
+"""What decides every stored value of a feature folder, settled before anything is written: device,
+precision, backbone, weights, preprocessing, sampling.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..manifests.errors import FeaturesError, SettingsError
+from ..manifests.folder import FeatureFolder, check_identity, read_extraction
+from .doctor import package_versions
+from .progress import say
+
+if TYPE_CHECKING:
+    from ..extract.backbone import BuiltBackbone
+    from .extract import ExtractSettings
+
+DEFAULT_BACKBONE = "vit_base_patch16_224"
+SAMPLING: dict[str, Any] = {"fps": None, "every": 1, "views": ["centre"], "pool": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What extraction.json says or will say, and the weights where the folder does not have them
+    yet.
+    """
+
+    identity: dict[str, Any]
+    records: dict[str, Any]
+    device: str
+    weights: bytes | None
+
+
+def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console) -> Extraction:
+    """Settles everything that decides a stored value, without writing; compares it with the
+    folder's.
+    """
+    from ..extract.backbone import build_backbone
+    from ..extract.device import resolve_device, resolve_precision
+    from .network import backbone_of_model
+
+    stored = None
+    if folder.extraction.exists():
+        stored = read_extraction(folder)
+    elif folder.root.exists() and not _may_begin_in(folder):
+        raise FeaturesError(
+            f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
+        )
+    device = resolve_device(settings.device)
+    precision, reason = resolve_precision(settings.precision, device)
+    if stored and settings.precision == "auto":
+        precision, reason = stored["identity"]["precision"], "the folder's"
+    say(console, f"device {device}; precision {precision}: {reason}")
+    identity: dict[str, Any] = {
+        "backbone": settings.backbone,
+        "precision": precision,
+        "store": settings.store,
+        **SAMPLING,
+    }
+    if stored:
+        check_identity(folder, identity)  # before a backbone is built or downloaded for nothing
+        if not folder.backbone.exists():
+            raise FeaturesError(
+                f"{folder.backbone}: missing, but its features were made with it; put it back, or "
+                "extract into another folder"
+            )
+    model = _model_folder(settings)
+    source = _weights_source(settings)
+    built: BuiltBackbone | None = None
+    if model is not None:
+        built = backbone_of_model(model)
+        source = f"model-sha256:{built.digest}"
+    elif not stored or (settings.backbone, source) != (
+        stored["identity"]["backbone"],
+        stored["weights"],
+    ):
+        assert settings.backbone is not None
+        built = build_backbone(settings.backbone, settings.weights)
+    if built is None:
+        assert stored is not None
+        made = {key: stored["identity"][key] for key in ("weights_digest", "preprocessing")}
+        row_shape, weights = stored["row_shape"], None
+    else:
+        made = {"weights_digest": built.digest, "preprocessing": built.preprocessing.to_json()}
+        row_shape, weights = [built.dim], built.weights
+    identity |= made
+    records = {
+        "row_shape": row_shape,
+        "weights": source,
+        "settings": asdict(settings),
+        "versions": package_versions("vtnpipe", "torch", "timm", "decord2", "av", "h5py"),
+    }
+    if stored:
+        check_identity(folder, identity)
+    return Extraction(identity=identity, records=records, device=device, weights=weights)
+
+
+def with_backbone_name(settings: "ExtractSettings", console: Console) -> "ExtractSettings":
+    """The settings with the backbone's name: that of the model where `weights` names one.
+
+    Raises:
+        SettingsError: `backbone` names another one than the model has.
+    """
+    from ..temporal.checkpoint import RunFolder
+    from .network import read_config
+
+    model = _model_folder(settings)
+    if model is None:
+        return replace(settings, backbone=settings.backbone or DEFAULT_BACKBONE)
+    name = read_config(RunFolder(model)).identity["backbone"]
+    if settings.backbone not in (None, name):
+        raise SettingsError(
+            f"--backbone {settings.backbone} with --weights {model}: that model's backbone is "
+            f"{name}; leave out one of the two"
+        )
+    say(console, f"backbone {name}, its weights and its preprocessing: those of {model}")
+    return replace(settings, backbone=name)
+
+
+def _model_folder(settings: "ExtractSettings") -> Path | None:
+    """The model folder that `weights` names, if it names one."""
+    is_word = settings.weights in ("", "pretrained", "none")
+    path = Path(settings.weights)
+    return path if not is_word and (path / "config.json").is_file() else None
+
+
+def _may_begin_in(folder: FeatureFolder) -> bool:
+    """Whether a folder without extraction.json is empty but for what a killed run leaves at its
+    very start.
+    """
+    if not folder.root.is_dir():
+        return False
+    left = {folder.backbone.name, folder.lock.name}
+    return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
+
+
+def _weights_source(settings: "ExtractSettings") -> str:
+    """`pretrained`, `none`, or `sha256:…` of the file; a file that can't be read is the backbone's
+    to refuse.
+    """
+    import hashlib
+
+    path = Path(settings.weights)
+    if settings.weights in ("pretrained", "none") or not path.is_file():
+        return settings.weights
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError:
+        return settings.weights
+    return f"sha256:{digest.hexdigest()}"

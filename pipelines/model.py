@@ -1,0 +1,123 @@
+"""`vtnpipe model show`: what a preset or a model folder is made of, and what it costs.
+
+GMACs are counted as the paper counts them: 10^9 multiplications with weights (linear and
+convolution), and not those of attention itself, over every token of every layer. vtnpipe's own
+encoder leaves some of them out (see `temporal/longformer.py`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..manifests.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..temporal.config import TemporalConfig
+    from ..temporal.model import TemporalClassifier
+
+PAPER_FRAMES, PAPER_CLASSES = 250, 400  # 10 s at 25 fps; Kinetics-400
+
+
+def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
+    """Yields lines about a preset or a model folder.
+
+    Args:
+        name: a preset's, or the path of a model or run folder.
+        num_frames: of the video whose GMACs are counted.
+
+    Raises:
+        VtnpipeError: it is neither.
+    """
+    import torch
+
+    from ..extract.backbone import create_module, default_preprocessing
+    from ..temporal.model import TemporalClassifier
+
+    backbone_name, config = _describe(name)
+    with torch.device("meta"):
+        backbone = create_module(backbone_name, pretrained=False)
+        temporal = TemporalClassifier(config)
+    input_size = default_preprocessing(backbone).input_size
+    num_backbone, num_temporal = (_num_parameters(module) for module in (backbone, temporal))
+    per_frame = backbone_macs(backbone, input_size)
+    once = temporal_macs(temporal, num_frames)
+    size = "x".join(map(str, input_size[1:]))
+    yield f"{name}: {(num_backbone + num_temporal) / 1e6:.0f}M parameters"
+    yield f"  backbone  {num_backbone / 1e6:7.2f}M  {backbone_name}, frames of {size}"
+    yield f"  temporal  {num_temporal / 1e6:7.2f}M  {config.encoder}, {config.num_classes} classes"
+    if once is None:
+        yield f"  {num_frames} frames: backbone {num_frames * per_frame / 1e9:.0f} GMACs"
+    else:
+        yield (
+            f"  {num_frames} frames: {(num_frames * per_frame + once) / 1e9:.0f} GMACs (backbone "
+            f"{num_frames} x {per_frame / 1e9:.2f}, temporal {once / 1e9:.2f}; products with "
+            "weights, as the paper counts)"
+        )
+    for key, value in asdict(config).items():
+        yield f"    {key.ljust(20)}{value}"
+
+
+def _describe(name: str) -> tuple[str, "TemporalConfig"]:
+    """The backbone's name and the temporal model."""
+    from ..temporal.checkpoint import RunFolder
+    from ..temporal.presets import PRESETS
+    from .network import read_config
+
+    if name in PRESETS:
+        found = PRESETS[name]
+        return found.backbone, found.temporal_config(num_classes=PAPER_CLASSES)
+    if not Path(name).exists():
+        raise SettingsError(
+            f"{name}: neither a preset ({', '.join(PRESETS)}) nor a model or run folder"
+        )
+    config = read_config(RunFolder(Path(name)))
+    return config.identity["backbone"], config.temporal
+
+
+def _num_parameters(module: "nn.Module") -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def backbone_macs(module: "nn.Module", input_size: tuple[int, int, int]) -> int:
+    """Multiplications with weights for one frame; the module lies on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    aten = torch.ops.aten
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        module.eval()(torch.zeros(1, *input_size, device="meta"))
+    counts: dict[object, int] = counter.get_flop_counts()["Global"]
+    # Attention's own products are aten.bmm or a fused kernel.
+    return sum(counts.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.convolution)) // 2
+
+
+def temporal_macs(model: "TemporalClassifier", num_frames: int) -> int | None:
+    """Multiplications with weights for one clip; None where a module is the user's own."""
+    from torch import nn
+
+    from ..temporal.encoders import NUM_LATENTS, ClsEncoder, MeanEncoder, PerceiverEncoder
+
+    if model.config.head != "mlp":
+        return None
+
+    def num_uses(name: str) -> int:
+        """How many vectors go through a linear layer of the encoder."""
+        if isinstance(model.encoder, ClsEncoder):
+            return 1 if name.endswith("query_global") else 1 + num_frames
+        is_of_frames = "cross_attention.attention.self" in name and not name.endswith("query")
+        return num_frames if is_of_frames else NUM_LATENTS
+
+    if not isinstance(model.encoder, ClsEncoder | PerceiverEncoder | MeanEncoder):
+        return None
+    encoder = sum(
+        layer.weight.numel() * num_uses(name)
+        for name, layer in model.encoder.named_modules()
+        if isinstance(layer, nn.Linear)
+    )
+    head = sum(
+        layer.weight.numel() for layer in model.head.modules() if isinstance(layer, nn.Linear)
+    )
+    return encoder + head
