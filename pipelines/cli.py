@@ -11,7 +11,6 @@ import traceback
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
 
 from ..manifests.errors import (
     EXIT_BUG,
@@ -25,9 +24,12 @@ from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
 from .extract import ExtractSettings, extract
 from .features import show_features, show_video
+from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
 from .manifest import SplitSettings, build_manifest, check_manifest, show_manifest, split_manifest
+from .model import PAPER_FRAMES, show_model
 from .options import settings_options
 from .predict import PredictSettings, predict
+from .progress import LastingConsole
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -49,7 +51,7 @@ def cli() -> None:
 @settings_options(DemoSettings)
 def demo_command(folder: str, **options: Any) -> int:
     """Draw labelled videos in FOLDER, and run extract, train-temporal and evaluate on them."""
-    demo(folder, DemoSettings(**options), console=Console())
+    demo(folder, DemoSettings(**options), console=LastingConsole())
     return EXIT_OK
 
 
@@ -62,7 +64,7 @@ def extract_command(manifest: str, features: str, **options: Any) -> int:
 
     The same command again resumes: finished shards stay, and new rows of the manifest are added.
     """
-    report = extract(manifest, features, ExtractSettings(**options), console=Console())
+    report = extract(manifest, features, ExtractSettings(**options), console=LastingConsole())
     return report.exit_code
 
 
@@ -76,7 +78,7 @@ def train_temporal_command(features: str, run: str, **options: Any) -> int:
     The recipe is the paper's for the features' backbone unless options say otherwise. The same
     command again resumes.
     """
-    train_temporal(features, run, TrainTemporalSettings(**options), console=Console())
+    train_temporal(features, run, TrainTemporalSettings(**options), console=LastingConsole())
     return EXIT_OK
 
 
@@ -86,7 +88,7 @@ def train_temporal_command(features: str, run: str, **options: Any) -> int:
 @settings_options(EvaluateSettings)
 def evaluate_command(model: str, source: str, **options: Any) -> int:
     """Score MODEL (a model or run folder) on a split of SOURCE, a feature folder."""
-    return evaluate(model, source, EvaluateSettings(**options), console=Console()).exit_code
+    return evaluate(model, source, EvaluateSettings(**options), console=LastingConsole()).exit_code
 
 
 @cli.command("predict")
@@ -95,7 +97,38 @@ def evaluate_command(model: str, source: str, **options: Any) -> int:
 @settings_options(PredictSettings)
 def predict_command(model: str, video: tuple[str, ...], **options: Any) -> int:
     """Classify each VIDEO with MODEL, a model or run folder."""
-    return predict(model, video, PredictSettings(**options), console=Console()).exit_code
+    return predict(model, video, PredictSettings(**options), console=LastingConsole()).exit_code
+
+
+@cli.command("import-checkpoint")
+@click.argument("source")
+@click.argument("model")
+@settings_options(ImportCheckpointSettings)
+def import_checkpoint_command(source: str, model: str, **options: Any) -> int:
+    """Make the model folder MODEL from SOURCE, a VTN checkpoint (.pyth) of the authors' code."""
+    import_checkpoint(source, model, ImportCheckpointSettings(**options), console=LastingConsole())
+    return EXIT_OK
+
+
+@cli.group("model")
+def model_group() -> None:
+    """Look at models."""
+
+
+@model_group.command("show")
+@click.argument("model")
+@click.option(
+    "--frames",
+    default=PAPER_FRAMES,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Of the video whose GMACs are counted.",
+)
+def model_show(model: str, frames: int) -> int:
+    """Show parameters, GMACs and settings of MODEL, a preset or a model or run folder."""
+    for line in show_model(model, num_frames=frames):
+        click.echo(line)
+    return EXIT_OK
 
 
 @cli.group("features")

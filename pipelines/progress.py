@@ -1,5 +1,7 @@
 """What a person sees of a run: lines, and how far it is, as a bar on a terminal."""
 
+import os
+import sys
 import threading
 import time
 from types import TracebackType
@@ -12,6 +14,20 @@ if TYPE_CHECKING:
     from ..extract.batches import Progress as WorkerProgress
 
 LINE_SECONDS = 10.0
+
+
+class LastingConsole(Console):
+    """A console that falls silent when its reader is gone (`| head`), while the work goes on.
+
+    rich's own would end the thread that prints, and that may be the one that talks to Dask.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Sends what is still printed nowhere."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def say(console: Console, *lines: str) -> None:

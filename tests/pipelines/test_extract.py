@@ -266,3 +266,23 @@ def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:
     listening = [address for address, state, inode in sockets if state == "0A" and inode in own]
     assert len(listening) >= 3
     assert set(listening) == {"0100007F"}
+
+
+def test_a_reader_that_goes_away_stops_nothing(manifest: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vtnpipe", "extract", manifest.name, "f", *MEANS]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=cli_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "device" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(120) == 0
+    assert len(open_features(tmp_path / "f")) == len(CLIP_LENGTHS)
+    assert not (tmp_path / "f/.lock").exists()
