@@ -21,6 +21,8 @@ DOORS = {
     "timm": {"extract/backbone.py"},
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py"},
+    "transformers": {"temporal/encoders.py"},
+    "huggingface_hub": {"pipelines/network.py"},
     "click": {"pipelines/cli.py", "pipelines/options.py"},
 }
 
@@ -59,6 +61,7 @@ def test_heavy_libraries_have_few_doors() -> None:
 
 def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = ["torch", "timm", "transformers", "h5py", "av", "decord", "dask", "distributed"]
+    heavy += ["huggingface_hub"]
     code = (
         "import sys, vtnpipe, vtnpipe.pipelines.cli\n"
         f"print([name for name in {heavy} if name in sys.modules])"
