@@ -95,7 +95,7 @@ class TrainTemporalSettings:
     )
     drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
     gradient_checkpointing: bool = setting(
-        False, help="Less memory for long clips, a third more time; the same weights."
+        False, help="Less memory for long clips, for more time; the same weights."
     )
     seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
     device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
