@@ -9,14 +9,11 @@ the same everywhere.
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,91 +21,121 @@ from torch import Tensor, nn
 from ..manifests.errors import BackboneError, first_line
 from ..manifests.factory import is_factory, module_from_factory
 from .preprocessing import Preprocessing
+from .transform import Transform
 from .weights import fill
 
 RANDOM_SEED = 0  # of `weights none`
 
 
+class Kinds(NamedTuple):
+    """What a backbone is made of, as far as it matters for speed."""
+
+    num_convolutions: int  # to which memory formats matter
+    num_attentions: int  # that can do with a fused kernel or without
+
+
+class Computing(NamedTuple):
+    """Features on their way: [N, V, D] float32 on the CPU, there once `event` has come."""
+
+    features: Tensor
+    event: "torch.cuda.Event | None"
+
+    def wait(self) -> Tensor:
+        """The features, when they are there."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.features
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
-    """A module [N, 3, H, W] → [N, D] with its preprocessing, on a device.
+    """A module [N, 3, H, W] → [N, D] with its transform, on a device.
 
     Attributes:
         module: frozen, in eval mode, in the precision's dtype.
-        dim: D.
+        transform: what makes its input.
         dtype: of weights and activations.
+        kinds: what it is made of.
+        channels_last: whether its input lies in memory pixel by pixel.
+        fixed_size: images of every batch, for a compiled module; smaller batches are filled up.
     """
 
-    module: nn.Module
-    preprocessing: Preprocessing
-    dim: int
-    device: torch.device
+    module: Callable[[Tensor], Tensor]
+    transform: Transform
     dtype: torch.dtype
-
-    @cached_property
-    def geometry(self) -> list[Any]:
-        """The steps that resize and crop."""
-        return _geometry(self.preprocessing)
-
-    def resize(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Resizes and crops frames as timm's evaluation transform does, antialiased, in uint8.
-
-        Args:
-            images: [N, H, W, 3] uint8.
-
-        Returns:
-            [N, 3, h, w] uint8 on the CPU, where h and w are the backbone's input size.
-        """
-        # Channels last in memory: torchvision's fast path.
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2)
-        for step in self.geometry:
-            tensor = step(tensor)
-        # A copy, always: where nothing is to be resized, steps return views of the frames given.
-        return tensor.clone(memory_format=torch.contiguous_format)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """The backbone's input from frames that `resize` made.
-
-        Args:
-            images: [N, 3, h, w] uint8.
-
-        Returns:
-            [N, 3, h, w] float32 on the device.
-        """
-        mean, std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        return images.to(self.device).to(torch.float32).div_(255).sub_(mean).div_(std)
+    kinds: Kinds = Kinds(0, 0)
+    channels_last: bool = False
+    fixed_size: int | None = None
 
     @torch.inference_mode()
-    def features(self, images: Tensor) -> Tensor:
-        """The features of frames that `resize` made.
+    def start(self, images: Tensor) -> Computing:
+        """Sends images through; on a GPU this returns before the features are there.
 
         Args:
-            images: [N, 3, h, w] uint8.
-
-        Returns:
-            [N, D] float32 on the CPU.
+            images: [N, V, 3, h, w] uint8, as `transform.resize` makes them.
         """
-        features: Tensor = self.module(self.normalise(images).to(self.dtype))
-        return features.to("cpu", torch.float32)
+        num_frames, num_views = images.shape[:2]
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        inputs = self.transform.normalise(images.flatten(0, 1))
+        inputs = inputs.to(self.dtype, memory_format=order)
+        if self.fixed_size is not None and len(inputs) < self.fixed_size:
+            filler = inputs[:1].expand(self.fixed_size - len(inputs), -1, -1, -1)
+            inputs = torch.cat((inputs, filler))
+        outputs = self.module(inputs)[: num_frames * num_views].to(torch.float32)
+        features = outputs.to("cpu", non_blocking=True).unflatten(0, (num_frames, num_views))
+        event = None
+        if outputs.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(outputs.device))
+        return Computing(features, event)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The features [N, V, D], float32 on the CPU, of images as `start` takes them."""
+        return self.start(images).wait()
 
 
-def _geometry(preprocessing: Preprocessing) -> list[Any]:
-    """The steps of timm's own evaluation transform that come before the conversion to float."""
-    from timm.data import create_transform
+def evaluation_transform(
+    preprocessing: Preprocessing, device: str, views: Sequence[str] = ("centre",)
+) -> Transform:
+    """Timm's own evaluation transform up to the conversion to float, for batches of uint8.
+
+    Raises:
+        BackboneError: its crop leaves nothing to take other views of.
+    """
     from torchvision.transforms import Resize, v2
 
-    steps = create_transform(**asdict(preprocessing), is_training=False).transforms
-    names = [type(step).__name__ for step in steps]
-    assert names[-2:] == ["MaybeToTensor", "Normalize"], names
-    return [
+    if "left" in views and preprocessing.crop_mode != "center":
+        raise BackboneError(
+            f"--views three-crop: the backbone's preprocessing has crop mode "
+            f"{preprocessing.crop_mode!r}, which leaves nothing beside the centre; give "
+            "--views flip"
+        )
+    *steps, crop, _, _ = timm_steps(preprocessing)
+    return Transform(
+        preprocessing=preprocessing,
         # The same resize in uint8 throughout, as PIL does it; the older class goes by float, at ten
         # times the cost.
-        v2.Resize(step.size, step.interpolation, antialias=True) if type(step) is Resize else step
-        for step in steps[:-2]
-    ]
+        resize_steps=[
+            v2.Resize(step.size, step.interpolation, antialias=True)
+            if type(step) is Resize
+            else step
+            for step in steps
+        ],
+        crop=crop,
+        views=tuple(views),
+        device=torch.device(device),
+    )
+
+
+def timm_steps(preprocessing: Preprocessing) -> list[Any]:
+    """The steps of timm's evaluation transform: resize, crop, conversion to float, normalising."""
+    from timm.data import create_transform
+
+    steps: list[Any] = create_transform(**asdict(preprocessing), is_training=False).transforms
+    names = [type(step).__name__ for step in steps]
+    assert "Crop" in names[-3], names
+    assert names[-2:] == ["MaybeToTensor", "Normalize"], names
+    return steps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,11 +153,12 @@ class BuiltBackbone:
     digest: str
 
 
-def build_backbone(name: str, weights: str) -> BuiltBackbone:
+def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBackbone:
     """Makes a backbone and its weights.
 
     Args:
         name: a timm name, `hf-hub:` names included, or `package.module:factory`.
+        pool: as `create_module` takes it.
         weights: `pretrained`, `none` (random, always the same ones), or a safetensors or PyTorch
             file.
 
@@ -146,7 +174,7 @@ def build_backbone(name: str, weights: str) -> BuiltBackbone:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        module = create_module(name, pretrained=weights == "pretrained")
+        module = create_module(name, pretrained=weights == "pretrained", pool=pool)
     if path is not None:
         fill(module, path)
     preprocessing = default_preprocessing(module)
@@ -168,10 +196,12 @@ def load_backbone(
     path: Path,
     *,
     digest: str,
-    preprocessing: Preprocessing,
-    dim: int,
-    device: str,
+    pool: str | None,
     dtype: str,
+    transform: Transform,
+    channels_last: bool = False,
+    fused_attention: bool = True,
+    compiled_size: int | None = None,
 ) -> Backbone:
     """Makes the backbone of a feature folder from the weights that lie there.
 
@@ -188,26 +218,54 @@ def load_backbone(
             f"{path}: its SHA-256 is {found[:16]}…, but extraction.json says {digest[:16]}…; "
             "the weights were changed: put them back, or extract into another folder"
         )
-    module = create_module(name, pretrained=False)
+    module = create_module(name, pretrained=False, pool=pool)
     module.load_state_dict(safetensors.torch.load(data))
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    module = module.to(torch.device(device), torch_dtype).eval().requires_grad_(False)
+    module = module.to(transform.device, torch_dtype).eval().requires_grad_(False)
+    attentions: list[Any] = [
+        part for part in module.modules() if getattr(part, "fused_attn", False) is True
+    ]
+    for attention in attentions:
+        attention.fused_attn = fused_attention  # timm's switch
+    num_convolutions = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
     return Backbone(
-        module=module,
-        preprocessing=preprocessing,
-        dim=dim,
-        device=torch.device(device),
+        module=module if compiled_size is None else compiled(module),
+        transform=transform,
         dtype=torch_dtype,
+        kinds=Kinds(num_convolutions, len(attentions)),
+        channels_last=channels_last,
+        fixed_size=compiled_size,
     )
 
 
-def create_module(name: str, *, pretrained: bool) -> nn.Module:
+def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module, compiled for one size of batch at its first call; its weights frozen in."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True  # on a CPU, this is what makes it pay
+    return torch.compile(module, dynamic=False)
+
+
+def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn.Module:
     """Makes a backbone's module [N, 3, H, W] → [N, D], by its timm name or its factory.
 
+    Args:
+        name: which.
+        pretrained: with its pretrained weights.
+        pool: how a timm model makes one vector of its last feature map or tokens (`avg`, `max`,
+            `avgmax`, `token`, ...); None for its own way.
+
     Raises:
-        BackboneError: the name is unknown, or its pretrained weights can't be had.
+        BackboneError: the name or the pooling is unknown, or its pretrained weights can't be had.
     """
     if is_factory(name):
+        if pool is not None:
+            raise BackboneError(
+                f"--pool {pool}: backbone {name!r} is a factory, which pools as it is written; "
+                "leave out --pool"
+            )
         if pretrained:
             raise BackboneError(
                 f"backbone {name!r} is a factory, which has no pretrained weights by name; "
@@ -237,6 +295,14 @@ def create_module(name: str, *, pretrained: bool) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise BackboneError(f"backbone {name!r}: {error}; {hint}") from None
+    if pool is not None:
+        try:
+            module.reset_classifier(0, pool)  # type: ignore[operator]
+        except Exception as error:  # each model refuses in its own way
+            raise BackboneError(
+                f"--pool {pool}: backbone {name!r} has no such pooling ({first_line(error)}); "
+                "try token or avg for a transformer, avg, max or avgmax for a convolutional network"
+            ) from error
     return module
 
 

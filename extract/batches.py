@@ -18,9 +18,9 @@ from torch import Tensor
 from ..manifests.errors import BackboneError, FeaturesError
 from ..manifests.plan import PlannedRow
 from ..manifests.shards import VideoPart
-from .backbone import Backbone
-from .children import Chunk
+from .backbone import Backbone, Computing
 from .frames import Outcome
+from .requests import Chunk
 
 _T = TypeVar("_T")
 
@@ -30,8 +30,7 @@ class Progress:
     """Passed to the caller while a task runs: what has come to it since the last call."""
 
     num_frames: int = 0  # whose features are computed
-    num_probed_videos: int = 0
-    num_probed_frames: int = 0  # that those videos present
+    num_unplanned_frames: int = 0  # more than the plan expected; negative for fewer
 
     def __add__(self, other: "Progress") -> "Progress":
         return Progress(
@@ -88,15 +87,18 @@ class GrowingVideo:
         self.row = row
         self.place = place
         self.outcome = Outcome(status="failed")
-        self.features: list[npt.NDArray[Any]] = []  # each [D], in the order of frame_index
+        self.features: list[npt.NDArray[Any]] = []  # each [n, V, D], in the order of frame_index
         self.frame_index: list[int] = []
         self.timestamps: list[float] = []
 
-    def part(self, dim: int, store: str) -> VideoPart:
+    def part(self, row_shape: tuple[int, ...], store: str) -> VideoPart:
         """What goes into the shard, sorted by frame index."""
-        count = len(self.features) if self.outcome.status != "failed" else 0
+        kept = self.features if self.outcome.status != "failed" else []
+        features = np.concatenate(
+            [np.empty((0, *row_shape), store)] + [rows.reshape(-1, *row_shape) for rows in kept]
+        )
+        count = len(features)
         order = np.argsort(self.frame_index[:count], kind="stable")
-        features = np.array(self.features[:count], dtype=store).reshape(count, dim)
         return VideoPart(
             video_id=self.row.video_id,
             features=features[order],
@@ -113,8 +115,22 @@ class GrowingVideo:
         )
 
 
+class Run(NamedTuple):
+    """Neighbours in a batch: so many frames of one video, or fillers."""
+
+    video: GrowingVideo | None
+    num_frames: int
+
+
 class Batch:
-    """Frames of any videos, run through the backbone once there are enough of them."""
+    """Frames of any videos, run through the backbone once there are enough of them.
+
+    The features of a batch are fetched when the next one has been started, so that a GPU always has
+    work.
+
+    Attributes:
+        clock: that counts the seconds of each stage.
+    """
 
     def __init__(
         self,
@@ -125,32 +141,36 @@ class Batch:
         on_progress: Callable[[Progress], None],
     ) -> None:
         self._backbone = backbone
-        self._size = batch_size
+        self._num_frames = max(1, batch_size // len(backbone.transform.views))
         self._dtype = dtype
-        self._clock = clock
+        self.clock = clock
         self._on_progress = on_progress
         self._number = 0
-        self._owners: list[GrowingVideo | None] = []  # None: a filler
-        self._images: list[Tensor] = []  # each [n, 3, h, w] uint8
+        self._runs: list[Run] = []
+        self._images: list[Tensor] = []  # each [n, V, 3, h, w] uint8
+        self._started: tuple[list[Run], Computing] | None = None
 
     @property
     def place(self) -> Place:
         """The place that the next frame takes."""
-        return Place(self._number, len(self._owners))
+        return Place(self._number, sum(run.num_frames for run in self._runs))
 
     def add(self, video: GrowingVideo, chunk: Chunk) -> None:
         """Takes a chunk's frames over, and runs each batch that they fill."""
-        with self._clock("resize"):
-            images = self._backbone.resize(chunk.images)
+        transform = self._backbone.transform
+        with self.clock("copy"):
+            uploaded = transform.upload(chunk.images)
+        with self.clock("preprocess"):
+            images = transform.resize(uploaded)
         video.frame_index += chunk.frame_index
         video.timestamps += chunk.timestamps
         while len(images):
-            taken = images[: self._size - len(self._owners)]
+            taken = images[: self._num_frames - self.place.offset]
             images = images[len(taken) :]
             self._images.append(taken)
-            self._owners += [video] * len(taken)
-            if len(self._owners) == self._size:
-                self.run()
+            self._runs.append(Run(video, len(taken)))
+            if self.place.offset == self._num_frames:
+                self._start()
 
     def rewind(self, place: Place) -> Place:
         """Forgets the frames since `place`; the next frame takes the same index, in this batch or a
@@ -161,50 +181,85 @@ class Batch:
         in it.
         """
         if place.batch == self._number:
-            self._owners = self._owners[: place.offset]
-            self._images = [torch.cat(self._images)[: place.offset]] if self._owners else []
+            num_left = place.offset
+            runs, self._runs = self._runs, []
+            for run in runs:
+                if num_left:
+                    self._runs.append(Run(run.video, min(run.num_frames, num_left)))
+                    num_left -= self._runs[-1].num_frames
+            self._images = [torch.cat(self._images)[: place.offset]] if self._runs else []
         else:
-            shape = (place.offset, *self._backbone.preprocessing.input_size)
-            self._owners = [None] * place.offset
-            self._images = [torch.zeros(shape, dtype=torch.uint8)]
+            transform = self._backbone.transform
+            shape = (place.offset, len(transform.views), *transform.preprocessing.input_size)
+            filler = torch.zeros(shape, dtype=torch.uint8, device=transform.device)
+            self._runs = [Run(None, place.offset)] if place.offset else []
+            self._images = [filler] if place.offset else []
         return self.place
 
-    def run(self) -> None:
-        """Runs the backbone over what is there, and gives each frame's features to its video.
+    def finish(self) -> None:
+        """Runs what is there, and gives out all features.
 
         Raises:
             FeaturesError: a feature is not finite, or beyond what the store's dtype holds.
         """
-        if not self._owners:
-            return
-        with self._clock("backbone"):
+        if self._runs:
+            self._start()
+        self._give_out()
+
+    def _start(self) -> None:
+        """Sends what is there through the backbone, and gives out the features of what was sent
+        before.
+        """
+        with self.clock("forward"):
             try:
-                features = self._backbone.features(torch.cat(self._images)).numpy()
+                computing = self._backbone.start(torch.cat(self._images))
             except torch.OutOfMemoryError:
                 raise BackboneError(
-                    f"the device has too little memory for {self._size} "
-                    "frames at once; give a smaller --batch-size"
+                    f"the device has too little memory for {self._num_frames} frames at once; "
+                    "give a smaller --batch-size"
                 ) from None
+        self._give_out()
+        self._started = (self._runs, computing)
+        self._runs, self._images = [], []
+        self._number += 1
+
+    def _give_out(self) -> None:
+        """Gives the features of the batch that was started last to their videos."""
+        if self._started is None:
+            return
+        runs, computing = self._started
+        self._started = None
+        with self.clock("forward"):
+            features = computing.wait().numpy()
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
-        for owner, row, value in zip(self._owners, stored, features, strict=True):
-            if owner is None:
+        is_fine = np.isfinite(stored).all(axis=(1, 2))
+        offset = num_frames = 0
+        for run in runs:
+            rows = slice(offset, offset + run.num_frames)
+            offset += run.num_frames
+            if run.video is None:
                 continue
-            if not np.isfinite(row).all():
-                _raise_not_finite(owner, value, self._dtype)
-            owner.features.append(row)
-        num_frames = sum(owner is not None for owner in self._owners)
-        self._owners, self._images = [], []
-        self._number += 1
+            if not is_fine[rows].all():
+                _raise_not_finite(run.video, features[rows], is_fine[rows], self._dtype)
+            run.video.features.append(stored[rows])
+            num_frames += run.num_frames
         self._on_progress(Progress(num_frames=num_frames))
 
 
-def _raise_not_finite(video: GrowingVideo, value: npt.NDArray[np.float32], dtype: Any) -> None:
-    index = video.frame_index[len(video.features)]
+def _raise_not_finite(
+    video: GrowingVideo,
+    features: npt.NDArray[np.float32],
+    is_fine: npt.NDArray[np.bool_],
+    dtype: Any,
+) -> None:
+    """Names the first frame of a run whose features can't be stored."""
+    number = int(np.argmin(is_fine))
+    index = video.frame_index[sum(map(len, video.features)) + number]
     where = f"video_id {video.row.video_id!r}, frame {index}"
-    if np.isfinite(value).all():
+    if np.isfinite(features[number]).all():
         raise FeaturesError(
-            f"{where}: a feature of {np.abs(value).max():.4g} is beyond {dtype}'s "
+            f"{where}: a feature of {np.abs(features[number]).max():.4g} is beyond {dtype}'s "
             f"{np.finfo(dtype).max:.4g}; extract with --store float32"
         )
     raise FeaturesError(

@@ -2,9 +2,9 @@
 than itself.
 
 Started by `children.py` with CONNECTION RING LIFELINE MEMORY_BYTES (three file descriptors and a
-limit) as arguments. It says `ready`, then answers each request {path, start, end, decoder} with
-`probe`, `chunk`s, perhaps `restart`, and `end`; `alive` in between says that a long file is being
-read.
+limit) as arguments. It says `ready`, then answers requests, each with an `end` at last: `decode`
+with `probe`, `chunk`s and perhaps `restart`; `glance` and `cut` with one `answer`. `alive` in
+between says that a long file is being read.
 """
 
 import dataclasses
@@ -19,9 +19,14 @@ from collections import deque
 from multiprocessing.connection import Connection
 
 from ..manifests.errors import VideoError
+from ..manifests.plan import Cut
+from .container import MAX_PIXELS
+from .cuts import cut_video
 from .frames import Frame, Outcome, Restart, read_frames
-from .probe import MAX_PIXELS
+from .glance import glance
+from .probe import probe
 from .ring import NUM_SLOTS, SLOT_BYTES, Message, Ring, frames_per_chunk, receive, send
+from .sampling import Sampling
 
 ALIVE_SECONDS = 1.0
 
@@ -34,10 +39,13 @@ class _Link:
         self.ring = ring
         self.requests: deque[Message] = deque()
         self.free = deque(range(NUM_SLOTS))
+        self.waited_seconds = 0.0
         self._last_sent = 0.0
 
     def wait(self) -> None:
+        start = time.perf_counter()
         message = receive(self.connection)
+        self.waited_seconds += time.perf_counter() - start
         if "slot" in message:
             self.free.append(message["slot"])
         else:
@@ -102,8 +110,11 @@ class _Chunk:
 
 def _decode(link: _Link, request: Message) -> Outcome:
     chunk = _Chunk(link, request["path"])
+    cut, sampling = request.pop("cut"), Sampling(**request.pop("sampling"))
     frames = read_frames(
         **request,
+        sampling=sampling,
+        cut=None if cut is None else Cut.from_json(cut),
         on_probe=lambda num_frames: link.send(kind="probe", num_frames=num_frames),
         on_progress=link.tick,
     )
@@ -120,12 +131,34 @@ def _decode(link: _Link, request: Message) -> Outcome:
         chunk.flush()
         outcome: Outcome = end.value
         return outcome
-    except VideoError as error:
+    except (VideoError, MemoryError):
         chunk.drop()
+        raise
+
+
+def _glance(link: _Link, request: Message) -> Outcome:
+    link.send(kind="answer", value=glance(**request))
+    return Outcome(status="ok")
+
+
+def _cut(link: _Link, request: Message) -> Outcome:
+    info = probe(request.pop("path"), on_progress=link.tick)
+    offsets, sampling = request.pop("offsets"), Sampling(**request.pop("sampling"))
+    link.send(kind="answer", value=cut_video(info, offsets, sampling, **request))
+    return Outcome(status="ok")
+
+
+_ANSWERS = {"decode": _decode, "glance": _glance, "cut": _cut}
+
+
+def _answer(link: _Link, request: Message) -> Outcome:
+    path = request["path"]
+    try:
+        return _ANSWERS[request.pop("what")](link, request)
+    except VideoError as error:
         return Outcome(status="failed", reason=error.reason, message=str(error))
     except MemoryError:
-        chunk.drop()
-        message = f"{request['path']}: passes the memory limit of the decoding process"
+        message = f"{path}: passes the memory limit of the decoding process"
         return Outcome(status="failed", reason="too-large", message=message)
 
 
@@ -148,13 +181,15 @@ def main() -> None:
         while True:
             while not link.requests:
                 link.wait()
+            start, link.waited_seconds = time.perf_counter(), 0.0
             try:
-                outcome = _decode(link, link.requests.popleft())
+                outcome = _answer(link, link.requests.popleft())
             except (EOFError, ConnectionError):
                 raise
             except Exception:  # noqa: BLE001  # a bug here: the parent raises it, with this traceback
                 link.send(kind="bug", traceback=traceback.format_exc())
                 return
-            link.send(kind="end", **dataclasses.asdict(outcome))
+            seconds = time.perf_counter() - start - link.waited_seconds
+            link.send(kind="end", seconds=seconds, outcome=dataclasses.asdict(outcome))
     except (EOFError, ConnectionError):
         return

@@ -1,4 +1,5 @@
-"""Decoding in child processes: rows in, chunks of uint8 frames out, in the order of the rows.
+"""Video files are opened in child processes: requests in, chunks of uint8 frames or answers out, in
+the order of the requests.
 
 A child that dies or hangs costs the video at hand one more try, and then only that video; other
 videos and the worker process, which holds the backbone, never notice. Children live on between
@@ -17,50 +18,25 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from ..manifests.errors import StoppedError
-from .choices import Decoder
 from .frames import Outcome
+from .requests import (
+    Chunk,
+    Decode,
+    Event,
+    Probed,
+    Request,
+    Restarted,
+    to_answer,
+    to_message,
+)
 from .ring import Message, Ring, receive, send
 
 MEMORY_BYTES = 4 * 2**30
 STALL_SECONDS = 120.0
 QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
 MAX_TRIES = 2
-
-
-class Request(NamedTuple):
-    """What to decode: a file, or a span of it in seconds."""
-
-    path: str
-    start: float | None = None
-    end: float | None = None
-    decoder: Decoder = "auto"
-
-
-class Probed(NamedTuple):
-    """The video was looked at: how many frames it presents."""
-
-    num_frames: int
-
-
-class Chunk(NamedTuple):
-    """Frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
-
-    images: npt.NDArray[np.uint8]
-    frame_index: list[int]
-    timestamps: list[float]  # seconds
-
-
-class Restarted(NamedTuple):
-    """The video begins again: its chunks so far are void."""
-
-
-Event = Probed | Chunk | Restarted | Outcome
 
 
 _START = (
@@ -155,6 +131,7 @@ class DecodingChildren:
         self._finalizer = weakref.finalize(self, _end_all, self._children)  # also at exit
         self._memory_bytes = memory_bytes
         self._stall_seconds = stall_seconds
+        self.busy_seconds = 0.0  # of the children, added up, without waiting for room
 
     def __enter__(self) -> "DecodingChildren":
         return self
@@ -176,17 +153,21 @@ class DecodingChildren:
         """Ends the children; they start again when they are needed."""
         _end_all(self._children)
 
-    def decode(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
-        """Yields (row, event) of each request in turn; a row's last event is its `Outcome`.
+    def run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
+        """Sends out the first requests, and returns what yields (row, event) of each one in turn; a
+        row's last event is its `Outcome`.
 
-        Row r is decoded by child r modulo their number, ahead of its turn as far as its ring has
+        Row r is answered by child r modulo their number, ahead of its turn as far as its ring has
         room: so the order of events does not depend on timing.
         """
+        for row in range(min(len(requests), QUEUED_ROWS * len(self._children))):
+            self._request(row, requests[row])
+        return self._run(requests)
+
+    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
         stride = len(self._children)
         is_finished = False
         try:
-            for row in range(min(len(requests), QUEUED_ROWS * stride)):
-                self._request(row, requests[row])
             for row in range(len(requests)):
                 for event in self._row(row, requests):
                     yield row, event
@@ -208,7 +189,7 @@ class DecodingChildren:
         for attempt in range(1, MAX_TRIES + 1):
             child = self._child(number)
             try:
-                for event in self._events(child):
+                for event in self._events(child, request):
                     if isinstance(event, Outcome) and lost and not event.decoder_reason:
                         event = replace(event, decoder_reason=lost)
                     yield event
@@ -220,7 +201,7 @@ class DecodingChildren:
             waiting = list(child.rows)[1:]
             self._end(number)
             if attempt < MAX_TRIES:
-                if request.decoder == "auto":
+                if isinstance(request, Decode) and request.decoder == "auto":
                     request = request._replace(decoder="pyav")
                 self._request(row, request)
                 for again in waiting:
@@ -230,7 +211,7 @@ class DecodingChildren:
             self._request(again, requests[again])
         yield Outcome(status="failed", reason=reason, message=f"{request.path}: {what}")
 
-    def _events(self, child: _Child) -> Iterator[Event]:
+    def _events(self, child: _Child, request: Request) -> Iterator[Event]:
         while True:
             message = child.next_message(self._stall_seconds)
             kind = message.pop("kind")
@@ -243,8 +224,11 @@ class DecodingChildren:
                 yield Probed(message["num_frames"])
             elif kind == "restart":
                 yield Restarted()
+            elif kind == "answer":
+                yield to_answer(request, message["value"])
             elif kind == "end":
-                yield Outcome(**message)
+                self.busy_seconds += message["seconds"]
+                yield Outcome(**message["outcome"])
                 return
             elif kind == "bug":
                 raise RuntimeError(f"in the decoding process:\n{message['traceback']}")
@@ -258,7 +242,7 @@ class DecodingChildren:
     def _request(self, row: int, request: Request) -> None:
         child = self._child(row % len(self._children))
         child.rows.append(row)
-        child.send(request._asdict())
+        child.send(to_message(request))
 
     def _end(self, number: int) -> None:
         child, self._children[number] = self._children[number], None

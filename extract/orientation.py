@@ -20,6 +20,15 @@ class Orientation(NamedTuple):
         """Whether no rotation alone gives it (a transposition is itself a mirroring)."""
         return sum(self) % 2 == 1
 
+    @property
+    def words(self) -> str:
+        """For people: `upright`, by how much a frame is turned to the left, or `mirrored`."""
+        if self.is_mirrored:
+            return "mirrored"
+        if self.transpose:
+            return "turned by 90°" if self.flip_vertical else "turned by 270°"
+        return "turned by 180°" if self.flip_vertical else "upright"
+
     def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Turns an image [H, W, 3]; a view, [W, H, 3] where it is transposed."""
         if self.transpose:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .probe import MAX_PIXELS
+from .container import MAX_PIXELS
 
 NUM_SLOTS = 4  # how far a child may decode ahead
 SLOT_BYTES = 3 * MAX_PIXELS  # any frame that may be decoded fits

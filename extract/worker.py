@@ -6,8 +6,11 @@ every run: the order of frames, their place in a batch and the batch sizes follo
 alone.
 """
 
-import contextlib
-from collections.abc import Callable
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +20,16 @@ import numpy as np
 import torch
 
 from ..manifests.folder import FeatureFolder, read_extraction
-from ..manifests.plan import Task
+from ..manifests.plan import Speed, Task
 from ..manifests.shards import write_shard
-from .backbone import Backbone, load_backbone
+from .backbone import Backbone, evaluation_transform, load_backbone
 from .batches import Batch, Clock, GrowingVideo, Progress
-from .children import Chunk, DecodingChildren, Probed, Request, Restarted
+from .children import DecodingChildren
 from .choices import Decoder
+from .frames import Outcome
 from .preprocessing import Preprocessing
+from .requests import Chunk, Decode, Event, Probed, Restarted
+from .sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +40,37 @@ class Job:
     device: str
     num_threads: int  # of the backbone, on a CPU
     num_children: int
-    batch_size: int
+    batch_size: int | None  # None: as the task's plan says
+    compile: bool
     decoder: Decoder
     settings: dict[str, Any]  # in force, recorded with each shard
 
 
 @dataclass(kw_only=True)
 class TaskReport:
-    """What a finished task says: counts, and the seconds that this process spent on what."""
+    """What a finished task says: counts, and the seconds that were spent on what.
+
+    Attributes:
+        task: its name.
+        num_frames: stored.
+        num_videos: by status.
+        seconds: by stage: `decode` in the children; `copy`, `preprocess`, `forward` and `wait`
+            (for frames) in this process, one after the other; `write`, while the next task runs.
+        begin: when its turn at the backbone began, in seconds of the machine's clock.
+        end: when that ended.
+    """
 
     task: str
     num_frames: int = 0
-    num_videos: dict[str, int] = field(default_factory=dict)  # by status
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    num_videos: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    begin: float = 0.0
+    end: float = 0.0
+
+
+# A worker is given two tasks at a time. One has its turn at the backbone; meanwhile the other's
+# first frames are decoded, or its shard is written.
+_turn = threading.Lock()
 
 
 def run_task(
@@ -61,66 +85,115 @@ def run_task(
     folder = FeatureFolder(Path(job.folder))
     extraction = read_extraction(folder)
     identity = extraction["identity"]
-    if job.device == "cpu":
-        torch.set_num_threads(job.num_threads)
-    backbone = _backbone(job.folder, identity["weights_digest"], job.device)
-    children = _children(job.num_children)
+    sampling = Sampling(fps=identity["fps"], every=identity["every"])
     report = TaskReport(task=task.name)
-    clock = Clock(report.seconds)
-    batch = Batch(backbone, job.batch_size, np.dtype(identity["store"]), clock, on_progress)
-    videos: list[GrowingVideo] = []
-    requests = [Request(row.path, row.start, row.end, job.decoder) for row in task.rows]
-    with contextlib.closing(children.decode(requests)) as events:
-        for number, event in clock.while_iterating("wait for frames", events):
-            if number == len(videos):
-                videos.append(GrowingVideo(task.rows[number], batch.place))
-            video = videos[number]
-            if isinstance(event, Chunk):
-                batch.add(video, event)
-            elif isinstance(event, Restarted):
-                videos[number] = GrowingVideo(video.row, batch.rewind(video.place))
-            elif isinstance(event, Probed):
-                on_progress(Progress(num_probed_videos=1, num_probed_frames=event.num_frames))
-            else:
-                video.outcome = event
-                if event.status == "failed":
-                    batch.rewind(video.place)
-    batch.run()
-    parts = [video.part(backbone.dim, identity["store"]) for video in videos]
-    with clock("write"):
+    requests = [
+        Decode(row.path, row.start, row.end, sampling, row.cut, job.decoder) for row in task.rows
+    ]
+    with _children(job.num_children) as children, closing(children.run(requests)) as events, _turn:
+        report.begin = time.time()
+        set_up(job.device, job.num_threads)
+        speed = task.speed._replace(batch_size=job.batch_size or task.speed.batch_size)
+        backbone = worker_backbone(job.folder, job.device, speed, is_compiled=job.compile)
+        store, clock = np.dtype(identity["store"]), Clock(report.seconds)
+        batch = Batch(backbone, speed.batch_size, store, clock, on_progress)
+        videos = _gather(task, events, batch, on_progress)
+        report.end = time.time()
+        report.seconds["decode"] = children.busy_seconds
+    row_shape = tuple(extraction["row_shape"])
+    parts = [video.part(row_shape, identity["store"]) for video in videos]
+    with Clock(report.seconds)("write"):
         write_shard(
             task.shard(folder),
             parts,
-            row_shape=tuple(extraction["row_shape"]),
+            row_shape=row_shape,
             dtype=identity["store"],
             fingerprint=extraction["fingerprint"],
             views=identity["views"],
             settings=job.settings,
         )
     report.num_frames = sum(len(part.features) for part in parts)
-    for part in parts:
-        report.num_videos[part.status] = report.num_videos.get(part.status, 0) + 1
+    report.num_videos = dict(Counter(part.status for part in parts))
     return report
 
 
-@lru_cache(maxsize=1)
-def _backbone(folder: str, digest: str, device: str) -> Backbone:
-    """This process's backbone; kept between tasks."""
-    paths = FeatureFolder(Path(folder))
-    extraction = read_extraction(paths)
-    identity = extraction["identity"]
-    return load_backbone(
-        identity["backbone"],
-        paths.backbone,
-        digest=digest,
-        preprocessing=Preprocessing.from_json(identity["preprocessing"]),
-        dim=extraction["row_shape"][-1],
-        device=device,
-        dtype=identity["precision"],
+def _gather(
+    task: Task,
+    events: Iterator[tuple[int, Event]],
+    batch: Batch,
+    on_progress: Callable[[Progress], None],
+) -> list[GrowingVideo]:
+    """Runs the frames that come through the backbone; returns the rows with their features."""
+    videos: list[GrowingVideo] = []
+    expected = [row.num_frames for row in task.rows]
+
+    def expect(number: int, num_frames: int) -> None:
+        on_progress(Progress(num_unplanned_frames=num_frames - expected[number]))
+        expected[number] = num_frames
+
+    for number, event in batch.clock.while_iterating("wait", events):
+        if number == len(videos):
+            videos.append(GrowingVideo(task.rows[number], batch.place))
+        video = videos[number]
+        if isinstance(event, Chunk):
+            batch.add(video, event)
+        elif isinstance(event, Restarted):
+            videos[number] = GrowingVideo(video.row, batch.rewind(video.place))
+        elif isinstance(event, Probed):
+            expect(number, event.num_frames)
+        elif isinstance(event, Outcome):
+            video.outcome = event
+            if event.status == "failed":
+                batch.rewind(video.place)
+                expect(number, 0)
+    batch.finish()
+    return videos
+
+
+def set_up(device: str, num_threads: int) -> None:
+    """Makes this thread compute on a CPU with so many threads."""
+    if device == "cpu":
+        torch.set_num_threads(num_threads)
+
+
+def worker_backbone(folder: str, device: str, speed: Speed, *, is_compiled: bool) -> Backbone:
+    """The backbone of a feature folder in this process; kept between tasks."""
+    # Where it is not compiled for it, the size of batches makes no other backbone.
+    return _load(
+        folder, device, speed if is_compiled else speed._replace(batch_size=0), is_compiled
     )
 
 
 @lru_cache(maxsize=1)
-def _children(num_children: int) -> DecodingChildren:
-    """This process's decoding children; kept between tasks, they end with it."""
-    return DecodingChildren(num_children)
+def _load(folder: str, device: str, speed: Speed, is_compiled: bool) -> Backbone:
+    paths = FeatureFolder(Path(folder))
+    identity = read_extraction(paths)["identity"]
+    preprocessing = Preprocessing.from_json(identity["preprocessing"])
+    return load_backbone(
+        identity["backbone"],
+        paths.backbone,
+        digest=identity["weights_digest"],
+        pool=identity["pool"],
+        dtype=identity["precision"],
+        transform=evaluation_transform(preprocessing, device, identity["views"]),
+        channels_last=speed.channels_last,
+        fused_attention=speed.fused_attention,
+        compiled_size=speed.batch_size if is_compiled else None,
+    )
+
+
+_idle: defaultdict[int, list[DecodingChildren]] = defaultdict(list)
+
+
+@contextmanager
+def _children(num_children: int) -> Iterator[DecodingChildren]:
+    """Decoding children that no other task uses; kept between tasks, they end with this process."""
+    idle = _idle[num_children]
+    children = idle.pop() if idle else DecodingChildren(num_children)
+    children.busy_seconds = 0.0
+    try:
+        yield children
+    except BaseException:
+        children.close()  # what they still send belongs to nobody
+        raise
+    idle.append(children)

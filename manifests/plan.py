@@ -10,23 +10,52 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import FeaturesError, ManifestError
-from .files import write_json
+from .files import atomic_text
 from .folder import FeatureFolder
 from .videos import VideoRow
 
-FORMAT, VERSION = "vtnpipe.plan", 1
-MIN_TASKS = 32  # where there are rows enough: so that several workers share the work to the end
-MAX_TASK_BYTES = 64 * 2**20  # of encoded video: some minutes of work
+FORMAT, VERSION = "vtnpipe.plan", 2
 MAX_TASK_ROWS = 2000
-ASSUMED_BYTES_PER_SECOND = 256 * 2**10  # of a row that is a span of its file
+
+
+class Cut(NamedTuple):
+    """A part of a video, and what is to be read for it alone.
+
+    Attributes:
+        start: seconds of its first frame.
+        end: seconds of the next part's first frame; None for the last part.
+        first_frame: rank of its first frame among the presented ones.
+        stop_frame: rank after that of its last one.
+        num_frames: of them that are wanted.
+        origin_pts: timestamp of the file's first presented frame.
+        window_frame: rank of the first frame presented in what is read.
+        keyframe: (packet, pts, dts) from which to read; None for the file's beginning.
+        num_packets: that are read; None for all.
+    """
+
+    start: float
+    end: float | None
+    first_frame: int
+    stop_frame: int
+    num_frames: int
+    origin_pts: int
+    window_frame: int
+    keyframe: tuple[int, int, int | None] | None
+    num_packets: int | None
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> "Cut":
+        """From what JSON made of one: tuples are lists."""
+        fields: list[Any] = [tuple(v) if isinstance(v, list) else v for v in values]
+        return cls(*fields)
 
 
 class PlannedRow(NamedTuple):
-    """A manifest row as it was found on disk when it was planned; `size` and `mtime_ns` are None
-    for no file.
+    """A manifest row, or a part of one, as it was found on disk when it was planned; `size` and
+    `mtime_ns` are None for no file.
     """
 
     video_id: str
@@ -37,16 +66,8 @@ class PlannedRow(NamedTuple):
     mtime_ns: int | None
     part: int = 0
     num_parts: int = 1
-
-    @property
-    def cost(self) -> float:
-        """Encoded bytes to decode: a stand-in for the number of frames that needs no look into the
-        file.
-        """
-        whole = float(self.size or 0)
-        if self.end is None:
-            return whole
-        return min(whole, (self.end - (self.start or 0.0)) * ASSUMED_BYTES_PER_SECOND)
+    num_frames: int = 0  # wanted ones, as far as a look at the file tells
+    cut: Cut | None = None  # of a part
 
     def is_same_video(self, other: "PlannedRow") -> bool:
         """Whether both mean the same span of the same file; a file that only moved to another
@@ -68,12 +89,33 @@ class PlannedRow(NamedTuple):
         return f"{self.path}{span} ({size})"
 
 
+class Speed(NamedTuple):
+    """How a plan's tasks go through the backbone: what may change a feature's last bits, so that
+    resuming changes none.
+
+    Attributes:
+        batch_size: images at once.
+        channels_last: whether images lie in memory pixel by pixel.
+        fused_attention: whether attention is one kernel, or products and a softmax.
+    """
+
+    batch_size: int
+    channels_last: bool = False
+    fused_attention: bool = True
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """The unit of work: its rows become one shard."""
 
     name: str  # PPP-TTTTT
     rows: tuple[PlannedRow, ...]
+    speed: Speed
+
+    @property
+    def num_frames(self) -> int:
+        """As many as are expected."""
+        return sum(row.num_frames for row in self.rows)
 
     def shard(self, folder: FeatureFolder) -> Path:
         """Where the task's shard lies once it is finished."""
@@ -92,36 +134,67 @@ def look_at(row: VideoRow) -> PlannedRow:
     return PlannedRow(row.video_id, row.path, row.start, row.end, size, mtime_ns)
 
 
-def pack(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
-    """Divides rows, in order, into tasks of about equal cost, whatever the number of workers."""
-    limit = min(MAX_TASK_BYTES, sum(row.cost for row in rows) / MIN_TASKS)
-    most_rows = min(MAX_TASK_ROWS, -(-len(rows) // MIN_TASKS))
+class TaskSize(NamedTuple):
+    """How many frames a task holds: towards the end of the work less, so that all workers end at
+    about the same time.
+
+    Attributes:
+        num_frames: of a task.
+        num_tail_frames: at the work's end that are divided into smaller tasks.
+        num_frames_in_tail: of a task there.
+    """
+
+    num_frames: int
+    num_tail_frames: int = 0
+    num_frames_in_tail: int = 0
+
+    def at(self, num_left: int) -> int:
+        """Of a task that begins when so many frames are left."""
+        is_tail = num_left <= self.num_tail_frames
+        return self.num_frames_in_tail if is_tail else self.num_frames
+
+
+def pack(rows: Sequence[PlannedRow], size: TaskSize) -> list[list[PlannedRow]]:
+    """Divides rows, in order, into tasks of about equal numbers of frames.
+
+    >>> rows = [PlannedRow(name, name, None, None, 1, 1, num_frames=4) for name in "abcde"]
+    >>> [[row.video_id for row in task] for task in pack(rows, TaskSize(8))]
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    num_left = sum(row.num_frames for row in rows)
     tasks: list[list[PlannedRow]] = []
-    cost = 0.0
+    room = 0
     for row in rows:
-        if not tasks or cost + row.cost > limit or len(tasks[-1]) >= most_rows:
+        if not tasks or row.num_frames > room or len(tasks[-1]) >= MAX_TASK_ROWS:
             tasks.append([])
-            cost = 0.0
+            room = size.at(num_left)
         tasks[-1].append(row)
-        cost += row.cost
+        room -= row.num_frames
+        num_left -= row.num_frames
     return tasks
 
 
 def write_plan(
-    folder: FeatureFolder, tasks: Iterable[Sequence[PlannedRow]], fingerprint: str
+    folder: FeatureFolder, tasks: Iterable[Sequence[PlannedRow]], fingerprint: str, speed: Speed
 ) -> list[Task]:
     """Writes the next plan file; returns its tasks."""
     number = len(list(folder.plans.glob("*.json")))
     tasks = list(tasks)
-    value = {
+    head = {
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": fingerprint,
+        "speed": speed._asdict(),
         "columns": PlannedRow._fields,
-        "tasks": tasks,
+        "cut_columns": Cut._fields,
     }
-    write_json(value, folder.plans / f"{number:03d}.json", indent=None)
-    return [_task(number, index, rows) for index, rows in enumerate(tasks)]
+    with atomic_text(folder.plans / f"{number:03d}.json") as file:
+        # A task a line: easy to read, and a million rows are never one string.
+        file.write(json.dumps(head)[:-1] + ', "tasks": [')
+        for index, rows in enumerate(tasks):
+            file.write(("," if index else "") + "\n" + json.dumps(rows, ensure_ascii=False))
+        file.write("\n]}\n")
+    return [_task(number, index, rows, speed) for index, rows in enumerate(tasks)]
 
 
 def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
@@ -137,22 +210,29 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         try:
             plan = json.loads(path.read_text(encoding="utf-8"))
             found = (path.name, plan["format"], plan["version"], plan["fingerprint"])
-            columns = tuple(plan["columns"])
-            rows_by_task = [[PlannedRow(*row) for row in rows] for rows in plan["tasks"]]
+            expected = (f"{number:03d}.json", FORMAT, VERSION, fingerprint)
+            if found != expected:
+                raise FeaturesError(
+                    f"{path}: is {found}, but {expected} is expected here; it belongs to another "
+                    "folder or version: move it elsewhere"
+                )
+            speed = Speed(**plan["speed"])
+            rows_by_task = [list(map(_row, rows)) for rows in plan["tasks"]]
+        except FeaturesError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FeaturesError(f"{path}: not a readable plan ({error})") from None
-        expected = (f"{number:03d}.json", FORMAT, VERSION, fingerprint)
-        if found != expected or columns != PlannedRow._fields:
-            raise FeaturesError(
-                f"{path}: is {found}, but {expected} is expected here; it belongs to another "
-                "folder or version: move it elsewhere"
-            )
-        tasks += [_task(number, index, rows) for index, rows in enumerate(rows_by_task)]
+        tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
     return tasks
 
 
-def _task(plan: int, index: int, rows: Iterable[PlannedRow]) -> Task:
-    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows))
+def _row(values: list[Any]) -> PlannedRow:
+    row = PlannedRow(*values)
+    return row if row.cut is None else row._replace(cut=Cut.from_json(row.cut))
+
+
+def _task(plan: int, index: int, rows: Iterable[PlannedRow], speed: Speed) -> Task:
+    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows), speed=speed)
 
 
 def rows_to_plan(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from .errors import FeaturesError
 from .files import atomic_path
+from .times import frame_rate
 
 if TYPE_CHECKING:
     from .store import FeatureStore
@@ -77,16 +78,6 @@ class VideoPart:
     def __post_init__(self) -> None:
         assert len(self.features) == len(self.frame_index) == len(self.timestamps)
         assert (self.status == "failed") == (len(self.features) == 0)
-
-
-def frame_rate(timestamps: npt.NDArray[np.float64]) -> float:
-    """(T - 1) / (last - first), for timestamps [T] in seconds.
-
-    >>> float(frame_rate(np.array([0.0, 0.5, 1.0])))
-    2.0
-    """
-    span = float(timestamps[-1] - timestamps[0]) if len(timestamps) > 1 else 0.0
-    return (len(timestamps) - 1) / span if span > 0 else float("nan")
 
 
 def checksum(

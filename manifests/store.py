@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .folder import FeatureFolder, read_extraction
-from .shards import ROW_DTYPES, Entry, Shard, Status, frame_rate, read_shard
+from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard
+from .times import frame_rate
 
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
 

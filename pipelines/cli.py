@@ -28,6 +28,8 @@ from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
 from .manifest import SplitSettings, build_manifest, check_manifest, show_manifest, split_manifest
 from .model import PAPER_FRAMES, show_model
 from .options import settings_options
+from .parity import ParitySettings, parity
+from .plan import plan
 from .predict import PredictSettings, predict
 from .progress import LastingConsole
 from .train_temporal import TrainTemporalSettings, train_temporal
@@ -55,6 +57,17 @@ def demo_command(folder: str, **options: Any) -> int:
     return EXIT_OK
 
 
+@cli.command("plan")
+@click.argument("manifest")
+@settings_options(ExtractSettings)
+def plan_command(manifest: str, **options: Any) -> int:
+    """Look at every video in MANIFEST, and say what extracting it will be: frames, bytes, time.
+
+    The options are those of `vtnpipe extract`.
+    """
+    return plan(manifest, ExtractSettings(**options), console=LastingConsole()).exit_code
+
+
 @cli.command("extract")
 @click.argument("manifest")
 @click.argument("features")
@@ -66,6 +79,15 @@ def extract_command(manifest: str, features: str, **options: Any) -> int:
     """
     report = extract(manifest, features, ExtractSettings(**options), console=LastingConsole())
     return report.exit_code
+
+
+@cli.command("parity")
+@click.argument("features")
+@settings_options(ParitySettings)
+def parity_command(features: str, **options: Any) -> int:
+    """Compute a sample of FEATURES again by the plainest path, and say how far they are from it."""
+    parity(features, ParitySettings(**options), console=LastingConsole())
+    return EXIT_OK
 
 
 @cli.command("train-temporal")

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..manifests.errors import StoppedError
 from ..manifests.plan import Task
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from ..extract.batches import Progress
     from ..extract.worker import Job, TaskReport
 
+_T = TypeVar("_T")
+
 PROGRESS_TOPIC = "vtnpipe-progress"
 PROGRESS_SECONDS = 0.5
 LOOPBACK = "127.0.0.1"
-TASKS_AHEAD = 2  # tasks in flight for each worker: the next one waits while a shard is written
+TASKS_PER_WORKER = 2  # at a time: one at the backbone, the next one's first frames being decoded
 
 
 def num_cpus() -> int:
@@ -37,8 +39,7 @@ def num_gpus(device: str) -> int:
 
 @contextlib.contextmanager
 def open_client(num_workers: int) -> Iterator[Any]:
-    """Opens a Dask client to a cluster of this machine's own processes, of one task each; loopback
-    only.
+    """Opens a Dask client to a cluster of this machine's own processes; loopback only.
 
     Args:
         num_workers: processes.
@@ -57,7 +58,7 @@ def open_client(num_workers: int) -> Iterator[Any]:
         dask.config.set(config),
         LocalCluster(
             n_workers=num_workers,
-            threads_per_worker=1,
+            threads_per_worker=TASKS_PER_WORKER,
             processes=True,
             host=LOOPBACK,
             dashboard_address=f"{LOOPBACK}:0",
@@ -67,6 +68,34 @@ def open_client(num_workers: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def on_each_worker(client: Any, function: Callable[..., _T], *arguments: Any) -> list[_T]:
+    """Runs a function on every worker, all at a time; its results.
+
+    Args:
+        client: from `open_client`.
+        function: what to run.
+        arguments: for it; a device `cuda` among them becomes the worker's own GPU.
+    """
+    workers = list(client.scheduler_info(n_workers=-1)["workers"])
+    futures = [
+        client.submit(_with_own_gpu, function, arguments, workers=[address], pure=False)
+        for address in workers
+    ]
+    return list(client.gather(futures))
+
+
+def _with_own_gpu(function: Callable[..., _T], arguments: Sequence[Any]) -> _T:
+    return function(*(_own_gpu() if argument == "cuda" else argument for argument in arguments))
+
+
+def _own_gpu() -> str:
+    """The GPU of this Dask worker, where there are several."""
+    import torch
+    from distributed import get_worker
+
+    return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
 
 
 def run_tasks(
@@ -95,7 +124,7 @@ def run_tasks(
     from ..extract.batches import Progress
 
     client.subscribe_topic(PROGRESS_TOPIC, lambda event: on_progress(Progress(*event[1])))
-    ahead = TASKS_AHEAD * len(client.scheduler_info(n_workers=-1)["workers"])
+    ahead = TASKS_PER_WORKER * len(client.scheduler_info(n_workers=-1)["workers"])
     queue = iter(tasks)
     running = as_completed()
 
@@ -120,7 +149,7 @@ def run_tasks(
 
 
 def _run_on_worker(task: Task, job: "Job") -> "TaskReport":
-    """Runs a task in a Dask worker process, on the worker's own GPU where there are several."""
+    """Runs a task in a Dask worker process, on the worker's own GPU."""
     from distributed import get_worker
 
     from ..extract.batches import Progress
@@ -128,9 +157,7 @@ def _run_on_worker(task: Task, job: "Job") -> "TaskReport":
 
     worker = get_worker()
     if job.device == "cuda":
-        import torch
-
-        job = replace(job, device=f"cuda:{int(worker.name) % torch.cuda.device_count()}")
+        job = replace(job, device=_own_gpu())
     collected = Progress()
     last_sent = time.monotonic()
 

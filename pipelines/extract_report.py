@@ -1,9 +1,9 @@
 """What an extraction says at its end: failures.csv, report.json, and the same in a few lines."""
 
 import csv
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from .progress import say
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
     from ..manifests.store import FeatureStore
+    from .tuning import Tuning, Workers
 
 MAX_LISTED = 20  # failures printed; all are in failures.csv
 
@@ -33,6 +34,47 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run of tasks leaves to report on.
+
+    Attributes:
+        reports: of the tasks.
+        seconds: from the first task to the last.
+        workers: who ran them.
+        tuning: what was measured before.
+    """
+
+    reports: list["TaskReport"]
+    seconds: float
+    workers: "Workers"
+    tuning: "Tuning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast a run was, and what kept it from being faster.
+
+    Attributes:
+        seconds: from the first task to the last.
+        frames_per_second: that were stored.
+        possible_frames_per_second: of all workers' backbones alone, as measured on made-up frames
+            before the run.
+        seconds_by_stage: added up over workers: `decode` in the children; `copy`, `preprocess`,
+            `forward` and `wait` (for frames) one after the other; `write` beside the next task;
+            `idle` without any task.
+        busy_at_end: share of the last tenth of the time in which workers had a task.
+        limit: which stage it was, and what would help.
+    """
+
+    seconds: float
+    frames_per_second: float
+    possible_frames_per_second: float
+    seconds_by_stage: dict[str, float]
+    busy_at_end: float
+    limit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractReport:
     """How an extraction ended; also in the folder's report.json.
 
@@ -40,15 +82,17 @@ class ExtractReport:
         num_videos: of the folder, by status: ok, partial, failed.
         num_frames: stored in the folder.
         num_extracted_frames: of them, by this run.
-        seconds: that this run took, from first to last task.
-        seconds_by_stage: that its workers spent, added up.
+        pace: of this run; None where there was nothing to do.
+        workers: who ran it.
+        tuning: what was chosen for it, and why.
     """
 
     num_videos: dict[str, int]
     num_frames: int
-    num_extracted_frames: int
-    seconds: float
-    seconds_by_stage: dict[str, float]
+    num_extracted_frames: int = 0
+    pace: Pace | None = None
+    workers: "Workers | None" = None
+    tuning: "Tuning | None" = None
 
     @property
     def exit_code(self) -> int:
@@ -58,39 +102,93 @@ class ExtractReport:
 
 
 def write_report(
-    folder: FeatureFolder,
-    rows: list[VideoRow],
-    reports: list["TaskReport"],
-    seconds: float,
-    console: Console,
-    *,
-    is_idle: bool,
+    folder: FeatureFolder, rows: list[VideoRow], finished: Finished | None, console: Console
 ) -> ExtractReport:
-    """Writes failures.csv and report.json from what lies in the folder, and prints them."""
+    """Writes failures.csv and report.json from what lies in the folder, and prints them.
+
+    Args:
+        folder: the feature folder.
+        rows: of its manifest.
+        finished: the run; None where there was nothing to do.
+        console: where to print.
+    """
     from ..manifests.shards import open_features
 
     store = open_features(folder.root)
     statuses = store.statuses
     counts = Counter(statuses.values())
-    stages: Counter[str] = Counter()
-    for task_report in reports:
-        stages.update(task_report.seconds)
     report = ExtractReport(
         num_videos={status: counts[status] for status in ("ok", "partial", "failed")},
         num_frames=sum(entry.length for parts in store.entries.values() for entry in parts),
-        num_extracted_frames=sum(task_report.num_frames for task_report in reports),
-        seconds=round(seconds, 3),
-        seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
     )
+    if finished is not None:
+        report = replace(
+            report,
+            num_extracted_frames=sum(one.num_frames for one in finished.reports),
+            pace=pace_of(finished),
+            workers=finished.workers,
+            tuning=finished.tuning,
+        )
     failures = list(_failures(store, statuses, rows))
     with atomic_text(folder.failures) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Failure._fields)
         writer.writerows(failures)
-    if not is_idle or not folder.report.exists():
+    if finished is not None or not folder.report.exists():
         write_json(asdict(report), folder.report)
-    _print(report, failures, folder, console, is_idle=is_idle)
+    _print(report, failures, folder, console)
     return report
+
+
+def pace_of(finished: Finished) -> Pace:
+    """How fast a run was, and why not faster."""
+    reports, workers, tuning = finished.reports, finished.workers, finished.tuning
+    stages: defaultdict[str, float] = defaultdict(float)
+    for one in reports:
+        for stage, spent in one.seconds.items():
+            stages[stage] += spent
+    in_turn = sum(one.end - one.begin for one in reports)
+    stages["idle"] = max(0.0, workers.num_workers * finished.seconds - in_turn)
+    return Pace(
+        seconds=round(finished.seconds, 3),
+        frames_per_second=round(
+            sum(one.num_frames for one in reports) / max(finished.seconds, 1e-9), 2
+        ),
+        possible_frames_per_second=round(workers.num_workers * tuning.forward_fps, 2),
+        seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
+        busy_at_end=round(_busy_at_end(reports, workers.num_workers), 3),
+        limit=limit_of(stages),
+    )
+
+
+def _busy_at_end(reports: Sequence["TaskReport"], num_workers: int) -> float:
+    """The share of the last tenth of the time in which workers had a task."""
+    begin, end = min(one.begin for one in reports), max(one.end for one in reports)
+    last = end - (end - begin) / 10
+    busy = sum(max(0.0, one.end - max(one.begin, last)) for one in reports)
+    return busy / max(1e-9, num_workers * (end - last))
+
+
+LIMITS = {
+    "forward": "the backbone: --precision bfloat16 or --compile where they pay, a smaller one, "
+    "or more cores or GPUs",
+    "wait": "decoding: more --decoding-children or cores, or videos of fewer pixels",
+    "preprocess": "resizing frames: more cores, or videos of fewer pixels",
+    "copy": "copying frames to the GPU: videos of fewer pixels",
+    "idle": "too few tasks for the workers: fewer --workers, or smaller --shard-frames",
+}
+
+
+def limit_of(seconds: Mapping[str, float]) -> str:
+    """The stage that took most of the workers' time, and what would help.
+
+    >>> limit_of({"forward": 5.0, "wait": 20.0, "decode": 25.0})
+    '80% of the time went to decoding: more --decoding-children or cores, or videos of fewer pixels'
+    """
+    of_workers = {stage: spent for stage, spent in seconds.items() if stage in LIMITS}
+    stage = max(of_workers, key=lambda one: of_workers[one])
+    share = of_workers[stage] / max(1e-9, sum(of_workers.values()))
+    return f"{share:.0%} of the time went to {LIMITS[stage]}"
 
 
 def _failures(
@@ -107,24 +205,24 @@ def _failures(
 
 
 def _print(
-    report: ExtractReport,
-    failures: list[Failure],
-    folder: FeatureFolder,
-    console: Console,
-    *,
-    is_idle: bool,
+    report: ExtractReport, failures: list[Failure], folder: FeatureFolder, console: Console
 ) -> None:
     for failure in failures[:MAX_LISTED]:
         say(console, f"{failure.status} {failure.video_id}: {failure.reason}: {failure.message}")
     if len(failures) > MAX_LISTED:
         say(console, f"… and {len(failures) - MAX_LISTED:,} more in {folder.failures}")
     counts = ", ".join(f"{count:,} {status}" for status, count in report.num_videos.items())
-    if is_idle:
+    if report.pace is None:
         say(console, f"{folder.root}: nothing to do: all videos were extracted before ({counts})")
         return
-    rate = report.num_extracted_frames / max(report.seconds, 1e-9)
+    pace = report.pace
+    share = pace.frames_per_second / max(1e-9, pace.possible_frames_per_second)
+    stages = ", ".join(f"{stage} {spent:,.1f}" for stage, spent in pace.seconds_by_stage.items())
     say(
         console,
-        f"{folder.root}: {report.num_extracted_frames:,} frames in {report.seconds:,.1f} s "
-        f"({rate:,.1f}/s); videos: {counts}",
+        f"seconds of workers and their children: {stages}",
+        f"{share:.0%} of what the backbone alone reaches "
+        f"({pace.possible_frames_per_second:,.1f}/s); {pace.limit}",
+        f"{folder.root}: {report.num_extracted_frames:,} frames in {pace.seconds:,.1f} s "
+        f"({pace.frames_per_second:,.1f}/s); videos: {counts}",
     )

@@ -2,19 +2,24 @@
 precision, backbone, weights, preprocessing, sampling.
 """
 
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ..extract.choices import VIEW_NAMES
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.folder import FeatureFolder, check_identity, read_extraction
 from .doctor import package_versions
+from .options import option_name
 from .progress import say
 
 if TYPE_CHECKING:
     from ..extract.backbone import BuiltBackbone
+    from ..extract.sampling import Sampling
     from .extract import ExtractSettings
 
 DEFAULT_BACKBONE = "vit_base_patch16_224"
@@ -32,12 +37,30 @@ class Extraction:
     device: str
     weights: bytes | None
 
+    @property
+    def sampling(self) -> "Sampling":
+        """Which frames of a video are wanted."""
+        return sampling_of(self.identity)
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """Of stored features."""
+        num_values = int(math.prod(self.records["row_shape"]))
+        return num_values * (4 if self.identity["store"] == "float32" else 2)
+
+
+def sampling_of(identity: Mapping[str, Any]) -> "Sampling":
+    """Which frames of a video an identity means."""
+    from ..extract.sampling import Sampling
+
+    return Sampling(fps=identity["fps"], every=identity["every"])
+
 
 def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console) -> Extraction:
     """Settles everything that decides a stored value, without writing; compares it with the
     folder's.
     """
-    from ..extract.backbone import build_backbone
+    from ..extract.backbone import build_backbone, evaluation_transform
     from ..extract.device import resolve_device, resolve_precision
     from .network import backbone_of_model
 
@@ -57,7 +80,10 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
         "backbone": settings.backbone,
         "precision": precision,
         "store": settings.store,
-        **SAMPLING,
+        "fps": settings.fps,
+        "every": settings.every,
+        "views": list(VIEW_NAMES[settings.views]),
+        "pool": settings.pool,
     }
     if stored:
         check_identity(folder, identity)  # before a backbone is built or downloaded for nothing
@@ -77,14 +103,17 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
         stored["weights"],
     ):
         assert settings.backbone is not None
-        built = build_backbone(settings.backbone, settings.weights)
+        built = build_backbone(settings.backbone, settings.weights, settings.pool)
     if built is None:
         assert stored is not None
         made = {key: stored["identity"][key] for key in ("weights_digest", "preprocessing")}
         row_shape, weights = stored["row_shape"], None
     else:
         made = {"weights_digest": built.digest, "preprocessing": built.preprocessing.to_json()}
-        row_shape, weights = [built.dim], built.weights
+        views = identity["views"]
+        row_shape = [built.dim] if len(views) == 1 else [len(views), built.dim]
+        evaluation_transform(built.preprocessing, "cpu", views)  # refuses views that it can't make
+        weights = built.weights
     identity |= made
     records = {
         "row_shape": row_shape,
@@ -97,11 +126,12 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
     return Extraction(identity=identity, records=records, device=device, weights=weights)
 
 
-def with_backbone_name(settings: "ExtractSettings", console: Console) -> "ExtractSettings":
-    """The settings with the backbone's name: that of the model where `weights` names one.
+def with_model_settings(settings: "ExtractSettings", console: Console) -> "ExtractSettings":
+    """The settings with what a model asks for, where `weights` names one: its backbone, and which
+    frames and views of a video it takes.
 
     Raises:
-        SettingsError: `backbone` names another one than the model has.
+        SettingsError: a setting says otherwise than the model.
     """
     from ..temporal.checkpoint import RunFolder
     from .network import read_config
@@ -109,14 +139,21 @@ def with_backbone_name(settings: "ExtractSettings", console: Console) -> "Extrac
     model = _model_folder(settings)
     if model is None:
         return replace(settings, backbone=settings.backbone or DEFAULT_BACKBONE)
-    name = read_config(RunFolder(model)).identity["backbone"]
-    if settings.backbone not in (None, name):
-        raise SettingsError(
-            f"--backbone {settings.backbone} with --weights {model}: that model's backbone is "
-            f"{name}; leave out one of the two"
-        )
-    say(console, f"backbone {name}, its weights and its preprocessing: those of {model}")
-    return replace(settings, backbone=name)
+    identity = read_config(RunFolder(model)).identity
+    views = next(word for word, made in VIEW_NAMES.items() if list(made) == identity["views"])
+    wanted = {key: identity[key] for key in ("backbone", "fps", "every", "pool")} | {"views": views}
+    for key, value in wanted.items():
+        default = next(field.default for field in fields(settings) if field.name == key)
+        if getattr(settings, key) not in (default, value):
+            raise SettingsError(
+                f"{option_name(key)} {getattr(settings, key)} with --weights {model}: that model "
+                f"has {value}; leave out one of the two"
+            )
+    say(
+        console,
+        f"backbone {wanted['backbone']}, its weights and its preprocessing: those of {model}",
+    )
+    return replace(settings, **wanted)
 
 
 def _model_folder(settings: "ExtractSettings") -> Path | None:

@@ -123,7 +123,7 @@ class VideoTransformerNetwork(
                 "them, and give trust_factories=True"
             )
         network = cls(
-            create_module(config.identity["backbone"], pretrained=False),
+            _backbone_module(config),
             TemporalClassifier(config.temporal),
             config,
         )
@@ -144,6 +144,11 @@ class VideoTransformerNetwork(
         files.backbone.unlink(missing_ok=True)
         identity = {**self.config.identity, "weights_digest": digest}
         write_config(files, replace(self.config, identity=identity))
+
+
+def _backbone_module(config: NetworkConfig) -> nn.Module:
+    identity = config.identity
+    return create_module(identity["backbone"], pretrained=False, pool=identity["pool"])
 
 
 def _local_folder(folder: str | Path, revision: str | None, token: str | None) -> Path:
@@ -186,7 +191,7 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
         tensors = {k: v for k, v in read_weights(files.best).items() if k.startswith("backbone.")}
     state = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
     with torch.device("meta"):
-        own = create_module(config.identity["backbone"], pretrained=False).state_dict()
+        own = _backbone_module(config).state_dict()
     weights, digest = weights_bytes(state)
     if (faults := mismatches(own, state)) or digest != config.identity["weights_digest"]:
         fault = faults[0] if faults else "they are not those that config.json names"

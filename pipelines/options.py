@@ -37,6 +37,19 @@ def at_least(minimum: float) -> Check:
     return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
 
 
+def above(minimum: float) -> Check:
+    """A check for numbers."""
+    return lambda value: "" if value > minimum else f"it must be above {minimum:g}"
+
+
+def auto_or_at_least(minimum: int) -> Check:
+    """A check for text: `auto`, or a whole number."""
+    rule = f"it must be auto or a whole number, at least {minimum}"
+    return lambda value: (
+        "" if value == "auto" or (value.isdecimal() and int(value) >= minimum) else rule
+    )
+
+
 def between(minimum: float, maximum: float) -> Check:
     """A check for numbers; the limits themselves are fine."""
     rule = f"it must be between {minimum:g} and {maximum:g}"

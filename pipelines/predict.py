@@ -175,20 +175,25 @@ def _from_videos(
     import numpy as np
     import torch
 
-    from ..extract.backbone import Backbone
-    from ..extract.children import Chunk, DecodingChildren, Request, Restarted
+    from ..extract.backbone import Backbone, evaluation_transform
+    from ..extract.children import DecodingChildren
     from ..extract.frames import Outcome
+    from ..extract.requests import Chunk, Decode, Restarted
+    from ..extract.sampling import Sampling
     from ..temporal.batch import frame_positions
 
+    identity = network.config.identity
     backbone = Backbone(
         module=network.backbone,
-        preprocessing=network.config.preprocessing,
-        dim=network.config.temporal.feature_dim,
-        device=torch.device(device),
+        transform=evaluation_transform(network.config.preprocessing, device),
         dtype=torch.float32,
     )
     is_chunked = settings.mode == "chunked"
-    requests = [Request(str(Path(path).absolute()), decoder=settings.decoder) for path in paths]
+    sampling = Sampling(fps=identity["fps"], every=identity["every"])
+    requests = [
+        Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
+        for path in paths
+    ]
     kept: list[Tensor] = []  # features of whole chunks, or with end-to-end resized frames
     waiting: list[Tensor] = []  # frames for the next chunk
     times: list[float] = []
@@ -196,34 +201,41 @@ def _from_videos(
 
     def run_waiting() -> None:
         chunks = torch.split(torch.cat(waiting), settings.chunk_frames)
-        kept.extend(backbone.features(chunk) for chunk in chunks)
+        kept.extend(backbone.features(chunk)[:, 0] for chunk in chunks)
         waiting.clear()
 
+    def logits() -> "Tensor":
+        if waiting:
+            run_waiting()
+        order = np.argsort(indices, kind="stable")
+        positions = frame_positions(
+            np.array(times)[order],
+            np.array(indices)[order],
+            position_fps=network.config.temporal.position_fps,
+        )
+        inputs = torch.cat(kept)[torch.from_numpy(order)]
+        if is_chunked:
+            return _classify(network.temporal, inputs, positions, device)
+        frames = backbone.transform.normalise(inputs[:, 0])
+        return _classify(network, frames, positions, device)
+
     with DecodingChildren() as children:
-        for number, event in children.decode(requests):
+        for number, event in children.run(requests):
             if isinstance(event, Chunk):
-                (waiting if is_chunked else kept).append(backbone.resize(event.images))
+                transform = backbone.transform
+                images = transform.resize(transform.upload(event.images))
+                (waiting if is_chunked else kept).append(images)
                 times += event.timestamps
                 indices += event.frame_index
                 if sum(map(len, waiting)) >= settings.chunk_frames:
                     run_waiting()
-            elif isinstance(event, Restarted | Outcome):
-                if isinstance(event, Outcome) and event.status != "failed":
-                    if waiting:
-                        run_waiting()
-                    order = np.argsort(indices, kind="stable")
-                    positions = frame_positions(
-                        np.array(times)[order],
-                        np.array(indices)[order],
-                        position_fps=network.config.temporal.position_fps,
-                    )
-                    inputs = torch.cat(kept)[torch.from_numpy(order)]
-                    module = network.temporal if is_chunked else network
-                    inputs = inputs if is_chunked else backbone.normalise(inputs)
-                    logits = _classify(module, inputs, positions, device)
-                    yield Prediction(paths[number], logits, event.message)
-                elif isinstance(event, Outcome):
+                continue
+            if isinstance(event, Outcome):
+                if event.status == "failed":
                     yield Prediction(paths[number], None, f"{event.reason}: {event.message}")
+                else:
+                    yield Prediction(paths[number], logits(), event.message)
+            if isinstance(event, Restarted | Outcome):
                 for part in (kept, waiting, times, indices):
                     part.clear()
 

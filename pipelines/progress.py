@@ -36,27 +36,35 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def in_words(seconds: float) -> str:
+    """A duration for people.
+
+    >>> in_words(42), in_words(630), in_words(20_000)
+    ('42 s', '10.5 min', '5.6 h')
+    """
+    if seconds < 100:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
 class FrameProgress:
     """A context in which `add` may be called from any thread.
 
-    How many frames there are is known only of the videos that were opened; the rest is taken to be
-    like them.
-
     Args:
-        num_videos: how many will be opened.
+        num_frames: how many are expected.
         console: where to show it.
     """
 
-    def __init__(self, num_videos: int, console: Console) -> None:
-        self._num_videos = num_videos
+    def __init__(self, num_frames: int, console: Console) -> None:
+        self._num_expected = num_frames
         self._console = console
         self._lock = threading.Lock()
-        self._frames = self._probed_videos = self._probed_frames = 0
+        self._frames = 0
         self._start = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("extract"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.fields[about]} frames"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames"),
             TextColumn("{task.fields[rate]:,.1f}/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -64,7 +72,7 @@ class FrameProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("extract", total=None, about="?", rate=0.0)
+        self._task = self._bar.add_task("extract", total=num_frames, rate=0.0)
 
     def __enter__(self) -> "FrameProgress":
         self._bar.start()
@@ -82,18 +90,11 @@ class FrameProgress:
         """Counts what came to the tasks, and shows it."""
         with self._lock:
             self._frames += progress.num_frames
-            self._probed_videos += progress.num_probed_videos
-            self._probed_frames += progress.num_probed_frames
-            total = max(
-                self._frames,
-                round(self._probed_frames * self._num_videos / max(1, self._probed_videos)),
-            )
-            about = f"{'' if self._probed_videos >= self._num_videos else 'about '}{total:,}"
+            self._num_expected += progress.num_unplanned_frames
+            total = max(self._frames, self._num_expected)
             now = time.monotonic()
             rate = self._frames / max(1e-9, now - self._start)
-            self._bar.update(
-                self._task, completed=self._frames, total=total or None, about=about, rate=rate
-            )
+            self._bar.update(self._task, completed=self._frames, total=total, rate=rate)
             if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
                 self._last_line = now
-                say(self._console, f"extract: {self._frames:,}/{about} frames, {rate:,.1f}/s")
+                say(self._console, f"extract: {self._frames:,}/{total:,} frames, {rate:,.1f}/s")

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ..manifests.errors import FeaturesError
 from ..manifests.store import FeatureStore
+from ..manifests.times import nearest
 from ..manifests.videos import VideoRow
 from .batch import Sample, frame_positions
 
@@ -48,11 +49,7 @@ def draw_clip(
     start = first + generator.random() * (last - first - span)
     # Midpoints of equal pieces: a clip as long as the video still moves by no frame at either end.
     targets = start + (np.arange(sampling.num_frames) + 0.5) * span / sampling.num_frames
-    after = np.clip(np.searchsorted(timestamps, targets), 1, max(1, len(timestamps) - 1))
-    if len(timestamps) == 1:
-        return np.zeros(1, dtype=np.int64)
-    is_before = targets - timestamps[after - 1] <= timestamps[after] - targets
-    return np.unique(after - is_before).astype(np.int64)
+    return nearest(timestamps, targets)
 
 
 class ClipDataset(Dataset[Sample]):

@@ -16,8 +16,8 @@ ALLOWED = {
 }
 DOORS = {
     "h5py": {"manifests/shards.py"},
-    "decord": {"extract/frames.py"},
-    "av": {"extract/probe.py", "pipelines/demo.py"},
+    "decord": {"extract/decord_reader.py"},
+    "av": {"extract/container.py", "pipelines/demo.py"},
     "timm": {"extract/backbone.py"},
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py"},

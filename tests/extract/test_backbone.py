@@ -1,9 +1,12 @@
 """Backbones: names, weights, preprocessing, and agreement with the plainest way."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import timm
@@ -11,14 +14,27 @@ import torch
 from numbered_videos import draw_number, number_of_blocks
 from PIL import Image
 from timm.data import create_transform
-from vtnpipe.extract.backbone import Backbone, build_backbone, load_backbone
+from vtnpipe.extract.backbone import (
+    Backbone,
+    Kinds,
+    build_backbone,
+    evaluation_transform,
+    load_backbone,
+)
 from vtnpipe.extract.device import resolve_device, resolve_precision
 from vtnpipe.manifests.errors import BackboneError, SettingsError
 
 TINY = "test_vit"  # timm's own tiny model for tests
 
 
-def _load(folder: Path, name: str, weights: str = "none", dtype: str = "float32") -> Backbone:
+def _load(
+    folder: Path,
+    name: str,
+    weights: str = "none",
+    dtype: str = "float32",
+    views: Sequence[str] = ("centre",),
+    **options: Any,
+) -> Backbone:
     built = build_backbone(name, weights)
     path = folder / "backbone.safetensors"
     path.write_bytes(built.weights)
@@ -26,11 +42,15 @@ def _load(folder: Path, name: str, weights: str = "none", dtype: str = "float32"
         name,
         path,
         digest=built.digest,
-        preprocessing=built.preprocessing,
-        dim=built.dim,
-        device="cpu",
+        pool=None,
         dtype=dtype,
+        transform=evaluation_transform(built.preprocessing, "cpu", views),
+        **options,
     )
+
+
+def resize(backbone: Backbone, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+    return backbone.transform.resize(backbone.transform.upload(images))
 
 
 def _plainest(
@@ -38,6 +58,7 @@ def _plainest(
 ) -> torch.Tensor:
     """timm's own transform on PIL images, a float32 model, frame by frame."""
     module = timm.create_model(name, num_classes=0).eval()
+    assert isinstance(backbone.module, torch.nn.Module)
     weights = {key: value.float() for key, value in backbone.module.state_dict().items()}
     module.load_state_dict(weights)
     transform = create_transform(**timm.data.resolve_model_data_config(module), is_training=False)
@@ -62,19 +83,19 @@ def test_features_agree_with_the_plainest_way(
     coarse = generator.integers(0, 256, (4, 9, 12, 3), dtype=np.uint8)
     images = np.stack([np.array(Image.fromarray(c).resize((320, 240))) for c in coarse])
     backbone = _load(tmp_path, name, dtype=dtype)
-    features = backbone.features(backbone.resize(images))
+    features = backbone.features(resize(backbone, images))
     assert features.dtype == torch.float32
-    assert features.shape == (4, backbone.dim)
     expected = _plainest(backbone, name, images)
-    assert torch.cosine_similarity(features, expected).min() >= least
+    assert features.shape == (4, 1, expected.shape[1])
+    assert torch.cosine_similarity(features[:, 0], expected).min() >= least
 
 
 def test_resize_gives_a_copy_even_where_nothing_is_resized(tmp_path: Path) -> None:
     backbone = _load(tmp_path, "toy_backbones:block_means")
     images = np.stack([draw_number(n, 64, 64) for n in range(3)])
-    resized = backbone.resize(images)
+    resized = resize(backbone, images)
     images[:] = 0
-    assert [number_of_blocks(row) for row in backbone.features(resized).numpy()] == [0, 1, 2]
+    assert [number_of_blocks(row) for row in backbone.features(resized)[:, 0].numpy()] == [0, 1, 2]
 
 
 def test_random_weights_are_always_the_same_ones() -> None:
@@ -99,6 +120,7 @@ def test_weights_from_a_file(tmp_path: Path, form: str, num_classes: int) -> Non
     else:
         torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
     backbone = _load(tmp_path, TINY, str(path))
+    assert isinstance(backbone.module, torch.nn.Module)
     for key, tensor in backbone.module.state_dict().items():
         assert torch.equal(tensor, state[key])
 
@@ -163,10 +185,9 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
             TINY,
             path,
             digest=built.digest,
-            preprocessing=built.preprocessing,
-            dim=built.dim,
-            device="cpu",
+            pool=None,
             dtype="float32",
+            transform=evaluation_transform(built.preprocessing, "cpu"),
         )
 
 
@@ -179,3 +200,55 @@ def test_device_and_precision() -> None:
     precision, reason = resolve_precision("auto", "cpu")
     assert precision in ("float32", "bfloat16")
     assert "the CPU has" in reason
+
+
+def test_other_poolings(tmp_path: Path) -> None:
+    images = np.stack([draw_number(n, 160, 160) for n in (5, 99)])
+    features = {}
+    for pool in (None, "token", "avg"):
+        built = build_backbone("vit_tiny_patch16_224", "none", pool)
+        (tmp_path / "backbone.safetensors").write_bytes(built.weights)
+        backbone = load_backbone(
+            "vit_tiny_patch16_224",
+            tmp_path / "backbone.safetensors",
+            digest=built.digest,
+            pool=pool,
+            dtype="float32",
+            transform=evaluation_transform(built.preprocessing, "cpu"),
+        )
+        features[pool] = backbone.features(resize(backbone, images))
+    assert torch.equal(features[None], features["token"])
+    assert not torch.allclose(features[None], features["avg"], atol=1e-2)
+    assert (
+        build_backbone("test_resnet", "none", "avgmax").dim
+        == build_backbone("test_resnet", "none").dim
+    )
+    for name, pool in (
+        (TINY, "nothing"),
+        ("test_resnet", "nothing"),
+        ("toy_backbones:mixer", "avg"),
+    ):
+        with pytest.raises(BackboneError, match=f"--pool {pool}: backbone"):
+            build_backbone(name, "none", pool)
+
+
+@pytest.mark.parametrize("options", [{"channels_last": True}, {"fused_attention": False}])
+@pytest.mark.parametrize("name", [TINY, "test_resnet"])
+def test_speed_changes_roundings_only(tmp_path: Path, name: str, options: dict[str, bool]) -> None:
+    images = np.stack([draw_number(n, 160, 160) for n in range(5)])
+    plain = _load(tmp_path, name)
+    expected = plain.features(resize(plain, images))
+    fast = _load(tmp_path, name, **options)
+    torch.testing.assert_close(fast.features(resize(fast, images)), expected, rtol=1e-4, atol=1e-5)
+    assert plain.kinds == (Kinds(1, 6) if name == TINY else Kinds(plain.kinds.num_convolutions, 0))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_backbone_gives_the_same_for_any_number_of_frames(tmp_path: Path) -> None:
+    images = np.stack([draw_number(n, 160, 160) for n in range(5)])
+    plain = _load(tmp_path, TINY)
+    expected = plain.features(resize(plain, images))
+    fast = _load(tmp_path, TINY, compiled_size=4)
+    for part in (slice(0, 4), slice(4, 5)):
+        found = fast.features(resize(fast, images[part]))
+        torch.testing.assert_close(found, expected[part], rtol=1e-4, atol=1e-5)

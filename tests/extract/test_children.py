@@ -11,18 +11,19 @@ import av
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
-from vtnpipe.extract.children import Chunk, DecodingChildren, Probed, Request, Restarted
+from vtnpipe.extract.children import DecodingChildren
 from vtnpipe.extract.frames import Outcome
+from vtnpipe.extract.requests import Chunk, Decode, Probed, Restarted
 from vtnpipe.manifests.errors import StoppedError
 
 
 def _numbers(
-    children: DecodingChildren, requests: list[Request]
+    children: DecodingChildren, requests: list[Decode]
 ) -> tuple[list[list[int]], list[Outcome]]:
     """Of each request: the numbers that its frames show, and its outcome."""
     numbers: list[list[int]] = [[] for _ in requests]
     outcomes = []
-    for row, event in children.decode(requests):
+    for row, event in children.run(requests):
         if isinstance(event, Chunk):
             numbers[row] += [read_number(image) for image in event.images]
             assert len(event.images) == len(event.frame_index) == len(event.timestamps)
@@ -36,7 +37,7 @@ def _numbers(
 
 @pytest.mark.parametrize("num_children", [1, 3])
 def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_children: int) -> None:
-    requests = [Request(str(path)) for path in clips.values()] * 2
+    requests = [Decode(str(path)) for path in clips.values()] * 2
     with DecodingChildren(num_children) as children:
         numbers, outcomes = _numbers(children, requests)
         again, _ = _numbers(children, requests)  # the children are kept
@@ -49,7 +50,7 @@ def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_children: int)
 
 def test_a_probe_comes_first(clips: dict[str, Path]) -> None:
     with DecodingChildren() as children:
-        events = [event for _, event in children.decode([Request(str(clips["a"]))])]
+        events = [event for _, event in children.run([Decode(str(clips["a"]))])]
     assert events[0] == Probed(50)
     assert isinstance(events[-1], Outcome)
 
@@ -57,17 +58,17 @@ def test_a_probe_comes_first(clips: dict[str, Path]) -> None:
 def test_long_videos_pass_through_few_slots(tmp_path: Path) -> None:
     path = write_video(tmp_path / "long.mp4", 700, height=240, width=320)
     with DecodingChildren() as children:
-        numbers, _ = _numbers(children, [Request(str(path))])
+        numbers, _ = _numbers(children, [Decode(str(path))])
     assert numbers == [list(range(700))]
 
 
 def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path]) -> None:
     path = write_video(tmp_path / "long.mp4", 600, height=240, width=320)
-    requests = [Request(str(path)), Request(str(clips["a"])), Request(str(clips["b"]))]
+    requests = [Decode(str(path)), Decode(str(clips["a"])), Decode(str(clips["b"]))]
     numbers: list[int] = []
     statuses = []
     with DecodingChildren() as children:
-        for row, event in children.decode(requests):
+        for row, event in children.run(requests):
             if isinstance(event, Chunk) and row == 0:
                 if len(numbers) == 64 and "restarted" not in statuses:
                     os.kill(children.pids[0], signal.SIGKILL)
@@ -81,10 +82,10 @@ def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path
 
 
 def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -> None:
-    requests = [Request(str(clips["a"])), Request(str(clips["b"]))]
+    requests = [Decode(str(clips["a"])), Decode(str(clips["b"]))]
     outcomes = []
     with DecodingChildren() as children:
-        for row, event in children.decode(requests):
+        for row, event in children.run(requests):
             if row == 0 and not isinstance(event, Outcome | Restarted):
                 os.kill(children.pids[0], signal.SIGSEGV)
             if isinstance(event, Outcome):
@@ -94,10 +95,10 @@ def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -
 
 
 def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
-    requests = [Request(str(clips["a"])), Request(str(clips["b"]))]
+    requests = [Decode(str(clips["a"])), Decode(str(clips["b"]))]
     outcomes = []
     with DecodingChildren(stall_seconds=1.5) as children:
-        for row, event in children.decode(requests):
+        for row, event in children.run(requests):
             if row == 0 and isinstance(event, Probed):  # the second try, too
                 os.kill(children.pids[0], signal.SIGSTOP)
                 time.sleep(0.2)
@@ -108,7 +109,7 @@ def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
 
 def test_a_loss_with_decord_is_tried_again_with_pyav(clips: dict[str, Path]) -> None:
     with DecodingChildren() as children:
-        events = children.decode([Request(str(clips["a"]))])
+        events = children.run([Decode(str(clips["a"]))])
         assert isinstance(next(events)[1], Probed)
         os.kill(children.pids[0], signal.SIGKILL)
         outcome = [event for _, event in events][-1]
@@ -124,7 +125,7 @@ def test_failures_after_some_frames_leak_no_slot(tmp_path: Path, clips: dict[str
     data = bytearray(damaged.read_bytes())
     data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     damaged.write_bytes(data)
-    requests = [Request(str(damaged), decoder="decord")] * 6 + [Request(str(clips["a"]))]
+    requests = [Decode(str(damaged), decoder="decord")] * 6 + [Decode(str(clips["a"]))]
     with DecodingChildren(stall_seconds=10) as children:
         numbers, outcomes = _numbers(children, requests)
     assert [outcome.reason for outcome in outcomes] == ["damaged"] * 6 + [""]
@@ -138,9 +139,9 @@ def test_a_frame_beyond_a_slot_is_too_large(tmp_path: Path, clips: dict[str, Pat
         stream.width, stream.height, stream.pix_fmt = 8000, 6000, "yuvj420p"
         container.mux(stream.encode(av.VideoFrame(8000, 6000, "yuvj420p")))
         container.mux(stream.encode(None))
-    requests = [Request(str(path), decoder=d) for d in ("auto", "decord", "pyav")]
+    requests = [Decode(str(path), decoder=d) for d in ("auto", "decord", "pyav")]
     with DecodingChildren() as children:
-        numbers, outcomes = _numbers(children, [*requests, Request(str(clips["a"]))])
+        numbers, outcomes = _numbers(children, [*requests, Decode(str(clips["a"]))])
     assert [outcome.status for outcome in outcomes] == ["failed"] * 3 + ["ok"]
     assert numbers[-1] == list(range(50))
 
@@ -151,7 +152,7 @@ def test_a_child_that_does_not_start_blames_no_video(
     (tmp_path / "av.py").write_text("raise ImportError('broken on purpose')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with DecodingChildren() as children, pytest.raises(StoppedError, match="broken on purpose"):
-        next(children.decode([Request(str(clips["a"]))]))
+        next(children.run([Decode(str(clips["a"]))]))
 
 
 def test_files_in_the_current_folder_are_not_imported(
@@ -160,22 +161,22 @@ def test_files_in_the_current_folder_are_not_imported(
     (tmp_path / "resource.py").write_text("raise ImportError('not mine')")
     monkeypatch.chdir(tmp_path)
     with DecodingChildren() as children:
-        _, outcomes = _numbers(children, [Request(str(clips["a"]))])
+        _, outcomes = _numbers(children, [Decode(str(clips["a"]))])
     assert outcomes[0].status == "ok"
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
     path = write_video(tmp_path / "large.mp4", 3, height=2160, width=3840)
     with DecodingChildren(memory_bytes=160 * 2**20) as children:
-        _, outcomes = _numbers(children, [Request(str(path), decoder="pyav")])
+        _, outcomes = _numbers(children, [Decode(str(path), decoder="pyav")])
     assert outcomes[0].status == "failed"
     assert outcomes[0].reason in ("too-large", "crashed", "damaged")
 
 
 def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
-    requests = [Request(str(path)) for path in clips.values()]
+    requests = [Decode(str(path)) for path in clips.values()]
     with DecodingChildren() as children:
-        events = children.decode(requests)
+        events = children.run(requests)
         next(events)
         events.close()
         numbers, _ = _numbers(children, requests[1:2])
@@ -184,8 +185,8 @@ def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
 
 def test_children_end_with_their_parent(clips: dict[str, Path]) -> None:
     code = (
-        "from vtnpipe.extract.children import *\n"
-        f"events = DecodingChildren(2).decode([Request({str(clips['a'])!r})] * 4)\n"
+        "from vtnpipe.extract.children import *\nfrom vtnpipe.extract.requests import *\n"
+        f"events = DecodingChildren(2).run([Decode({str(clips['a'])!r})] * 4)\n"
         "print(next(events), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
@@ -211,7 +212,7 @@ def test_images_are_what_a_direct_reading_gives(clips: dict[str, Path]) -> None:
     with DecodingChildren() as children:
         images = [
             image.copy()
-            for _, event in children.decode([Request(str(clips["b"]))])
+            for _, event in children.run([Decode(str(clips["b"]))])
             if isinstance(event, Chunk)
             for image in event.images
         ]

@@ -6,9 +6,11 @@ import pytest
 from vtnpipe.manifests.errors import FeaturesError, ManifestError
 from vtnpipe.manifests.folder import FeatureFolder
 from vtnpipe.manifests.plan import (
-    MAX_TASK_BYTES,
-    MIN_TASKS,
+    MAX_TASK_ROWS,
+    Cut,
     PlannedRow,
+    Speed,
+    TaskSize,
     look_at,
     pack,
     read_plans,
@@ -25,44 +27,52 @@ def folder(tmp_path: Path) -> FeatureFolder:
     return folder
 
 
-def _rows(*sizes: int) -> list[PlannedRow]:
-    return [PlannedRow(f"v{n}", f"/v{n}.mp4", None, None, size, 1) for n, size in enumerate(sizes)]
+def _rows(*num_frames: int) -> list[PlannedRow]:
+    return [
+        PlannedRow(f"v{n}", f"/v{n}.mp4", None, None, 1, 1, num_frames=frames)
+        for n, frames in enumerate(num_frames)
+    ]
 
 
 def test_pack_keeps_every_row_once_and_in_order() -> None:
-    rows = _rows(*(range(1, 500)))
-    tasks = pack(rows)
+    rows = _rows(*range(1, 500))
+    tasks = pack(rows, TaskSize(2000))
     assert [row for task in tasks for row in task] == rows
-    assert MIN_TASKS <= len(tasks) <= 2 * MIN_TASKS
-    limit = sum(row.cost for row in rows) / MIN_TASKS
-    assert all(sum(row.cost for row in task) <= limit for task in tasks)
+    assert all(sum(row.num_frames for row in task) <= 2000 for task in tasks)
+    assert len(tasks) < 1.3 * sum(range(500)) / 2000
+    assert pack([], TaskSize(1)) == []
+    assert [len(task) for task in pack(_rows(10, 10, 10), TaskSize(5))] == [1, 1, 1]
 
 
-def test_pack_gives_few_rows_a_task_each_and_large_files_too() -> None:
-    assert [len(task) for task in pack(_rows(10, 10, 10))] == [1, 1, 1]
-    assert len(pack(_rows(*[MAX_TASK_BYTES] * 40))) == 40
-    assert pack([]) == []
+def test_tasks_are_smaller_towards_the_end() -> None:
+    tasks = pack(_rows(*[1] * 100), TaskSize(20, num_tail_frames=40, num_frames_in_tail=5))
+    assert [len(task) for task in tasks] == [20] * 3 + [5] * 8
 
 
-def test_a_span_costs_no_more_than_its_seconds() -> None:
-    whole, span = _rows(10**9, 10**9)
-    span = span._replace(start=10.0, end=12.0)
-    assert span.cost < 1e-3 * whole.cost
+def test_rows_without_frames_do_not_make_an_endless_task() -> None:
+    tasks = pack(_rows(*[0] * (2 * MAX_TASK_ROWS + 1)), TaskSize(1000))
+    assert [len(task) for task in tasks] == [MAX_TASK_ROWS, MAX_TASK_ROWS, 1]
 
 
 def test_plans_round_trip_and_count_up(folder: FeatureFolder) -> None:
     rows = _rows(1, 2, 3)
-    first = write_plan(folder, [rows[:2], rows[2:]], "f")
-    second = write_plan(folder, [rows[:1]], "f")
+    cut = Cut(0.5, None, 12, 20, 8, 0, 4, (4, 300, 200), None)
+    parts = [rows[2]._replace(part=1, num_parts=2, cut=cut)]
+    first = write_plan(folder, [rows[:2], rows[2:]], "f", Speed(32))
+    second = write_plan(folder, [parts], "f", Speed(8, channels_last=True))
     assert [task.name for task in first + second] == ["000-00000", "000-00001", "001-00000"]
-    assert read_plans(folder, "f") == first + second
+    found = read_plans(folder, "f")
+    assert found == first + second
+    assert found[2].rows[0].cut == cut
+    assert isinstance(found[2].rows[0].cut, Cut)
+    assert [task.num_frames for task in found] == [3, 3, 3]
     with pytest.raises(FeaturesError, match=r"000\.json.*'f'"):
         read_plans(folder, "other")
 
 
 def test_a_damaged_or_a_missing_plan_is_named(folder: FeatureFolder) -> None:
     for _ in range(2):
-        write_plan(folder, [_rows(1)], "f")
+        write_plan(folder, [_rows(1)], "f", Speed(8))
     (folder.plans / "000.json").unlink()
     with pytest.raises(FeaturesError, match=r"001\.json"):
         read_plans(folder, "f")
@@ -79,7 +89,7 @@ def row(tmp_path: Path) -> VideoRow:
 
 
 def test_a_planned_row_is_not_planned_again(folder: FeatureFolder, row: VideoRow) -> None:
-    tasks = write_plan(folder, [[look_at(row)]], "f")
+    tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     for statuses in ({}, {"v": "ok"}, {"v": "failed"}):
         assert rows_to_plan([row], tasks, statuses) == []
     other = VideoRow(video_id="w", path=row.path)
@@ -87,7 +97,7 @@ def test_a_planned_row_is_not_planned_again(folder: FeatureFolder, row: VideoRow
 
 
 def test_a_changed_file_is_an_error_that_names_both(folder: FeatureFolder, row: VideoRow) -> None:
-    tasks = write_plan(folder, [[look_at(row)]], "f")
+    tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     Path(row.path).write_bytes(b"another video")
     with pytest.raises(ManifestError, match=r"'v'.*5 bytes.*13 bytes.*--redo-changed"):
         rows_to_plan([row], tasks, {"v": "ok"})
@@ -97,7 +107,7 @@ def test_a_changed_file_is_an_error_that_names_both(folder: FeatureFolder, row: 
 
 
 def test_a_changed_span_or_name_is_a_change(folder: FeatureFolder, row: VideoRow) -> None:
-    tasks = write_plan(folder, [[look_at(row)]], "f")
+    tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     span = VideoRow(video_id="v", path=row.path, start=1.0)
     with pytest.raises(ManifestError, match=r"\[1, …\)"):
         rows_to_plan([span], tasks, {"v": "ok"})
@@ -107,7 +117,7 @@ def test_a_changed_span_or_name_is_a_change(folder: FeatureFolder, row: VideoRow
 
 
 def test_a_file_that_moved_or_is_gone_is_no_change(folder: FeatureFolder, row: VideoRow) -> None:
-    tasks = write_plan(folder, [[look_at(row)]], "f")
+    tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     moved = Path(row.path).parent / "elsewhere" / "v.mp4"
     moved.parent.mkdir()
     Path(row.path).rename(moved)

@@ -15,11 +15,11 @@ from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.shards import (
     VideoPart,
     checksum,
-    frame_rate,
     open_features,
     read_shard,
     write_shard,
 )
+from vtnpipe.manifests.times import frame_rate
 
 DIM = 6
 Write = Callable[..., Path]

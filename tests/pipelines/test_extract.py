@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -146,6 +147,10 @@ def test_bad_usage_exits_with_2_and_writes_nothing(
         ((manifest, "f", *MEANS, "--device", "cuda:77"), "CUDA devices"),
         ((manifest, "f", *MEANS, "--batch-size", 0), "--batch-size 0: it must be at least 1"),
         ((manifest, "f", *MEANS, "--precision", "int8"), "is not one of"),
+        ((manifest, "f", *MEANS, "--shard-frames", "some"), "it must be auto or a whole number"),
+        ((manifest, "f", *MEANS, "--fps", 5, "--every", 2), "leave out one of the two"),
+        ((manifest, "f", *MEANS, "--views", "three-crop"), "leaves nothing beside the centre"),
+        ((manifest, "f", *MEANS, "--pool", "avg"), "is a factory, which pools as it is written"),
         ((manifest, "full", *MEANS), "not a feature folder and not empty"),
         ((manifest, manifest, *MEANS), "not a feature folder"),
         ((manifest,), "Missing argument"),
@@ -163,7 +168,9 @@ def test_two_workers_give_the_same_store_as_one(
         vtnpipe(
             *("extract", manifest, f"f{workers}", *MIXER),
             *("--workers", workers, "--threads", 1, "--precision", "float32"),
+            *("--batch-size", 32, "--shard-frames", 16),
         )
+    assert [len(open_features(tmp_path / "f1").entries[name]) for name in "abcd"] == [3, 2, 1, 1]
     one, two = _features(tmp_path / "f1"), _features(tmp_path / "f2")
     assert list(one) == list(two) == list(CLIP_LENGTHS)
     for name in one:
@@ -190,6 +197,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
         write_video(tmp_path / f"{number}.mp4", 150, height=240, width=320)
     manifest = write_csv((f"v{n}", f"{n}.mp4", "x", "train") for n in range(12))
     options = ("--workers", "2", "--threads", "1", "--precision", "float32")
+    options += ("--batch-size", "32", "--shard-frames", "150")
     vtnpipe("extract", manifest, "whole", *MIXER, *options)
 
     mark = f"VTNPIPE_TEST={tmp_path}"
@@ -226,16 +234,41 @@ def test_a_killed_run_is_finished_by_the_same_command(
     )
 
 
-def test_progress_counts_every_frame(
+def test_views_of_some_frames_in_small_tasks_with_a_report(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vtnpipe.pipelines.progress.LINE_SECONDS", 0.0)
     printed = io.StringIO()
-    settings = ExtractSettings(backbone="toy_backbones:block_means", weights="none", workers=1)
-    extract(manifest, tmp_path / "f", settings, console=Console(file=printed))
-    lines = [line for line in printed.getvalue().splitlines() if line.startswith("extract: ")]
-    total = sum(CLIP_LENGTHS.values())
-    assert lines[-1].startswith(f"extract: {total}/{total} frames, ")
+    settings = ExtractSettings(
+        backbone="toy_backbones:block_means",
+        weights="none",
+        workers=1,
+        fps=5,
+        views="flip",
+        shard_frames="3",
+        decoding_children=2,
+    )
+    report = extract(manifest, tmp_path / "f", settings, console=Console(file=printed))
+    store = open_features(tmp_path / "f")
+    for k, (name, length) in enumerate(CLIP_LENGTHS.items()):
+        assert store[name].frame_index.tolist() == list(range(0, length, 5))
+        assert store[name].features.shape == (len(range(0, length, 5)), 2, 16)
+        numbers = [number_of_blocks(row) for row in store[name].features[:, 0]]
+        assert numbers == list(range(1000 * k, 1000 * k + length, 5))
+    assert [len(store.entries[name]) for name in "abcd"] == [3, 2, 1, 1]
+
+    total = sum(len(range(0, length, 5)) for length in CLIP_LENGTHS.values())
+    lines = printed.getvalue().splitlines()
+    counts = [line for line in lines if line.startswith("extract: ")]
+    assert counts[-1].startswith(f"extract: {total}/{total} frames, ")
+    assert any(re.match(r"batch size \d+: .* frames/s a worker", line) for line in lines)
+    assert "2 decoding children a worker: asked for" in lines
+    assert any(line.endswith(report.pace.limit) for line in lines if report.pace)
+    written = json.loads((tmp_path / "f/report.json").read_text())
+    stages = {"decode", "preprocess", "copy", "forward", "write", "wait", "idle"}
+    assert written["pace"]["seconds_by_stage"].keys() == stages
+    assert written["pace"]["possible_frames_per_second"] > 0
+    assert written["tuning"]["num_children"] == 2
 
 
 def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:

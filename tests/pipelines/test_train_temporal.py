@@ -26,7 +26,7 @@ from vtnpipe.manifests.shards import open_features
 from vtnpipe.manifests.videos import read_manifest
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.extract import ExtractSettings
-from vtnpipe.pipelines.extraction import settle, with_backbone_name
+from vtnpipe.pipelines.extraction import settle, with_model_settings
 from vtnpipe.pipelines.network import VideoTransformerNetwork, load_temporal, read_config
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
@@ -378,14 +378,16 @@ def test_extracting_with_the_backbone_of_a_model(
 
     def identity(weights: str, features: str = "new", **changes: Any) -> dict[str, Any]:
         settings = ExtractSettings(weights=weights, store="float32", **changes)
-        settings = with_backbone_name(settings, console)
+        settings = with_model_settings(settings, console)
         return settle(FeatureFolder(folder / features), settings, console).identity
 
     monkeypatch.chdir(folder)
     stored = read_config(RunFolder(folder / "run")).identity
     assert identity("run", precision="float32") == {**stored, "precision": "float32"}
     assert identity("run", "f")["weights_digest"] == stored["weights_digest"]
-    with pytest.raises(SettingsError, match="--backbone resnet18 with --weights run: that model's"):
+    with pytest.raises(
+        SettingsError, match="--backbone resnet18 with --weights run: that model has toy"
+    ):
         identity("run", backbone="resnet18")
     shutil.copytree("run", "none")  # a word, and no folder
     assert identity("none", backbone="toy_backbones:mixer")["backbone"] == "toy_backbones:mixer"

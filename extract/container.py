@@ -1,0 +1,210 @@
+"""Opening video files: by their first bytes, with the demuxers that those allow, at a keyframe
+if need be; packets and frames come out with their errors.
+
+Only regular local files are opened. This is the only file that knows PyAV.
+"""
+
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+
+from ..manifests.errors import VideoError
+
+av.logging.set_level(
+    av.logging.PANIC
+)  # FFmpeg's lines name no file; what matters is in our reasons
+
+MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+HEAD_BYTES = 400  # enough for two packets of MPEG-TS
+MAX_PIXELS = 40_000_000  # 8K is 33 million
+
+# First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
+# the pair.
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")),
+    (0, b"\x1aE\xdf\xa3", "matroska"),
+    (8, b"AVI ", "avi"),
+    (0, b"FLV", "flv"),
+    (0, b"GIF8", "gif"),
+    (0, b"OggS", "ogg"),
+    (0, b"DKIF", "ivf"),
+    (0, b"YUV4MPEG2", "yuv4mpegpipe"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"\x06\x0e\x2b\x34", "mxf"),
+    (0, b".RMF", "rm"),
+    (0, b"\x00\x00\x01\xba", "mpeg"),
+    (0, b"\x00\x00\x01", "h264,hevc,vvc,mpegvideo,m4v,mpeg"),
+    (0, b"\x00\x00\x00\x01", "h264,hevc,vvc,mpegvideo,m4v"),
+)
+
+
+class Keyframe(NamedTuple):
+    """A packet from which decoding may begin: what follows it in the file is not shown before it.
+
+    Attributes:
+        packet: how many packets of the stream come before it in the file.
+        pts: its timestamp, in the stream's units.
+        dts: its decoding time, by which MP4/MOV are searched.
+    """
+
+    packet: int
+    pts: int
+    dts: int | None
+
+
+class Window(NamedTuple):
+    """A stretch of a file's packets: from a keyframe, or from the beginning, to a count or the end.
+
+    Attributes:
+        keyframe: the first packet; None for the file's first.
+        num_packets: how many; None for all.
+    """
+
+    keyframe: Keyframe | None = None
+    num_packets: int | None = None
+
+
+WHOLE = Window()
+
+
+def check_file(path: str) -> str:
+    """Refuses what is no regular local file of a known container; returns the demuxers that may
+    open it.
+
+    Raises:
+        VideoError: `missing`, `permission`, `refused`, `empty` or `not-a-video`.
+    """
+    if "://" in path:
+        raise VideoError("refused", f"{path}: a URL; only local files are read: download it first")
+    try:
+        if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # a fifo would never open
+            with Path(path).open("rb") as file:
+                head = file.read(HEAD_BYTES)
+    except PermissionError:
+        raise VideoError("permission", f"{path}: may not be read; check its mode") from None
+    except (OSError, ValueError) as error:
+        raise VideoError("missing", f"{path}: no such file ({error})") from None
+    if not is_regular:
+        raise VideoError("refused", f"{path}: not a regular file; only files are read")
+    if not head:
+        raise VideoError("empty", f"{path}: 0 bytes; copy it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise VideoError(
+            "not-a-video", f"{path}: a Git LFS pointer, not the video; run `git lfs pull`"
+        )
+    for offset, magic, demuxers in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return demuxers
+    for start, packet_bytes in ((0, 188), (4, 192)):
+        if len(head) > start + packet_bytes and head[start] == head[start + packet_bytes] == 0x47:
+            return "mpegts"
+    raise VideoError(
+        "not-a-video",
+        f"{path}: begins like no known video container ({head[:8]!r}); remove its row",
+    )
+
+
+@contextmanager
+def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
+    """Opens a checked file with PyAV; yields (container, best video stream), with one decoding
+    thread.
+
+    Raises:
+        VideoError: the file can't be opened, or has no video stream or no decoder for it.
+    """
+    options = {"format_whitelist": check_file(path), "protocol_whitelist": "file"}
+    try:
+        container = av.open(os.path.abspath(path), metadata_errors="ignore", options=options)  # noqa: PTH100
+    except MemoryError:
+        raise VideoError("too-large", f"{path}: passes the memory limit when opened") from None
+    except (av.error.FFmpegError, ValueError) as error:
+        raise VideoError("damaged", f"{path}: cannot be opened ({error})") from None
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise VideoError("no-video-stream", f"{path}: has no video stream")
+        if stream.codec_context is None:
+            raise VideoError("unsupported-codec", f"{path}: no decoder for its video stream")
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
+
+
+@contextmanager
+def open_window(path: str, window: Window) -> Iterator[tuple[Any, Any, Iterator[Any]]]:
+    """Opens a checked file at a window; yields (container, best video stream, its packets).
+
+    The first packet is the window's keyframe, found by a seek where that lands on it, else by
+    reading on from the file's beginning.
+
+    Raises:
+        VideoError: as `open_best_stream` does, or the keyframe is not in the file.
+    """
+    keyframe = window.keyframe
+    if keyframe is not None:
+        with open_best_stream(path) as (container, stream):
+            found = _seek(container, stream, keyframe)
+            if found is not None:
+                yield container, stream, _limited(found, window)
+                return
+    with open_best_stream(path) as (container, stream):
+        every = packets(container, stream)
+        if keyframe is not None:
+            every = itertools.dropwhile(lambda packet: not _is_at(packet, keyframe), every)
+        yield container, stream, _limited(every, window)
+
+
+def _seek(container: Any, stream: Any, keyframe: Keyframe) -> Iterator[Any] | None:
+    """The packets from a keyframe on, if a seek lands on it or shortly before it."""
+    is_mov = container.format.name == MOV
+    if not is_mov and container.format.name != MATROSKA:
+        return None  # found by guesses into the file, or not at all
+    to = keyframe.dts if is_mov and keyframe.dts is not None else keyframe.pts
+    try:
+        container.seek(to, stream=stream)
+    except av.error.FFmpegError:
+        return None
+    following = packets(container, stream)
+    for packet in following:
+        if _is_at(packet, keyframe):
+            return itertools.chain([packet], following)
+        if packet.pts is None or (packet.is_keyframe and packet.pts > keyframe.pts):
+            return None
+    return None
+
+
+def _is_at(packet: Any, keyframe: Keyframe) -> bool:
+    return bool(packet.is_keyframe and packet.size and packet.pts == keyframe.pts)
+
+
+def _limited(every: Iterator[Any], window: Window) -> Iterator[Any]:
+    """The window's packets: of the stream's own, without the empty one that ends them."""
+    return itertools.islice((packet for packet in every if packet.size), window.num_packets)
+
+
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets; a read error ends the file."""
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError:
+        return
+
+
+def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
+    """The frames that the decoder gives out for a packet, or at the end for None; and its error,
+    empty without one.
+    """
+    try:
+        return stream.codec_context.decode(packet), ""
+    except MemoryError:
+        name = stream.container.name
+        raise VideoError("too-large", f"{name}: a frame passes the memory limit") from None
+    except av.error.FFmpegError as error:
+        return [], error.strerror or str(error)

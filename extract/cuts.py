@@ -1,0 +1,98 @@
+"""Cutting a long video into parts, exactly: each part knows its frames, and where to decode from.
+
+Decoding begins two keyframes before a part's first frame. One is what formats promise; the one
+before it covers streams that recover slowly after a keyframe (intra refresh), and gives the part's
+first frame a neighbour to compare times with.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..manifests.plan import Cut
+from .container import WHOLE, Keyframe, Window
+from .probe import VideoInfo
+from .sampling import Sampling, select
+
+PREROLL_KEYFRAMES = 2
+MAX_PREROLL = 4  # times the part before it: decoding is cheap beside a backbone
+
+
+def cut_video(
+    info: VideoInfo,
+    offsets: Sequence[int],
+    sampling: Sampling,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[Cut]:
+    """Parts of a video; none where it is better left whole.
+
+    Frames that are counted can't be found again without decoding what comes before them, and a part
+    that is much shorter than what must be decoded before it is no gain.
+
+    Args:
+        info: of the whole file.
+        offsets: where parts are to begin, counted in wanted frames; the first is 0.
+        sampling: which frames are wanted.
+        start: first second of the row's span.
+        end: the second before which it stops.
+    """
+    if info.count_reason:
+        return []
+    wanted = select(info.times, sampling, start=start, end=end)
+    if not len(wanted):
+        return []
+    stop = int(np.searchsorted(info.times, np.inf if end is None else end))
+    firsts: list[int] = []
+    for first in wanted[[offset for offset in offsets if offset < len(wanted)]].tolist():
+        _, window_frame = window_around(info, first, stop)
+        if not firsts or first - window_frame <= MAX_PREROLL * (first - firsts[-1]):
+            firsts.append(first)
+    cuts = []
+    for first, last in zip(firsts, [*firsts[1:], stop], strict=True):
+        window, window_frame = window_around(info, first, last)
+        cut = Cut(
+            start=float(info.times[first]),
+            end=None if last == info.num_presented else float(info.times[last]),
+            first_frame=first,
+            stop_frame=last,
+            num_frames=int(((wanted >= first) & (wanted < last)).sum()),
+            origin_pts=info.origin_pts,
+            window_frame=window_frame,
+            keyframe=window.keyframe,
+            num_packets=window.num_packets,
+        )
+        cuts.append(cut)
+    return cuts if len(cuts) > 1 else []
+
+
+def window_around(info: VideoInfo, first: int, stop: int) -> tuple[Window, int]:
+    """The packets that the frames [first, stop) and the one after them need, and the rank of the
+    first frame that they present.
+
+    Args:
+        info: of the whole file.
+        first: rank of a frame.
+        stop: rank after that of the last frame.
+    """
+    if not info.keyframes:
+        return WHOLE, 0
+    pts, packet_pts = info.presented_pts, info.packet_pts
+    num_before = bisect_right(info.keyframes, pts[max(first - 1, 0)], key=lambda key: key.pts)
+    keyframe = (
+        None if num_before < PREROLL_KEYFRAMES else info.keyframes[num_before - PREROLL_KEYFRAMES]
+    )
+    first_packet = 0 if keyframe is None else keyframe.packet
+    window_frame = 0 if keyframe is None else int(np.searchsorted(pts, keyframe.pts))
+    num_packets = None
+    if stop < info.num_presented:
+        num_packets = int(np.flatnonzero(packet_pts <= pts[stop])[-1]) + 1 - first_packet
+    return Window(keyframe, num_packets), window_frame
+
+
+def window_of(cut: Cut) -> Window:
+    """The packets of a part that stands in a plan."""
+    keyframe = None if cut.keyframe is None else Keyframe(*cut.keyframe)
+    return Window(keyframe, cut.num_packets)

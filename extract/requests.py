@@ -1,0 +1,86 @@
+"""What a decoding child is asked for, and the events that answer it."""
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..manifests.plan import Cut
+from .choices import Decoder
+from .frames import Outcome
+from .glance import Glance
+from .ring import Message
+from .sampling import EVERY_FRAME, Sampling
+
+
+class Decode(NamedTuple):
+    """A request for the frames of a file, or of a span of it in seconds, or of a part of that."""
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    sampling: Sampling = EVERY_FRAME
+    cut: Cut | None = None
+    decoder: Decoder = "auto"
+
+
+class Look(NamedTuple):
+    """A request for a `Glance` at a file."""
+
+    path: str
+    with_orientation: bool = False
+
+
+class CutUp(NamedTuple):
+    """A request for the parts, a list of `Cut`, of a file or of a span of it in seconds."""
+
+    path: str
+    offsets: list[int]  # where they are to begin, counted in wanted frames
+    sampling: Sampling = EVERY_FRAME
+    start: float | None = None
+    end: float | None = None
+
+
+Request = Decode | Look | CutUp
+_WORDS: dict[type, str] = {Decode: "decode", Look: "glance", CutUp: "cut"}
+
+
+class Answer(NamedTuple):
+    """To a `Look` or a `CutUp`."""
+
+    value: Any
+
+
+class Probed(NamedTuple):
+    """The video was looked at: how many frames it presents."""
+
+    num_frames: int
+
+
+class Chunk(NamedTuple):
+    """Frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
+
+    images: npt.NDArray[np.uint8]
+    frame_index: list[int]
+    timestamps: list[float]  # seconds
+
+
+class Restarted(NamedTuple):
+    """The video begins again: its chunks so far are void."""
+
+
+Event = Answer | Probed | Chunk | Restarted | Outcome
+
+
+def to_message(request: Request) -> Message:
+    """The request as the child gets it."""
+    message = {"what": _WORDS[type(request)], **request._asdict()}
+    if not isinstance(request, Look):
+        message["sampling"] = asdict(request.sampling)
+    return message
+
+
+def to_answer(request: Request, value: Any) -> Answer:
+    """What a child's JSON means."""
+    return Answer(Glance(*value) if isinstance(request, Look) else list(map(Cut.from_json, value)))

@@ -1,0 +1,35 @@
+"""Times of frames: their rate, and which frame is nearest to a time."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def frame_rate(timestamps: npt.NDArray[np.float64]) -> float:
+    """(T - 1) / (last - first), for timestamps [T] in seconds; NaN where that is undefined.
+
+    >>> float(frame_rate(np.array([0.0, 0.5, 1.0])))
+    2.0
+    """
+    span = float(timestamps[-1] - timestamps[0]) if len(timestamps) > 1 else 0.0
+    return (len(timestamps) - 1) / span if span > 0 else float("nan")
+
+
+def nearest(
+    timestamps: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """The frame nearest to each target, each frame once; of two as near, the earlier.
+
+    >>> nearest(np.array([0.0, 1.0, 2.0]), np.array([-3.0, 0.5, 1.6, 9.0])).tolist()
+    [0, 2]
+
+    Args:
+        timestamps: [T] seconds, increasing, T >= 1.
+        targets: [t] seconds.
+
+    Returns:
+        [<= t] increasing.
+    """
+    after = np.searchsorted(timestamps, targets).clip(0, len(timestamps) - 1)
+    before = (after - 1).clip(0)
+    is_before = targets - timestamps[before] <= timestamps[after] - targets
+    return np.unique(np.where(is_before, before, after)).astype(np.int64)
