@@ -10,7 +10,7 @@ peer        one process, float32, timm's PIL transform frame by frame, batches o
 memory      a worker with its children along two hours of 1080p (PSS; what they share counts once)
 million     a manifest of 1,000,000 rows, with stand-ins for looking at files and for extracting
 
-Videos are drawn here: moving shapes and noise, H.264, 25 frames/s.
+Videos are drawn here: moving shapes and noise, H.264, 25 frames/s. Each part has a result file.
 """
 
 import argparse
@@ -71,11 +71,9 @@ def main() -> None:
         for name in arguments.only:
             print(f"== {name}", file=sys.stderr, flush=True)
             result[name] = PARTS[name](Path(folder), arguments.quick)
-            print(json.dumps({name: result[name]}), file=sys.stderr, flush=True)
-    if arguments.quick:
-        print(json.dumps(result))
-    else:
-        finish("extract", result)
+            if not arguments.quick:
+                finish(f"extract_{name}", {"backbone": BACKBONE, name: result[name]})
+    print(json.dumps(result))
 
 
 def draw(

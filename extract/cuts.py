@@ -2,7 +2,9 @@
 
 Decoding begins two keyframes before a part's first frame. One is what formats promise; the one
 before it covers streams that recover slowly after a keyframe (intra refresh), and gives the part's
-first frame a neighbour to compare times with.
+first frame a neighbour to compare times with. Only where packets are damaged may pictures differ
+from those of a reading from the beginning, as what a decoder makes up for them depends on where it
+began.
 """
 
 from bisect import bisect_right

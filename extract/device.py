@@ -1,6 +1,9 @@
 """Where a backbone runs and in which precision: decided once, with a reason for the log."""
 
+import importlib.util
+import os
 import re
+import shutil
 
 import torch
 
@@ -43,6 +46,24 @@ def resolve_precision(precision: Precision, device: str) -> tuple[str, str]:
             return "bfloat16", "the GPU has bfloat16"
         return "float16", "the GPU has no bfloat16"
     return cpu_precision()
+
+
+def check_can_compile(device: str) -> None:
+    """Refuses `--compile` where torch has nothing to compile with.
+
+    Raises:
+        SettingsError: it hasn't.
+    """
+    if device != "cpu":
+        if importlib.util.find_spec("triton") is None:
+            raise SettingsError("--compile: on a GPU it needs triton; install it, or leave it out")
+        return
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(map(shutil.which, compilers)):
+        raise SettingsError(
+            f"--compile: no C++ compiler ({', '.join(compilers)}) on this machine; install one, or "
+            "leave it out"
+        )
 
 
 def cpu_precision() -> tuple[str, str]:

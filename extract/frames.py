@@ -9,6 +9,7 @@ with the video.
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -99,7 +100,7 @@ def read_frames(
         VideoError: no frame can be had of it.
     """
     if cut is None:
-        info, window_frame, part = probe(path, on_progress=on_progress), 0, None
+        info, window_frame, part = _probe_once(path, on_progress), 0, None
     else:
         window, window_frame = window_of(cut), cut.window_frame
         info = probe(path, window, origin_pts=cut.origin_pts, on_progress=on_progress)
@@ -137,6 +138,23 @@ def read_frames(
         start = cut.start
     reading = _Reading(info, window, wanted, window_frame, start, end)
     return (yield from _read_pyav(reading, on_progress, decoder_reason=refusal))
+
+
+_last_probed: dict[tuple[str, int, int], VideoInfo] = {}
+
+
+def _probe_once(path: str, on_progress: Callable[[], None]) -> VideoInfo:
+    """Probes a whole file, but not again for the next span of the same one."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return probe(path, on_progress=on_progress)  # which says what is wrong
+    key = (path, found.st_size, found.st_mtime_ns)
+    if key not in _last_probed:
+        info = probe(path, on_progress=on_progress)
+        _last_probed.clear()
+        _last_probed[key] = info
+    return _last_probed[key]
 
 
 class _Reading(NamedTuple):

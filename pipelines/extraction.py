@@ -61,7 +61,7 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
     folder's.
     """
     from ..extract.backbone import build_backbone, evaluation_transform
-    from ..extract.device import resolve_device, resolve_precision
+    from ..extract.device import check_can_compile, resolve_device, resolve_precision
     from .network import backbone_of_model
 
     stored = None
@@ -72,6 +72,8 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
             f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
         )
     device = resolve_device(settings.device)
+    if settings.compile:
+        check_can_compile(device)
     precision, reason = resolve_precision(settings.precision, device)
     if stored and settings.precision == "auto":
         precision, reason = stored["identity"]["precision"], "the folder's"

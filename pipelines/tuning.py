@@ -124,10 +124,10 @@ def choose_children(
     most = max(1, min(MAX_CHILDREN, num_cpus // num_workers - (0 if is_cpu else 1)))
     if decode_fps is None:
         number = 1 if is_cpu else most
-        return number, f"{number} decoding children a worker: no video is long enough to measure"
+        return number, f"decoding children a worker: {number}; no video is long enough to measure"
     number = min(most, ceil(SPARE_DECODING * forward_fps / decode_fps))
     return number, (
-        f"{number} decoding children a worker: one gives {decode_fps:,.0f} frames/s, "
+        f"decoding children a worker: {number}; one gives {decode_fps:,.0f} frames/s, "
         f"the backbone takes {forward_fps:,.0f}"
     )
 
@@ -144,12 +144,12 @@ def choose_workers(settings: "ExtractSettings", device: str, num_frames: int) ->
         reason = f"no more for {num_frames:,} frames"
     else:
         reason = "one per core, the fastest way to use them" if is_cpu else "one per GPU"
-    threads = f" of {num_threads} threads" if is_cpu else ""
+    threads = f", {num_threads} thread{'s' if num_threads > 1 else ''} each" if is_cpu else ""
     return Workers(
         device=device,
         num_workers=num_workers,
         num_threads=num_threads,
-        reason=f"{num_workers} workers{threads}: {reason}",
+        reason=f"workers: {num_workers}{threads}; {reason}",
     )
 
 
@@ -187,7 +187,9 @@ def tune(
     kind, asked = device.split(":")[0], settings.batch_size
     if speed is not None:
         speed = speed._replace(batch_size=asked or speed.batch_size)
-        choice = Choice(speed, measure(speed)[0], [f"{speed}: the plan's"])
+        fps, _ = measure(speed)
+        words = f"batch size {speed.batch_size}, the plan's: {fps:,.1f} frames/s a worker"
+        choice = Choice(speed, fps, [words])
     else:
         sizes = (COMPILED_BATCH_SIZE[kind],) if settings.compile else BATCH_SIZES[kind]
         sizes = sizes if asked is None else (asked,)
@@ -205,7 +207,7 @@ def tune(
     )
     if settings.decoding_children is not None:
         num_children = settings.decoding_children
-        why = f"{num_children} decoding children a worker: asked for"
+        why = f"decoding children a worker: {num_children}; asked for"
     return Tuning(
         speed=choice.speed,
         forward_fps=choice.fps,

@@ -21,7 +21,7 @@ from vtnpipe.extract.backbone import (
     evaluation_transform,
     load_backbone,
 )
-from vtnpipe.extract.device import resolve_device, resolve_precision
+from vtnpipe.extract.device import check_can_compile, resolve_device, resolve_precision
 from vtnpipe.manifests.errors import BackboneError, SettingsError
 
 TINY = "test_vit"  # timm's own tiny model for tests
@@ -189,6 +189,13 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
             dtype="float32",
             transform=evaluation_transform(built.preprocessing, "cpu"),
         )
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SettingsError, match=r"--compile: no C\+\+ compiler \(g\+\+, clang"):
+        check_can_compile("cpu")
 
 
 def test_device_and_precision() -> None:

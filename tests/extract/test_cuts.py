@@ -152,6 +152,23 @@ def test_a_late_span_is_not_decoded_from_the_beginning(
     assert len(decoded) < 50
 
 
+def test_spans_of_one_file_are_probed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed = []
+    monkeypatch.setattr(
+        frames_module,
+        "probe",
+        lambda path, **options: probed.append(path) or probe(path, **options),
+    )
+    path = write(tmp_path / "a.mp4")
+    for start in (0.0, 1.0, 2.0):
+        frames, _ = read(path, start=start, end=start + 0.2)
+        assert [read_number(f.image) for f in frames] == [int(25 * start) + n for n in range(5)]
+    assert probed == [str(path)]
+    write(path, time_of=lambda number: 80 * number)  # another file of the same name
+    assert [read_number(frame.image) for frame in read(path, start=0.8, end=1.0)[0]] == [10, 11, 12]
+    assert len(probed) == 2
+
+
 def test_a_part_that_a_seek_misses_is_read_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,3 +217,22 @@ def test_another_file_than_was_planned_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(VideoError, match="not the file that was planned"):
             read(other, cut=cut)
+
+
+@pytest.mark.shared
+def test_parts_of_real_clips_are_the_whole(shared_videos: Path) -> None:
+    num_parts = 0
+    for path in sorted(shared_videos.rglob("*")):
+        if not path.is_file() or path.suffix in (".md", ".tsv"):
+            continue
+        try:
+            _, outcome = read(path, decoder="pyav")
+        except VideoError:
+            continue
+        if outcome.status != "ok":  # what a decoder makes up depends on where it began
+            continue
+        cuts = cuts_of(path, 40)
+        num_parts += len(cuts)
+        if cuts:
+            assert_parts_are_the_whole(path, cuts)
+    assert num_parts > 50

@@ -262,7 +262,7 @@ def test_views_of_some_frames_in_small_tasks_with_a_report(
     counts = [line for line in lines if line.startswith("extract: ")]
     assert counts[-1].startswith(f"extract: {total}/{total} frames, ")
     assert any(re.match(r"batch size \d+: .* frames/s a worker", line) for line in lines)
-    assert "2 decoding children a worker: asked for" in lines
+    assert "decoding children a worker: 2; asked for" in lines
     assert any(line.endswith(report.pace.limit) for line in lines if report.pace)
     written = json.loads((tmp_path / "f/report.json").read_text())
     stages = {"decode", "preprocess", "copy", "forward", "write", "wait", "idle"}

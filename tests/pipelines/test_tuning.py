@@ -76,7 +76,7 @@ def test_as_many_children_as_keep_the_backbone_busy(
 ) -> None:
     found, reason = choose_children(forward, decode, **options)
     assert found == number
-    assert reason.startswith(f"{number} decoding ")
+    assert reason.startswith(f"decoding children a worker: {number}; ")
 
 
 def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
