@@ -205,7 +205,7 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             shard = Shard(
                 path,
                 int(match[1]),
-                [Entry(*map(_python_value, row)) for row in zip(*columns, strict=True)],
+                [Entry(*row) for row in zip(*map(_values, columns), strict=True)],
                 features.shape[1:],
                 features.dtype,
                 starts,
@@ -250,8 +250,12 @@ def _plain_dataset(file: Any, name: str) -> Any:
     return dataset
 
 
-def _python_value(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value.item()
+def _values(column: npt.NDArray[Any]) -> list[Any]:
+    """A table column's values as Python's own."""
+    if column.ndim != 1:
+        raise ValueError("a column of its table is not a list")
+    values: list[Any] = column.tolist()
+    return [value.decode() for value in values] if column.dtype.kind == "S" else values
 
 
 def open_features(folder: str | Path) -> "FeatureStore":

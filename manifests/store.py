@@ -52,6 +52,10 @@ class FeatureStore(Mapping[str, VideoFeatures]):
     """A folder's videos that have rows, by id; memory-mapped, picklable, safe after a fork and in
     workers.
 
+    Args:
+        folder: a feature folder.
+        earlier: the same folder's store of before; only shards that are new since are read.
+
     Attributes:
         entries: id → its entries, one a part, of every video that is finished, failed ones
             included.
@@ -59,11 +63,12 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         extraction: what `extraction.json` says.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, earlier: "FeatureStore | None" = None) -> None:
         self.folder = FeatureFolder(Path(folder))
         self.extraction = read_extraction(self.folder)
-        self._shards = [
-            read_shard(path, self.extraction["fingerprint"])
+        known = {} if earlier is None else {shard.path: shard for shard in earlier._shards}
+        self._shards: list[Shard] = [
+            known.get(path) or read_shard(path, self.extraction["fingerprint"])
             for path in sorted(self.folder.shards.glob("*.h5"))
         ]
         self.row_shape = tuple(self.extraction["row_shape"])

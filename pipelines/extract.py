@@ -35,6 +35,7 @@ from .tuning import Tuning, Workers, choose_workers, tune
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
+    from ..manifests.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +144,11 @@ def extract(
     extraction = settle(folder, settings, console)
     with locked(folder):
         create_folder(folder, extraction)
-        tasks, new = _planned(folder, rows, settings)
+        tasks, new, store = _planned(folder, rows, settings)
         all_rows = _refresh_manifest(folder, rows)
         pending = [task for task in tasks if not task.shard(folder).exists()]
         if not pending and not new:
-            return write_report(folder, all_rows, None, console)
+            return write_report(store, all_rows, None, console)
         looked_at = look_at_files(new, extraction.sampling)
         with open_workers(folder, extraction, settings, looked_at, pending, console) as opened:
             client, workers, tuning = opened
@@ -158,7 +159,7 @@ def extract(
                 pending += write_plan(folder, planned, fingerprint, tuning.speed)
             finished = _run(client, folder, pending, extraction, settings, workers, tuning, console)
         remove_temporaries(folder.shards)  # of workers that died
-        return write_report(folder, all_rows, finished, console)
+        return write_report(store, all_rows, finished, console)
 
 
 def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
@@ -177,13 +178,14 @@ def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
 
 def _planned(
     folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings
-) -> tuple[list[Task], list[PlannedRow]]:
-    """All tasks of the folder, and the rows that no plan holds."""
+) -> tuple[list[Task], list[PlannedRow], "FeatureStore"]:
+    """All tasks of the folder, the rows that no plan holds, and what is stored."""
     from ..manifests.shards import open_features
 
     tasks = read_plans(folder, read_extraction(folder)["fingerprint"])
-    statuses = open_features(folder.root).statuses if tasks else {}
-    return tasks, rows_to_plan(rows, tasks, statuses, redo_changed=settings.redo_changed)
+    store = open_features(folder.root)
+    new = rows_to_plan(rows, tasks, store.statuses, redo_changed=settings.redo_changed)
+    return tasks, new, store
 
 
 def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[VideoRow]:

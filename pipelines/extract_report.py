@@ -102,19 +102,20 @@ class ExtractReport:
 
 
 def write_report(
-    folder: FeatureFolder, rows: list[VideoRow], finished: Finished | None, console: Console
+    earlier: "FeatureStore", rows: list[VideoRow], finished: Finished | None, console: Console
 ) -> ExtractReport:
     """Writes failures.csv and report.json from what lies in the folder, and prints them.
 
     Args:
-        folder: the feature folder.
+        earlier: the folder's store as it was before the run.
         rows: of its manifest.
         finished: the run; None where there was nothing to do.
         console: where to print.
     """
-    from ..manifests.shards import open_features
+    from ..manifests.store import FeatureStore
 
-    store = open_features(folder.root)
+    folder = earlier.folder
+    store = earlier if finished is None else FeatureStore(folder.root, earlier=earlier)
     statuses = store.statuses
     counts = Counter(statuses.values())
     report = ExtractReport(
