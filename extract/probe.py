@@ -148,6 +148,7 @@ def probe(
             oddities["a timestamp is negative"] = None
         if len(presented) < num_presented:
             count_reason = "timestamps are missing"
+            presented = presented[:0]
         elif container.format.name == "avi":
             count_reason = "AVI carries no presentation times"
         else:
@@ -156,8 +157,6 @@ def probe(
         if width * height > MAX_PIXELS:
             size = f"frames of {width}x{height} pass the limit of {MAX_PIXELS:,} pixels"
             raise VideoError("too-large", f"{path}: {size}")
-        if len(presented) < num_presented:
-            presented = presented[:0]
         is_ranked = not count_reason and len(every_pts) == num_packets
         return VideoInfo(
             path=path,

@@ -1,7 +1,9 @@
 """Which of a video's frames are wanted: those of a span, all of them or some."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +25,10 @@ class Sampling:
     fps: float | None = None
     every: int = 1
 
-    @property
-    def is_every_frame(self) -> bool:
-        """Whether nothing is left out."""
-        return self.fps is None and self.every == 1
+    @classmethod
+    def from_identity(cls, identity: Mapping[str, Any]) -> "Sampling":
+        """That of a feature folder or a model."""
+        return cls(fps=identity["fps"], every=identity["every"])
 
 
 EVERY_FRAME = Sampling()

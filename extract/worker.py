@@ -85,7 +85,7 @@ def run_task(
     folder = FeatureFolder(Path(job.folder))
     extraction = read_extraction(folder)
     identity = extraction["identity"]
-    sampling = Sampling(fps=identity["fps"], every=identity["every"])
+    sampling = Sampling.from_identity(identity)
     report = TaskReport(task=task.name)
     requests = [
         Decode(row.path, row.start, row.end, sampling, row.cut, job.decoder) for row in task.rows

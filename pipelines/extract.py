@@ -21,7 +21,6 @@ from ..manifests.folder import (
     FeatureFolder,
     check_identity,
     locked,
-    read_extraction,
     write_extraction,
 )
 from ..manifests.plan import PlannedRow, Task, TaskSize, read_plans, rows_to_plan, write_plan
@@ -155,7 +154,7 @@ def extract(
             if new:
                 size = size_of_tasks(looked_at, extraction, settings, workers, tuning)
                 planned = divide(looked_at, extraction.sampling, size)
-                fingerprint = read_extraction(folder)["fingerprint"]
+                fingerprint = store.extraction["fingerprint"]
                 pending += write_plan(folder, planned, fingerprint, tuning.speed)
             finished = _run(client, folder, pending, extraction, settings, workers, tuning, console)
         remove_temporaries(folder.shards)  # of workers that died
@@ -182,8 +181,8 @@ def _planned(
     """All tasks of the folder, the rows that no plan holds, and what is stored."""
     from ..manifests.shards import open_features
 
-    tasks = read_plans(folder, read_extraction(folder)["fingerprint"])
     store = open_features(folder.root)
+    tasks = read_plans(folder, store.extraction["fingerprint"])
     new = rows_to_plan(rows, tasks, store.statuses, redo_changed=settings.redo_changed)
     return tasks, new, store
 

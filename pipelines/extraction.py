@@ -3,7 +3,6 @@ precision, backbone, weights, preprocessing, sampling.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,20 +39,15 @@ class Extraction:
     @property
     def sampling(self) -> "Sampling":
         """Which frames of a video are wanted."""
-        return sampling_of(self.identity)
+        from ..extract.sampling import Sampling
+
+        return Sampling.from_identity(self.identity)
 
     @property
     def bytes_per_frame(self) -> int:
         """Of stored features."""
         num_values = int(math.prod(self.records["row_shape"]))
         return num_values * (4 if self.identity["store"] == "float32" else 2)
-
-
-def sampling_of(identity: Mapping[str, Any]) -> "Sampling":
-    """Which frames of a video an identity means."""
-    from ..extract.sampling import Sampling
-
-    return Sampling(fps=identity["fps"], every=identity["every"])
 
 
 def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console) -> Extraction:

@@ -268,13 +268,9 @@ def _logit_comparison(model: str, store: "FeatureStore") -> "Callable[..., Logit
             position_fps=config.temporal.position_fps,
             first=(float(video.timestamps[0]), int(video.frame_index[0])),
         )
+        clips = (torch.from_numpy(one[None, :, centre]) for one in features)
         with torch.inference_mode():
-            stored, plain = (
-                temporal(torch.from_numpy(one[None, :, centre]), torch.from_numpy(positions)[None])[
-                    0
-                ]
-                for one in features
-            )
+            stored, plain = (temporal(clip, torch.from_numpy(positions)[None])[0] for clip in clips)
         decisions = {
             decision(logits, config.class_names, config.temporal.task) for logits in (stored, plain)
         }

@@ -1,6 +1,6 @@
 """From rows to tasks: a look at every file, parts for long videos, tasks of about equal work."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -44,7 +44,6 @@ def look_at_files(
     sampling: "Sampling",
     *,
     with_orientation: bool = False,
-    on_progress: Callable[[], None] = lambda: None,
 ) -> list[LookedAt]:
     """Looks at the files of rows, each file once, several at a time.
 
@@ -52,7 +51,6 @@ def look_at_files(
         rows: which.
         sampling: of their frames.
         with_orientation: decode each file's first frame, too.
-        on_progress: called for each file.
     """
     from ..extract.children import DecodingChildren
     from ..extract.frames import Outcome
@@ -66,10 +64,8 @@ def look_at_files(
         for number, event in children.run([Look(path, with_orientation) for path in paths]):
             if isinstance(event, Answer):
                 glances[paths[number]] = event.value
-            elif isinstance(event, Outcome):
-                on_progress()
-                if event.status == "failed":
-                    faults[paths[number]] = (event.reason, event.message)
+            elif isinstance(event, Outcome) and event.status == "failed":
+                faults[paths[number]] = (event.reason, event.message)
     return [_looked_at(row, glances.get(row.path), faults, sampling) for row in rows]
 
 

@@ -189,7 +189,7 @@ def _from_videos(
         dtype=torch.float32,
     )
     is_chunked = settings.mode == "chunked"
-    sampling = Sampling(fps=identity["fps"], every=identity["every"])
+    sampling = Sampling.from_identity(identity)
     requests = [
         Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
         for path in paths
