@@ -60,6 +60,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         entries: id → its entries, one a part, of every video that is finished, failed ones
             included.
         row_shape: (D,), or (V, D).
+        num_views: V; 1 where a frame has one view.
         extraction: what `extraction.json` says.
     """
 
@@ -72,6 +73,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             for path in sorted(self.folder.shards.glob("*.h5"))
         ]
         self.row_shape = tuple(self.extraction["row_shape"])
+        self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
         self._homes = _newest_complete(self._shards)
         self.entries: dict[str, list[Entry]] = {
             video_id: [entry for _, entry in home] for video_id, home in self._homes.items()
@@ -80,6 +82,11 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
         ]
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features; the same in all shards, as the fingerprint covers it."""
+        return self._shards[0].dtype if self._shards else np.dtype(np.float16)
 
     @property
     def statuses(self) -> dict[str, Status]:
@@ -99,14 +106,11 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         if video_id not in self:
             raise KeyError(video_id)
         home = self._homes[video_id]
-        features, frame_index, timestamps = (
-            _join([self._rows(shard, entry, name) for shard, entry in home if entry.length])
-            for name in ("features", *ROW_DTYPES)
-        )
+        frame_index, timestamps = self.times(video_id)
         status, reason = overall_status(self.entries[video_id])
         return VideoFeatures(
             video_id=video_id,
-            features=features,
+            features=_join(self._parts(video_id, "features")),
             frame_index=frame_index,
             timestamps=timestamps,
             fps=frame_rate(timestamps),
@@ -116,11 +120,44 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             decoder=home[0][1].decoder,
         )
 
+    def times(self, video_id: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """A video's frame_index and timestamps, [T] each; its features stay where they are."""
+        frame_index, timestamps = (_join(self._parts(video_id, name)) for name in ROW_DTYPES)
+        return frame_index, timestamps
+
+    def take(self, video_id: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
+        """Some of a video's features, [t, D] or [t, V, D]; no others are read.
+
+        Args:
+            video_id: in the store.
+            rows: [t] of its T.
+        """
+        parts = self._parts(video_id, "features")
+        if len(parts) == 1:
+            return parts[0][rows]
+        ends = np.cumsum([len(part) for part in parts])
+        homes = np.searchsorted(ends, rows, side="right")
+        taken = np.empty((len(rows), *self.row_shape), parts[0].dtype)
+        for number in np.unique(homes):
+            is_here = homes == number
+            begin = ends[number] - len(parts[number])
+            taken[is_here] = parts[number][rows[is_here] - begin]
+        return taken
+
+    def num_frames(self, video_id: str) -> int:
+        """T of a video."""
+        return sum(entry.length for entry in self.entries[video_id])
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": OrderedDict()}
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.folder.root)!r}, {len(self)} videos)"
+
+    def _parts(self, video_id: str, name: str) -> list[npt.NDArray[Any]]:
+        """A view of one array of each of a video's parts that have rows."""
+        home = self._homes[video_id]
+        return [self._rows(shard, entry, name) for shard, entry in home if entry.length]
 
     def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
         """A view [length, ...] of one entry's rows of one array."""

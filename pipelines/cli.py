@@ -236,7 +236,8 @@ def doctor_command() -> int:
 
 def main() -> NoReturn:
     """Runs the command line and exits with the code that `manifests/errors.py` gives."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(prog_name="vtnpipe", standalone_mode=False) or EXIT_OK
     except click.ClickException as error:

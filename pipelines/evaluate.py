@@ -4,14 +4,16 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import numpy as np
 from rich.console import Console
 
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
-from ..manifests.files import atomic_text, write_json
+from ..manifests.files import atomic_path, atomic_text, write_json
 from ..manifests.videos import read_manifest
+from ..temporal.choices import Precision
 from .figures import figures_text
 from .options import at_least, between, check_settings, setting
 from .progress import say
@@ -39,7 +41,18 @@ class EvaluateSettings:
         False, help="Put each video's frames in a random order: what does the order tell the model?"
     )
     seed: int = setting(0, help="Of that order.", check=between(0, 2**31))
-    batch_size: int = setting(16, help="Videos at once.", check=at_least(1))
+    clips: int = setting(
+        0,
+        help="Mean of the logits of so many clips, evenly over each video; 0: every frame at once.",
+        check=at_least(0),
+    )
+    clip_frames: int = setting(16, help="Frames of such a clip.", check=at_least(1))
+    clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
+    bootstrap: int = setting(
+        1000, help="Resamples for the 95% intervals; 0: none.", check=at_least(0)
+    )
+    precision: Precision = setting("float32", help="That the model is computed in.")
+    batch_size: int = setting(16, help="Videos or clips at once.", check=at_least(1))
     device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
 
     def __post_init__(self) -> None:
@@ -51,6 +64,7 @@ class EvaluateReport:
     """Figures, and of how many videos; also in MODEL/predictions/SPLIT.json."""
 
     metrics: "Metrics"
+    intervals: dict[str, tuple[float, float]]  # 95%, by the figure's name
     counts: "Counts"
 
     @property
@@ -72,10 +86,11 @@ def evaluate(
     *,
     console: Console | None = None,
 ) -> EvaluateReport:
-    """Scores a model on every frame of a split's videos.
+    """Scores a model on a split's videos: every frame at once, or the mean over clips.
 
-    Writes MODEL/predictions/SPLIT.csv (a line a video) and SPLIT.json (the figures), or
-    SPLIT+shuffled where the frames are.
+    Logits of several stored views are averaged. Writes MODEL/predictions/SPLIT.csv (a line a
+    video), SPLIT.npz (video_ids, logits, targets, classes) and SPLIT.json (the figures), where
+    SPLIT is followed by +10clips or +shuffled. Under `torchrun`, all processes share the work.
 
     Args:
         model: a model or run folder.
@@ -86,20 +101,21 @@ def evaluate(
     Raises:
         VtnpipeError: model, features, manifest or a setting breaks a rule.
     """
-    import torch
-
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
+    from ..temporal.bootstrap import intervals
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.dataset import ClipDataset
-    from ..temporal.fit import predict
+    from ..temporal.clips import WHOLE, ClipSampling
+    from ..temporal.dataset import ClipDataset, EvenClips
+    from ..temporal.inference import predict_logits
     from ..temporal.metrics import Counts, task_metrics
+    from ..temporal.processes import accelerated
+    from ..temporal.reader import FeatureReader
     from ..temporal.splits import usable_rows
     from ..temporal.tasks import read_targets
     from .network import check_features, load_temporal, read_config
 
     settings = settings or EvaluateSettings()
-    console = console or Console(quiet=True)
     device = resolve_device(settings.device)
     files = RunFolder(Path(model))
     config = read_config(files)
@@ -108,17 +124,27 @@ def evaluate(
     rows = read_manifest(settings.manifest or store.folder.manifest)
     usable = usable_rows(store, rows, settings.split, drop_partial=settings.drop_partial)
     targets = read_targets(usable.rows, config.class_names, config.temporal.task)
-    dataset = ClipDataset(
-        store,
-        usable.rows,
-        targets,
-        position_fps=config.temporal.position_fps,
+    sampling = ClipSampling(num_frames=settings.clip_frames, seconds=settings.clip_seconds)
+    clips = EvenClips(
+        sampling=sampling if settings.clips else WHOLE,
+        num_clips=max(1, settings.clips),
         shuffle_seed=settings.seed if settings.shuffle_frames else None,
     )
-    temporal = load_temporal(files, config).to(device)
-    logits = torch.cat([out for _, out in predict(temporal, dataset, settings.batch_size, device)])
+    position_fps = config.temporal.position_fps
+    dataset = ClipDataset(
+        FeatureReader(store), usable.rows, targets, clips, position_fps=position_fps
+    )
+    with accelerated(device, settings.precision) as accelerator:
+        network = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
+        logits = predict_logits(
+            network, dataset, batch_size=settings.batch_size, accelerator=accelerator
+        )
+        is_main = accelerator.is_main_process
     report = EvaluateReport(
         metrics=task_metrics(logits, targets, config.class_names, config.temporal),
+        intervals=intervals(
+            logits, targets, config.temporal, num_resamples=settings.bootstrap, seed=settings.seed
+        ),
         counts=Counts(
             expected=usable.num_expected,
             scored=len(usable.rows),
@@ -126,20 +152,47 @@ def evaluate(
             partial=usable.num_partial,
         ),
     )
-    folder = files.root / "predictions"
-    folder.mkdir(exist_ok=True)
-    name = quote(settings.split, safe="") or "all"  # a split's name never becomes a path
-    name += "+shuffled" if settings.shuffle_frames else ""
-    _write_predictions(folder / f"{name}.csv", usable.rows, logits, config)
-    values = {
-        "settings": asdict(settings),
-        "features": store.extraction["fingerprint"],
-        "classes": config.class_names,
-        **asdict(report),
-    }
-    write_json(values, folder / f"{name}.json")
-    _print(report, settings, name, console)
+    if is_main:
+        name = _name(settings)
+        values = {
+            "settings": asdict(settings),
+            "features": store.extraction["fingerprint"],
+            "classes": config.class_names,
+            **asdict(report),
+        }
+        _write(files.predictions, name, usable.rows, logits, targets, config, values)
+        _print(report, settings, name, console or Console(quiet=True))
     return report
+
+
+def _name(settings: EvaluateSettings) -> str:
+    """Of the files: a split's name never becomes a path."""
+    name = quote(settings.split, safe="") or "all"
+    name += f"+{settings.clips}clips" if settings.clips else ""
+    return name + ("+shuffled" if settings.shuffle_frames else "")
+
+
+def _write(
+    folder: Path,
+    name: str,
+    rows: Sequence["VideoRow"],
+    logits: "Tensor",
+    targets: "Tensor",
+    config: "NetworkConfig",
+    values: dict[str, Any],
+) -> None:
+    """The predictions as CSV and npz, and the figures as JSON."""
+    folder.mkdir(exist_ok=True)
+    _write_predictions(folder / f"{name}.csv", rows, logits, config)
+    with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            video_ids=np.array([row.video_id for row in rows]),
+            logits=logits.numpy(),
+            targets=targets.numpy(),
+            classes=np.array(config.class_names, dtype=np.str_),
+        )
+    write_json(values, folder / f"{name}.json")
 
 
 def _write_predictions(
@@ -160,8 +213,10 @@ def _write_predictions(
 def _print(report: EvaluateReport, settings: EvaluateSettings, name: str, console: Console) -> None:
     for line in _class_lines(report.metrics, name):
         say(console, line)
+    clips = f", {settings.clips} clips a video" if settings.clips else ""
     shuffled = ", frames shuffled" if settings.shuffle_frames else ""
-    say(console, f"split {settings.split}{shuffled}: {figures_text(report.figures)}")
+    figures = figures_text(report.figures, intervals=report.intervals)
+    say(console, f"split {settings.split}{clips}{shuffled}: {figures}")
     counts = report.counts
     loud = "" if report.exit_code == EXIT_OK else "  <- not all of the split"
     say(

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+Interval = tuple[float, float]
+
 _NAMES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -16,21 +18,33 @@ _NAMES = {
 _SHARES = {"top1", "top5", "mean_class_accuracy", "mean_average_precision", "f1"}
 
 
-def figure_text(name: str, value: float | None) -> str:
-    """A figure with its name.
+def figure_text(name: str, value: float | None, interval: Interval | None = None) -> str:
+    """A figure with its name, and with the interval that it probably lies in.
 
     >>> figure_text("top1", 0.875), figure_text("rmse", 1.23456), figure_text("r2", None)
     ('top-1  87.5%', 'RMSE 1.2346', 'R² –')
+    >>> figure_text("top1", 0.875, (0.7, 0.95))
+    'top-1  87.5% (70.0% to 95.0%)'
     """
     if value is None:
         return f"{_NAMES[name]} –"
-    return f"{_NAMES[name]} {value:6.1%}" if name in _SHARES else f"{_NAMES[name]} {value:.4f}"
+    is_share = name in _SHARES
+    words = f"{_NAMES[name]} {value:6.1%}" if is_share else f"{_NAMES[name]} {value:.4f}"
+    if interval is None:
+        return words
+    low, high = (f"{end:.1%}" if is_share else f"{end:.4f}" for end in interval)
+    return f"{words} ({low} to {high})"
 
 
-def figures_text(figures: Mapping[str, float | None], separator: str = ", ") -> str:
+def figures_text(
+    figures: Mapping[str, float | None],
+    separator: str = ", ",
+    intervals: Mapping[str, Interval] | None = None,
+) -> str:
     """Figures one after the other.
 
     >>> figures_text({"mae": 2.0, "loss": 0.5})
     'MAE 2.0000, loss 0.5000'
     """
-    return separator.join(figure_text(name, value) for name, value in figures.items())
+    known = intervals or {}
+    return separator.join(figure_text(name, v, known.get(name)) for name, v in figures.items())

@@ -303,8 +303,9 @@ def check_features(config: NetworkConfig, identity: Mapping[str, Any], features:
         FeaturesError: names each setting that differs, with both values.
     """
     mine = config.identity
-    # Precision and storage may differ: they make other roundings, not other features.
-    keys = sorted({*mine, *identity} - {"precision", "store"})
+    # Precision and storage may differ: they make other roundings, not other features; and so may
+    # the views, as logits are averaged over those that there are.
+    keys = sorted({*mine, *identity} - {"precision", "store", "views"})
     differences = [
         f"{key} is {identity.get(key)!r} there and {mine.get(key)!r} in the model"
         for key in keys

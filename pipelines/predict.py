@@ -162,6 +162,7 @@ def _from_features(
             position_fps=config.temporal.position_fps,
         )
         tensor = torch.from_numpy(video.features.astype("float32"))
+        tensor = tensor if tensor.ndim == 3 else tensor[:, None]
         note = "" if video.status == "ok" else f"partial, {video.num_lost_frames} frames lost"
         yield Prediction(video_id, _classify(temporal, tensor, positions, device), note)
 
@@ -185,7 +186,7 @@ def _from_videos(
     identity = network.config.identity
     backbone = Backbone(
         module=network.backbone,
-        transform=evaluation_transform(network.config.preprocessing, device),
+        transform=evaluation_transform(network.config.preprocessing, device, identity["views"]),
         dtype=torch.float32,
     )
     is_chunked = settings.mode == "chunked"
@@ -201,7 +202,7 @@ def _from_videos(
 
     def run_waiting() -> None:
         chunks = torch.split(torch.cat(waiting), settings.chunk_frames)
-        kept.extend(backbone.features(chunk)[:, 0] for chunk in chunks)
+        kept.extend(backbone.features(chunk) for chunk in chunks)
         waiting.clear()
 
     def logits() -> "Tensor":
@@ -216,8 +217,7 @@ def _from_videos(
         inputs = torch.cat(kept)[torch.from_numpy(order)]
         if is_chunked:
             return _classify(network.temporal, inputs, positions, device)
-        frames = backbone.transform.normalise(inputs[:, 0])
-        return _classify(network, frames, positions, device)
+        return _classify(network, backbone.transform.normalise(inputs), positions, device)
 
     with DecodingChildren() as children:
         for number, event in children.run(requests):
@@ -241,13 +241,13 @@ def _from_videos(
 
 
 def _classify(module: Any, inputs: "Tensor", positions: Any, device: str) -> "Tensor":
-    """Logits [C] of one clip: inputs [T, ...], positions [T]."""
+    """Logits [C] of one clip, the mean over its views: inputs [T, V, ...], positions [T]."""
     import torch
 
+    places = torch.from_numpy(positions)[None].to(device)
     with torch.inference_mode():
-        batch = inputs[None].to(device), torch.from_numpy(positions)[None].to(device)
-        logits: Tensor = module(*batch)[0].cpu()
-    return logits
+        logits = [module(view[None].to(device), places)[0].cpu() for view in inputs.unbind(1)]
+    return torch.stack(logits).mean(0)
 
 
 def _print(prediction: Prediction, config: "NetworkConfig", top: int, console: Console) -> None:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from ..temporal.splits import UsableRows
 
 
-FREE = {"device", "gradient_checkpointing"}  # may change when a run is resumed
+# What may change when a run is resumed:
+FREE = set(
+    "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints".split()
+)
 
 
 def data_digest(

@@ -2,31 +2,40 @@
 resumes.
 """
 
-import json
-import math
-from dataclasses import dataclass
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from ..manifests.errors import ManifestError, SettingsError
 from ..manifests.folder import locked
-from ..manifests.videos import read_manifest
-from ..temporal.choices import ENCODERS, Optimizer, PositionEmbedding, Schedule, Task
-from .figures import figure_text, figures_text
-from .options import at_least, between, check_settings, one_of_or_factory, setting
+from ..temporal.choices import (
+    ENCODERS,
+    ClassWeights,
+    Optimizer,
+    PositionEmbedding,
+    Precision,
+    Preload,
+    Schedule,
+    Task,
+)
+from .figures import figure_text
+from .options import above, at_least, between, check_settings, one_of_or_factory, setting
 from .progress import say
-from .runs import begin_run, check_root, data_digest
+from .runs import begin_run, check_root
+from .stopping import StopOnSignals
+from .training_log import TrainingLog
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..manifests.store import FeatureStore
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.config import TemporalConfig
-    from ..temporal.fit import EpochReport, Recipe
-    from ..temporal.presets import Preset
+    from ..temporal.model import TemporalClassifier
+    from ..temporal.processes import Accelerator
+    from ..temporal.reader import FeatureReader
+    from ..temporal.recipe import Recipe
+    from .training import Splits
 
 OF_THE_PRESET = "By default, the preset's."
 
@@ -86,8 +95,32 @@ class TrainTemporalSettings:
     schedule: Schedule | None = setting(
         None, help=f"steps: x0.1 at epoch 13 of 25, x0.01 at 24. {OF_THE_PRESET}"
     )
+    warm_up_epochs: float = setting(
+        0.0, help="In which the learning rate rises from a hundredth.", check=between(0, 1e6)
+    )
+    gradient_accumulation: int = setting(
+        1, help="Parts that a batch is computed in: less memory, the same step.", check=at_least(1)
+    )
+    clip_gradients: float | None = setting(None, help="Largest norm of all.", check=above(0))
+    label_smoothing: float = setting(0.0, help="Share for all classes.", check=between(0, 1))
+    class_weights: ClassWeights = setting(
+        "none", help="balanced: rare classes count as much as frequent ones."
+    )
+    precision: Precision = setting("float32", help="That the model is computed in.")
+    patience: int | None = setting(
+        None, help="Stop after so many epochs without a better figure.", check=at_least(1)
+    )
+    train_on: Literal["clips", "videos"] = setting(
+        "clips", help="videos: every frame of each, as in evaluation."
+    )
     clip_frames: int = setting(16, help="Frames of a training clip.", check=at_least(1))
     clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
+    time_jitter: float = setting(
+        0.0, help="Moves each frame of a clip by up to this share of a gap.", check=between(0, 1)
+    )
+    frame_drop: float = setting(
+        0.0, help="Share of a clip's frames that is left out at random.", check=between(0, 1)
+    )
     train_split: str = setting("train", help="The manifest's split to learn from.")
     val_split: str = setting("val", help="The split that decides which epoch is the best.")
     manifest: str | None = setting(
@@ -97,6 +130,16 @@ class TrainTemporalSettings:
     gradient_checkpointing: bool = setting(
         False, help="Less memory for long clips, for more time; the same weights."
     )
+    preload: Preload = setting(
+        "auto", help="Copy the features into memory, where half of what is free holds them."
+    )
+    loaders: int = setting(
+        0, help="Processes that read ahead, worth it where shards are slow.", check=at_least(0)
+    )
+    checkpoint_minutes: float = setting(
+        10.0, help="Between checkpoints inside an epoch; each epoch has one.", check=at_least(0)
+    )
+    keep_checkpoints: int = setting(2, help="The newest that stay.", check=at_least(1))
     seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
     device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
 
@@ -121,6 +164,8 @@ def train_temporal(
 ) -> TrainReport:
     """Fits a temporal model on stored features; resumes what the run folder holds.
 
+    Under `torchrun` or `accelerate launch`, all processes fit one model together.
+
     Args:
         features: a feature folder.
         run: the run folder; made if it is not there.
@@ -129,157 +174,123 @@ def train_temporal(
 
     Raises:
         VtnpipeError: features, manifest or a setting breaks a rule; nothing has been written then.
+        StoppedError: a signal asked for it; the same call resumes.
     """
     import torch
 
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.dataset import ClipDataset, ClipSampling
-    from ..temporal.fit import fit
+    from ..temporal.clips import WHOLE, ClipSampling
+    from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
+    from ..temporal.fit import Fit, Keeping, Watch
     from ..temporal.metrics import METRICS
     from ..temporal.model import TemporalClassifier
-    from ..temporal.splits import usable_rows
-    from ..temporal.tasks import read_targets, training_classes
+    from ..temporal.processes import accelerated
     from .network import NetworkConfig, link_backbone, write_config
+    from .training import read_splits, resolve
 
     settings = settings or TrainTemporalSettings()
-    console = console or Console(quiet=True)
     device = resolve_device(settings.device)
     store = open_features(features)
-    rows = read_manifest(settings.manifest or store.folder.manifest)
-    parts = [
-        usable_rows(store, rows, split, drop_partial=settings.drop_partial)
-        for split in (settings.train_split, settings.val_split)
-    ]
-    names = training_classes(rows, parts[0].rows, settings.train_split, settings.task)
-    targets = [read_targets(part.rows, names, settings.task) for part in parts]
-    config, recipe = _resolve(settings, store, targets[0], len(names))
-    sampling = ClipSampling(
-        num_frames=settings.clip_frames, seconds=settings.clip_seconds, seed=settings.seed
-    )
-    train, val = (
-        ClipDataset(store, part.rows, wanted, position_fps=config.position_fps, sampling=drawn)
-        for part, wanted, drawn in zip(parts, targets, (sampling, None), strict=True)
-    )
+    splits = read_splits(store, settings)
+    config, recipe = resolve(settings, store, splits)
     files = RunFolder(Path(run))
     check_root(files)
-    with torch.random.fork_rng():
+    sampling = ClipSampling(num_frames=settings.clip_frames, seconds=settings.clip_seconds)
+    if settings.train_on == "videos":
+        sampling = WHOLE
+    sampling = replace(sampling, jitter=settings.time_jitter, drop=settings.frame_drop)
+    with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
+        is_main = accelerator.is_main_process
+        console = console if console and is_main else Console(quiet=True)
         torch.manual_seed(settings.seed)
         model = TemporalClassifier(config)
         if settings.gradient_checkpointing:
             model.use_gradient_checkpointing()
-        with locked(files):
-            data = data_digest(store, parts, targets, names)
-            if begin_run(files, settings, recipe, data=data):
-                identity = store.extraction["identity"]
-                write_config(
-                    files, NetworkConfig(identity=identity, temporal=config, class_names=names)
+        with locked(files) if is_main else nullcontext():
+            if is_main:
+                if begin_run(files, settings, recipe, data=splits.digest(store)):
+                    identity, names = store.extraction["identity"], splits.class_names
+                    network = NetworkConfig(identity=identity, temporal=config, class_names=names)
+                    write_config(files, network)
+                    files.backbone.unlink(missing_ok=True)  # of a run that failed at its start
+                link_backbone(store.folder, files)
+            accelerator.wait_for_everyone()
+            reader, place = _open_reader(store, splits.video_ids, settings, accelerator)
+            train, validation = (
+                ClipDataset(reader, part.rows, targets, clips, position_fps=config.position_fps)
+                for part, targets, clips in (
+                    (splits.train, splits.targets[0], RandomClips(sampling, settings.seed)),
+                    (splits.validation, splits.targets[1], EvenClips()),
                 )
-                files.backbone.unlink(missing_ok=True)  # that of a run that failed at its start
-            link_backbone(store.folder, files)
-            num_parameters = sum(parameter.numel() for parameter in model.parameters())
-            classes = f", {len(names)} classes" if names else ""
-            say(
-                console,
-                f"{config.encoder}, {num_parameters / 1e6:.1f}M parameters, on {device}; "
-                f"{len(train)} training and {len(val)} validation videos{classes}; "
-                f"{recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
-                f"batches of {recipe.batch_size}",
-                *(part.gaps for part in parts if part.gaps),
             )
-            fit(
-                *(model, train, val, names, recipe, files),
-                device=device,
-                on_epoch=lambda report: say(console, _line(report, recipe.epochs)),
-            )
-    return _report(files, METRICS[config.task].figures[0], console)
+            say(console, _describe(model, recipe, splits, accelerator), place, *splits.gaps)
+            with (
+                StopOnSignals() as stop,
+                TrainingLog(console, recipe.epochs, files.tensorboard if is_main else None) as log,
+            ):
+                lines = Fit(
+                    model=model,
+                    config=config,
+                    train=train,
+                    validation=validation,
+                    class_names=splits.class_names,
+                    recipe=recipe,
+                    folder=files,
+                    accelerator=accelerator,
+                    keeping=Keeping(
+                        checkpoint_minutes=settings.checkpoint_minutes,
+                        num_checkpoints=settings.keep_checkpoints,
+                        num_loaders=settings.loaders,
+                    ),
+                    watch=Watch(
+                        on_step=log.on_step,
+                        on_epoch=log.on_epoch,
+                        should_stop=lambda: stop.is_asked,
+                    ),
+                ).run()
+    return _report(files, lines, METRICS[config.task].figures[0], console)
 
 
-def _resolve(
-    settings: TrainTemporalSettings, store: "FeatureStore", targets: "Tensor", num_classes: int
-) -> tuple["TemporalConfig", "Recipe"]:
-    """The model's shape and the recipe: what is set, else the preset's."""
-    from ..temporal.config import TemporalConfig
-    from ..temporal.fit import Recipe
-
-    chosen = _preset(settings, store)
-    dim = store.row_shape[-1]
-
-    def own_or(value: Any, of_preset: Any) -> Any:
-        return of_preset if value is None else value
-
-    is_regression = settings.task == "regression"
-    config = TemporalConfig(
-        feature_dim=dim,
-        num_classes=1 if is_regression else num_classes,
-        task=settings.task,
-        encoder=settings.encoder,
-        num_layers=own_or(settings.layers, chosen.num_layers),
-        num_heads=own_or(settings.heads, chosen.num_heads),
-        attention_window=settings.window,
-        intermediate_dim=own_or(settings.intermediate, chosen.intermediate_dim),
-        head=settings.head,
-        head_dim=own_or(settings.head_dim, chosen.head_dim),
-        position_embedding=settings.position_embedding,
-        max_positions=settings.max_positions,
-        position_fps=settings.position_fps if settings.positions == "seconds" else None,
-        dropout=settings.dropout,
-        attention_dropout=settings.dropout,
-        head_dropout=settings.head_dropout,
-        target_mean=float(targets.mean()) if is_regression else 0.0,
-        target_std=_spread(targets) if is_regression else 1.0,
-    )
-    recipe = Recipe(
-        epochs=settings.epochs,
-        batch_size=own_or(settings.batch_size, chosen.batch_size),
-        optimizer=settings.optimizer,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        schedule=own_or(settings.schedule, chosen.schedule),
-        seed=settings.seed,
-    )
-    return config, recipe
-
-
-def _spread(targets: "Tensor") -> float:
-    """The labels' standard deviation; 1 where they are all the same."""
-    spread = 1.0 if bool((targets == targets[0]).all()) else float(targets.std(correction=0))
-    if not 0 < spread < math.inf:
-        raise ManifestError(
-            f"the training labels spread by {spread:g}, which is no number to learn with; give "
-            "them in another unit"
-        )
-    return spread
-
-
-def _preset(settings: TrainTemporalSettings, store: "FeatureStore") -> "Preset":
-    from ..temporal.presets import preset, preset_for, preset_like
-
-    dim = store.row_shape[-1]
-    backbone = store.extraction["identity"]["backbone"]
-    if settings.preset == "auto":
-        return preset_for(backbone) or preset_like(dim)
-    chosen = preset(settings.preset)
-    if chosen.feature_dim != dim:
-        raise SettingsError(
-            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
-            f"but those in {store.folder.root} ({backbone}) have {dim}; give --preset auto"
-        )
-    return chosen
-
-
-def _line(report: "EpochReport", epochs: int) -> str:
-    figures = figures_text(report.figures, "  ")
+def _describe(
+    model: "TemporalClassifier", recipe: "Recipe", splits: "Splits", accelerator: "Accelerator"
+) -> str:
+    """What is fitted to what, and how, in a line."""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
+    count = accelerator.num_processes
     return (
-        f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  {figures}  "
-        f"{report.videos_per_second:,.0f} videos/s{'  best' if report.is_best else ''}"
+        f"{model.config.encoder}, {num_parameters / 1e6:.1f}M parameters in {recipe.precision}, "
+        f"on {accelerator.device}{f' x {count} processes' if count > 1 else ''}; "
+        f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "
+        f"videos{classes}; {recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
+        f"batches of {recipe.batch_size}"
     )
 
 
-def _report(files: "RunFolder", decisive: str, console: Console) -> TrainReport:
-    lines = [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
+def _open_reader(
+    store: "FeatureStore",
+    video_ids: list[str],
+    settings: TrainTemporalSettings,
+    accelerator: "Accelerator",
+) -> tuple["FeatureReader", str]:
+    """The features of videos, where they are read fastest, and a line on where that is."""
+    from ..temporal.reader import FeatureReader, choose_place, num_table_bytes, preload
+
+    device = accelerator.device
+    place, why = choose_place(
+        settings.preload,
+        num_table_bytes(store, video_ids),
+        "cpu" if device.type == "cpu" else str(device),
+        num_processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+    )
+    return FeatureReader(store) if place is None else preload(store, video_ids, place), why
+
+
+def _report(
+    files: "RunFolder", lines: list[dict[str, Any]], decisive: str, console: Console
+) -> TrainReport:
     best = [line for line in lines if line["is_best"]][-1]
     say(
         console,

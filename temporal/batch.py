@@ -14,23 +14,14 @@ import torch
 from torch import Tensor
 
 
-class Sample(NamedTuple):
-    """One clip: features [T, D] float32, positions [T] int64, its target, whose it is."""
-
-    features: Tensor
-    positions: Tensor
-    target: Tensor  # scalar or [C], see `temporal/tasks.py`
-    video_id: str
-
-
 class Batch(NamedTuple):
-    """Clips of different lengths: features [B, T, D], positions, mask [B, T], targets [B, ...]."""
+    """Clips of different lengths, with the number of each one's row in its data set."""
 
-    features: Tensor
-    positions: Tensor
-    mask: Tensor
-    targets: Tensor
-    video_ids: tuple[str, ...]
+    features: Tensor  # [B, T, D] float32
+    positions: Tensor  # [B, T] int64
+    mask: Tensor  # [B, T] bool
+    targets: Tensor  # [B] or [B, C], see `temporal/tasks.py`
+    numbers: Tensor  # [B] int64
 
 
 def frame_positions(
@@ -66,14 +57,14 @@ def frame_positions(
     return np.rint((timestamps - first_time) * position_fps).astype(np.int64)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Pads clips to the longest of them: with zeros, position 0, and False in the mask."""
-    lengths = [len(sample.features) for sample in samples]
-    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-    return Batch(
-        features=torch.nn.utils.rnn.pad_sequence([s.features for s in samples], batch_first=True),
-        positions=torch.nn.utils.rnn.pad_sequence([s.positions for s in samples], batch_first=True),
-        mask=mask,
-        targets=torch.stack([sample.target for sample in samples]),
-        video_ids=tuple(sample.video_id for sample in samples),
-    )
+def pad(positions: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Pads clips' positions to the longest of them.
+
+    Returns:
+        positions [B, T], 0 where there is no frame, and the mask [B, T].
+    """
+    lengths = torch.tensor([len(one) for one in positions])
+    padded = torch.zeros(len(positions), int(lengths.max()), dtype=torch.int64)
+    for row, one in zip(padded, positions, strict=True):
+        row[: len(one)] = torch.from_numpy(one)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,7 +1,7 @@
 """What a run folder keeps: the model for users, and checkpoints for resuming.
 
     config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
-    metrics.jsonl
+    metrics.jsonl  tensorboard/  predictions/
 
 A checkpoint is one PyTorch file of plain tensors and numbers, loaded with `weights_only=True`.
 """
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from ..manifests.errors import FeaturesError
 from ..manifests.files import atomic_path, atomic_text, write_bytes
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,16 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.root / "tensorboard"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of what `vtnpipe evaluate` wrote."""
+        return self.root / "predictions"
+
+    @property
     def settings(self) -> Path:
         """What the run was begun with: settings, recipe, and a digest of its data."""
         return self.root / "settings.json"
@@ -78,12 +86,22 @@ def save_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
     write_bytes(safetensors.torch.save(tensors), path)
 
 
-def save_checkpoint(run: RunFolder, epoch: int, state: dict[str, Any]) -> None:
-    """Writes the checkpoint of a finished epoch, and removes all but the newest few."""
+def save_checkpoint(
+    run: RunFolder, place: tuple[int, int], state: dict[str, Any], *, kept: int
+) -> None:
+    """Writes a checkpoint, and removes all but the newest few.
+
+    Args:
+        run: the folder.
+        place: finished epochs, and steps of the next.
+        state: of plain tensors, numbers and texts.
+        kept: how many stay.
+    """
+    epoch, step = place
     run.checkpoints.mkdir(exist_ok=True)
-    with atomic_path(run.checkpoints / f"epoch-{epoch:04d}.pt") as temporary:
+    with atomic_path(run.checkpoints / f"epoch-{epoch:06d}-step-{step:08d}.pt") as temporary:
         torch.save(state, temporary)
-    for old in _checkpoints(run)[:-KEPT_CHECKPOINTS]:
+    for old in _checkpoints(run)[:-kept]:
         old.unlink()
 
 

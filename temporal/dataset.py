@@ -1,13 +1,14 @@
 """Clips of stored features: which rows of a feature folder are used, and which frames of each.
 
-Training draws clips of some frames over some seconds by their timestamps; evaluation takes every
-frame. What is drawn depends on (seed, epoch, video_id) alone, so neither workers nor a resumed run
-change it.
+A key (number, draw) names a sample: the row, and which of its draws. For training the draw is the
+epoch, and what is drawn depends on (seed, epoch, video_id) alone, so neither loading processes, nor
+other rows, nor a resumed run change it. For evaluation it counts the row's clips and views, whose
+logits are averaged.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,111 +16,122 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..manifests.errors import FeaturesError
 from ..manifests.store import FeatureStore
-from ..manifests.times import nearest
 from ..manifests.videos import VideoRow
-from .batch import Sample, frame_positions
+from .batch import Batch, frame_positions, pad
+from .clips import WHOLE, ClipSampling, draw_clip, generator_of, lay_clip
+from .reader import FeatureReader
+
+Key = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSampling:
-    """How training clips are drawn: `num_frames` evenly over `seconds`, from a random start."""
+@dataclass(frozen=True)
+class RandomClips:
+    """One random clip of a random view a sample; the draw is the epoch."""
 
-    num_frames: int = 16
-    seconds: float = 5.12
+    sampling: ClipSampling = ClipSampling()
     seed: int = 0
 
 
-def draw_clip(
-    timestamps: npt.NDArray[np.float64], sampling: ClipSampling, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Rows [t] of a random clip, t <= num_frames: the frames nearest to evenly spaced times.
+@dataclass(frozen=True)
+class EvenClips:
+    """All views of so many clips, evenly over each video; by default, every frame at once.
 
-    A video shorter than the clip is taken whole; a frame that is nearest to two times is taken
-    once.
-
-    Args:
-        timestamps: [T] seconds, increasing.
-        sampling: what to draw.
-        generator: of the random start.
+    Attributes:
+        shuffle_seed: give the frames of each clip in a random order of this seed, at the positions
+            of the right one; None for the right order.
     """
-    first, last = float(timestamps[0]), float(timestamps[-1])
-    span = min(sampling.seconds, last - first)
-    start = first + generator.random() * (last - first - span)
-    # Midpoints of equal pieces: a clip as long as the video still moves by no frame at either end.
-    targets = start + (np.arange(sampling.num_frames) + 0.5) * span / sampling.num_frames
-    return nearest(timestamps, targets)
+
+    sampling: ClipSampling = WHOLE
+    num_clips: int = 1
+    shuffle_seed: int | None = None
 
 
-class ClipDataset(Dataset[Sample]):
-    """The rows of a split as samples.
+class Sample(NamedTuple):
+    """One clip: which frames [t] of the row, of which view, and their positions [t]."""
+
+    number: int
+    frames: npt.NDArray[np.int64]
+    view: int
+    positions: npt.NDArray[np.int64]
+
+
+class ClipDataset(Dataset[Batch]):
+    """The rows of a split as samples, read a batch at a time.
 
     Args:
-        store: the features.
+        reader: of the features.
         rows: those to use; each must be in the store.
         targets: of each row, see `temporal/tasks.py`.
+        clips: which are taken.
         position_fps: of the model, see `frame_positions`.
-        sampling: how to draw clips; None for every frame.
-        shuffle_seed: give the frames of each video in a random order of this seed, at the
-            positions of the right one; None for the right order.
     """
 
     def __init__(
         self,
-        store: FeatureStore,
+        reader: FeatureReader,
         rows: Sequence[VideoRow],
         targets: Tensor,
+        clips: RandomClips | EvenClips,
         *,
         position_fps: float | None,
-        sampling: ClipSampling | None = None,
-        shuffle_seed: int | None = None,
     ) -> None:
-        self._store = store
-        self._rows = rows
-        self._targets = targets
+        self.targets = targets
+        self._reader = reader
+        self._ids = [row.video_id for row in rows]
+        self._clips = clips
         self._position_fps = position_fps
-        self._sampling = sampling
-        self._shuffle_seed = shuffle_seed
-        self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._ids)
 
-    def __getitem__(self, number: int) -> Sample:
-        video_id = self._rows[number].video_id
-        video = self._store[video_id]
-        if video.features.ndim != 2:
-            raise FeaturesError(
-                f"video_id {video_id!r}: features of shape {video.features.shape}; one view a "
-                "frame is expected, [T, D]"
-            )
-        chosen: npt.NDArray[np.int64] | slice = slice(None)
-        if self._sampling is not None:
-            generator = _generator(self._sampling.seed, self.epoch, video_id)
-            chosen = draw_clip(video.timestamps, self._sampling, generator)
-        features = video.features[chosen].astype(np.float32)
-        if self._shuffle_seed is not None:
-            _generator(self._shuffle_seed, 0, video_id).shuffle(features)
-        if not np.isfinite(features).all():
-            raise FeaturesError(
-                f"video_id {video_id!r}: a stored feature is not finite, in "
-                f"{self._store.folder.root}; "
-                "remove the video's shard, and extract makes it again"
-            )
+    @property
+    def num_draws(self) -> int:
+        """Samples of each row in an evaluation."""
+        assert isinstance(self._clips, EvenClips)
+        return self._clips.num_clips * self._store.num_views
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[N] frames of a sample of each row, at most."""
+        most = self._clips.sampling.num_frames or np.iinfo(np.int64).max
+        frames = [min(most, self._store.num_frames(video_id)) for video_id in self._ids]
+        return np.array(frames, dtype=np.int64)
+
+    def sample(self, key: Key) -> Sample:
+        """Chooses the frames of a sample; reads no features."""
+        number, draw = key
+        video_id, clips = self._ids[number], self._clips
+        frame_index, timestamps = self._store.times(video_id)
+        if isinstance(clips, RandomClips):
+            generator = generator_of(clips.seed, draw, video_id)
+            view = int(generator.integers(self._store.num_views))
+            frames = draw_clip(timestamps, clips.sampling, generator)
+        else:
+            clip, view = divmod(draw, self._store.num_views)
+            frames = lay_clip(timestamps, clips.sampling, clip, clips.num_clips)
         positions = frame_positions(
-            video.timestamps[chosen],
-            video.frame_index[chosen],
+            timestamps[frames],
+            frame_index[frames],
             position_fps=self._position_fps,
-            first=(float(video.timestamps[0]), int(video.frame_index[0])),
+            first=(float(timestamps[0]), int(frame_index[0])),
         )
-        return Sample(
-            torch.from_numpy(features),
-            torch.from_numpy(positions),
-            self._targets[number],
-            video_id,
+        if isinstance(clips, EvenClips) and clips.shuffle_seed is not None:
+            frames = generator_of(clips.shuffle_seed, 0, video_id).permutation(frames)
+        return Sample(number, frames, view, positions)
+
+    def batch(self, keys: Sequence[Key]) -> Batch:
+        """Reads samples as one batch, padded to the longest of them."""
+        samples = [self.sample(key) for key in keys]
+        positions, mask = pad([sample.positions for sample in samples])
+        features = self._reader.read(
+            [(self._ids[sample.number], sample.frames, sample.view) for sample in samples]
         )
+        numbers = torch.tensor([sample.number for sample in samples])
+        return Batch(features, positions, mask, self.targets[numbers], numbers)
 
+    __getitems__ = batch  # what torch's DataLoader calls
 
-def _generator(seed: int, epoch: int, video_id: str) -> np.random.Generator:
-    return np.random.default_rng((seed, epoch, zlib.crc32(video_id.encode())))
+    @property
+    def _store(self) -> FeatureStore:
+        return self._reader.store

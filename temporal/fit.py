@@ -1,59 +1,36 @@
-"""Fitting a temporal model: epochs of training clips, each followed by an evaluation and a
-checkpoint.
+"""Fitting a model: epochs of training clips, each followed by an evaluation and a checkpoint.
 
-A run that was stopped goes on from its last checkpoint and ends with the same weights: the order of
-clips, their frames and dropout's noise follow from (seed, epoch) alone.
+A run that was stopped goes on from its last checkpoint, in the middle of an epoch if need be, and
+ends with the same weights: batches follow from (seed, epoch), clips from (seed, epoch, video) and
+dropout's noise from (seed, epoch, step), so a checkpoint needs no state of a generator.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from ..manifests.errors import SettingsError
-from .batch import Batch, collate
+from ..manifests.errors import SettingsError, StoppedError
+from .batch import Batch
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, save_weights, write_lines
-from .choices import Optimizer, Schedule
-from .dataset import ClipDataset
+from .config import TemporalConfig
+from .dataset import ClipDataset, Key
+from .inference import load, never, predict_logits, run
 from .metrics import Metrics, task_metrics
-from .model import TemporalClassifier
-from .tasks import task_loss
+from .order import share_of, training_batches
+from .processes import Accelerator, any_says, sum_of
+from .recipe import Recipe
+from .tasks import clip_weights, task_losses
 
-STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → factor of the learning rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is fitted; the defaults are the paper's for ViT-B-VTN."""
-
-    epochs: int = 25
-    batch_size: int = 16
-    optimizer: Optimizer = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 0.0
-    schedule: Schedule = "steps"
-    seed: int = 0
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch.
-
-        >>> recipe = Recipe()
-        >>> [round(recipe.lr_at(epoch), 9) for epoch in (0, 12, 13, 23, 24)]
-        [0.001, 0.001, 0.0001, 0.0001, 1e-05]
-        >>> round(Recipe(schedule="cosine", epochs=2).lr_at(1), 9)
-        0.0005
-        """
-        done = epoch / self.epochs
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * done)) / 2
-        passed = [factor for share, factor in STEPS.items() if done >= share - 1e-9]
-        return self.lr * (passed[-1] if passed else 1.0)
+GO_ON, SAVE, STOP = range(3)
+LOSSES_WAITING = 16  # steps whose losses stay on the device: reading each would wait for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +38,7 @@ class EpochReport:
     """A line of metrics.jsonl."""
 
     epoch: int  # from 1, of those that are finished
-    lr: float
+    lr: float  # of its last step
     train_loss: float
     figures: dict[str, float | None]  # of the validation split, see `temporal/metrics.py`
     videos_per_second: float
@@ -74,65 +51,285 @@ class EpochReport:
         return {**values, **figures, "is_best": is_best}
 
 
-def fit(
-    model: TemporalClassifier,
-    train: ClipDataset,
-    validation: ClipDataset,
-    class_names: list[str],
-    recipe: Recipe,
-    run: RunFolder,
-    *,
-    device: str,
-    on_epoch: Callable[[EpochReport], None] = lambda report: None,
-) -> None:
-    """Fits a model in a run folder, from its last checkpoint if it has one.
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who looks on: `on_step(epoch, steps done, steps in all)`, `on_epoch(report)`, `should_stop()`
+    after each step.
+    """
 
-    Args:
+    on_step: Callable[[int, int, int], None] = lambda epoch, done, total: None
+    on_epoch: Callable[[EpochReport], None] = lambda report: None
+    should_stop: Callable[[], bool] = never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How a fit is kept and read; none of it changes the weights.
+
+    Attributes:
+        checkpoint_minutes: between checkpoints inside an epoch.
+        num_checkpoints: the newest that are kept.
+        num_loaders: processes that read ahead.
+    """
+
+    checkpoint_minutes: float = 10.0
+    num_checkpoints: int = 2
+    num_loaders: int = 0
+
+
+@dataclass
+class _Progress:
+    """How far a fit is: what a checkpoint holds besides the state of torch's objects."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0  # of the next
+    loss_sum: float = 0.0  # of those steps' clips, in all processes
+    weight_sum: float = 0.0
+    seconds: float = 0.0
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Fit:
+    """A model and what it is fitted with; `run` does it.
+
+    Attributes:
         model: left with the weights of the last epoch.
+        config: of the task.
         train: clips to learn from.
-        validation: whole videos; the epoch that is the best on them, by the first of the task's
-            figures, becomes the run's model.
+        validation: the epoch that is the best on it, by the first of the task's figures, becomes
+            the run's model.
         class_names: [C].
         recipe: how.
-        run: where; the folder exists.
-        device: `cpu`, `cuda` or `cuda:N`.
-        on_epoch: called after each epoch.
-
-    Raises:
-        SettingsError: the loss is not finite.
+        folder: where; it exists. Only the first process writes.
+        accelerator: see `temporal/processes.py`.
+        keeping: checkpoints and reading.
+        watch: who looks on.
     """
-    model.to(device)
-    optimizer = _optimizer(model, recipe)
-    lines: list[dict[str, Any]] = []
-    if (state := load_checkpoint(run)) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        lines = state["lines"]
-    write_lines(lines, run.metrics)  # those of the checkpoint, whatever a dying run left there
-    for epoch in range(len(lines), recipe.epochs):
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
-        train_loss = _train_epoch(model, train, optimizer, recipe, epoch, device)
-        rate = len(train) / (time.perf_counter() - began)
-        metrics = evaluate(model, validation, class_names, recipe.batch_size, device=device)
-        _check_finite(metrics.loss, recipe, epoch)
-        report = EpochReport(
-            epoch=epoch + 1,
-            lr=recipe.lr_at(epoch),
-            train_loss=train_loss,
-            figures={name: getattr(metrics, name) for name in metrics.figures},
-            videos_per_second=round(rate, 1),
-            is_best=_is_best(metrics, lines),
+
+    model: nn.Module
+    config: TemporalConfig
+    train: ClipDataset
+    validation: ClipDataset
+    class_names: list[str]
+    recipe: Recipe
+    folder: RunFolder
+    accelerator: Accelerator
+    keeping: Keeping = Keeping()
+    watch: Watch = Watch()
+
+    def run(self) -> list[dict[str, Any]]:
+        """Fits from the folder's last checkpoint, or from the beginning.
+
+        Returns:
+            The lines of metrics.jsonl.
+
+        Raises:
+            SettingsError: the loss is not finite.
+            StoppedError: `watch.should_stop` said so; a checkpoint has been written.
+        """
+        self._prepare()
+        progress = self._resume()
+        while progress.epoch < self.recipe.epochs and not self._is_over(progress.lines):
+            self._train_epoch(progress)
+            self._finish_epoch(progress, self._evaluate(progress))
+        return progress.lines
+
+    def _prepare(self) -> None:
+        self._network, self._optimizer = self.accelerator.prepare(
+            self.model, self.recipe.make_optimizer(self.model)
         )
-        lines.append(report.to_json())
-        write_lines(lines, run.metrics)
-        if report.is_best:
-            save_weights(model, run.best, prefix="temporal.")
-        save_weights(model, run.last, prefix="temporal.")
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(run, epoch + 1, {**state, "lines": lines})
-        on_epoch(report)
+        # Not prepared: accelerate would step it once for each process.
+        self._num_steps = math.ceil(len(self.train) / self.recipe.batch_size)
+        self._scheduler = LambdaLR(
+            self._optimizer.optimizer, lambda step: self.recipe.lr_factor(step / self._num_steps)
+        )
+        loss = self.recipe.loss_options(self.train.targets, self.config)
+        self._clip_weights = clip_weights(self.train.targets, self.config, loss)
+        if loss.class_weights is not None:
+            loss = replace(loss, class_weights=loss.class_weights.to(self.accelerator.device))
+        self._loss = loss
+        self._last_checkpoint = time.monotonic()
+
+    def _resume(self) -> _Progress:
+        """Takes over the newest checkpoint, if there is one."""
+        state = load_checkpoint(self.folder)
+        progress = _Progress()
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._scheduler.load_state_dict(state["scheduler"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            progress = _Progress(**state["progress"])
+            if not self.accelerator.is_main_process:
+                progress.loss_sum = 0.0  # it is the sum of all
+        if self.accelerator.is_main_process:
+            # Those of the checkpoint, whatever a dying run left there.
+            write_lines(progress.lines, self.folder.metrics)
+        return progress
+
+    def _save(self, progress: _Progress) -> None:
+        """Writes a checkpoint."""
+        loss_sum = sum_of(self.accelerator, progress.loss_sum)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scheduler": self._scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": asdict(replace(progress, loss_sum=loss_sum)),
+            }
+            place = (progress.epoch, progress.step)
+            save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
+        self._last_checkpoint = time.monotonic()
+
+    def _stop(self, progress: _Progress) -> NoReturn:
+        raise StoppedError(
+            f"{self.folder.root}: stopped in epoch {progress.epoch + 1} after {progress.step} of "
+            f"{self._num_steps} steps, which a checkpoint holds; the same command resumes"
+        )
+
+    def _wish(self) -> int:
+        """What is to be done after a step, as one of the processes wants it."""
+        wish = GO_ON
+        if self.watch.should_stop():
+            wish = STOP
+        elif self.accelerator.is_main_process:
+            seconds = time.monotonic() - self._last_checkpoint
+            wish = SAVE if seconds >= 60 * self.keeping.checkpoint_minutes else GO_ON
+        return any_says(self.accelerator, wish)
+
+    def _is_over(self, lines: list[dict[str, Any]]) -> bool:
+        """Whether the figures have not become better for as long as the recipe has patience."""
+        if self.recipe.patience is None or not lines:
+            return False
+        best = max(line["epoch"] for line in lines if line["is_best"])
+        return bool(lines[-1]["epoch"] - best >= self.recipe.patience)
+
+    def _train_epoch(self, progress: _Progress) -> None:
+        """Does the steps of an epoch that are not done yet."""
+        batches = training_batches(
+            self.train.lengths, self.recipe.batch_size, seed=self.recipe.seed, epoch=progress.epoch
+        )[progress.step :]
+        # An empty share becomes a clip that counts nothing: every process takes every step.
+        shares = [share or keys[:1] for keys in batches for share in self._shares(keys)]
+        samples = iter(load(self.train, shares, self.keeping.num_loaders))
+        losses: list[Tensor] = []
+        self._network.train()
+        then = time.perf_counter()
+        for keys in batches:
+            self._seed(progress)
+            losses.append(self._step(keys, samples))
+            progress.step += 1
+            progress.weight_sum += self._weight(keys)
+            wish = self._wish()
+            if wish != GO_ON or len(losses) == LOSSES_WAITING or progress.step == self._num_steps:
+                self._add_up(losses, progress)
+            now = time.perf_counter()
+            progress.seconds, then = progress.seconds + now - then, now
+            if wish != GO_ON:
+                self._save(progress)
+            if wish == STOP:
+                self._stop(progress)
+            self.watch.on_step(progress.epoch, progress.step, self._num_steps)
+
+    def _shares(self, keys: list[Key]) -> list[list[Key]]:
+        """This process's clips of each part of a batch."""
+        num_parts, num_processes = self.recipe.gradient_accumulation, self.accelerator.num_processes
+        first, count = self.accelerator.process_index, num_parts * num_processes
+        return [share_of(keys, index, count) for index in range(first, count, num_processes)]
+
+    def _step(self, keys: list[Key], samples: Iterator[Batch]) -> Tensor:
+        """One step of the optimizer; returns the sum of the losses of this process's clips.
+
+        The gradient is that of the batch's weighted mean loss, whatever the number of processes
+        and parts.
+        """
+        scale = self.accelerator.num_processes / self._weight(keys)  # DDP takes the mean
+        summed = torch.zeros((), device=self.accelerator.device)
+        shares = self._shares(keys)
+        for number, share in enumerate(shares, 1):
+            batch = next(samples)
+            is_last = number == len(shares)
+            with nullcontext() if is_last else self.accelerator.no_sync(self._network):
+                logits = run(self._network, batch, self.accelerator)
+                targets = batch.targets.to(logits.device)
+                losses = task_losses(logits, targets, self.config, self._loss)
+                loss = losses.sum() * bool(share)
+                self.accelerator.backward(loss * scale)
+            summed += loss.detach()
+        if self.recipe.clip_gradients is not None:
+            self.accelerator.clip_grad_norm_(self._network.parameters(), self.recipe.clip_gradients)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+        return summed
+
+    def _weight(self, keys: list[Key]) -> float:
+        """What the clips of a batch count together."""
+        return float(self._clip_weights[[number for number, _ in keys]].sum())
+
+    def _seed(self, progress: _Progress) -> None:
+        """Seeds dropout's noise."""
+        place = (self.recipe.seed, progress.epoch, progress.step, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+
+    def _add_up(self, losses: list[Tensor], progress: _Progress) -> None:
+        """Empties the list of losses into the sum.
+
+        Raises:
+            SettingsError: one of them is not finite.
+        """
+        for loss in torch.stack(losses).tolist():
+            self._check_finite(loss, progress.epoch)
+            progress.loss_sum += loss
+        losses.clear()
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise SettingsError(
+                f"--lr {self.recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a "
+                "lower rate, or --clip-gradients, in a new run folder"
+            )
+
+    def _evaluate(self, progress: _Progress) -> Metrics:
+        try:
+            logits = predict_logits(
+                self._network,
+                self.validation,
+                batch_size=self.recipe.batch_size,
+                accelerator=self.accelerator,
+                num_loaders=self.keeping.num_loaders,
+                should_stop=self.watch.should_stop,
+            )
+        except StoppedError:
+            self._save(progress)
+            self._stop(progress)
+        return task_metrics(logits, self.validation.targets, self.class_names, self.config)
+
+    def _finish_epoch(self, progress: _Progress, metrics: Metrics) -> None:
+        self._check_finite(metrics.loss, progress.epoch)
+        last_step = progress.epoch + (self._num_steps - 1) / self._num_steps
+        report = EpochReport(
+            epoch=progress.epoch + 1,
+            lr=self.recipe.lr * self.recipe.lr_factor(last_step),
+            train_loss=sum_of(self.accelerator, progress.loss_sum) / progress.weight_sum,
+            figures={name: getattr(metrics, name) for name in metrics.figures},
+            videos_per_second=round(len(self.train) / progress.seconds, 1),
+            is_best=_is_best(metrics, progress.lines),
+        )
+        progress.lines.append(report.to_json())
+        if self.accelerator.is_main_process:
+            write_lines(progress.lines, self.folder.metrics)
+            if report.is_best:
+                save_weights(self.model, self.folder.best, prefix="temporal.")
+            save_weights(self.model, self.folder.last, prefix="temporal.")
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.loss_sum = progress.weight_sum = progress.seconds = 0.0
+        self._save(progress)
+        self.watch.on_epoch(report)
 
 
 def _is_best(metrics: Metrics, lines: list[dict[str, Any]]) -> bool:
@@ -141,75 +338,3 @@ def _is_best(metrics: Metrics, lines: list[dict[str, Any]]) -> bool:
     sign = -1 if metrics.is_better_lower else 1
     value = sign * getattr(metrics, decisive)
     return all(value > sign * line[decisive] for line in lines)
-
-
-def evaluate(
-    model: TemporalClassifier,
-    dataset: ClipDataset,
-    class_names: list[str],
-    batch_size: int,
-    *,
-    device: str,
-) -> Metrics:
-    """The figures of a model over a data set whose rows all have labels."""
-    pairs = [
-        (logits, batch.targets) for batch, logits in predict(model, dataset, batch_size, device)
-    ]
-    logits, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return task_metrics(logits, targets, class_names, model.config)
-
-
-@torch.inference_mode()
-def predict(
-    model: TemporalClassifier, dataset: ClipDataset, batch_size: int, device: str
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yields each batch of a data set, in order, with its logits [B, C] on the CPU."""
-    model.eval()
-    for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
-        yield batch, _logits(model, batch, device).cpu()
-
-
-def _logits(model: TemporalClassifier, batch: Batch, device: str) -> Tensor:
-    inputs = (batch.features, batch.positions, batch.mask)
-    logits: Tensor = model(*(tensor.to(device) for tensor in inputs))
-    return logits
-
-
-def _train_epoch(
-    model: TemporalClassifier,
-    train: ClipDataset,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    epoch: int,
-    device: str,
-) -> float:
-    """One epoch; returns the mean loss of its clips."""
-    torch.manual_seed(recipe.seed * 1_000_003 + epoch)  # the order of clips, and dropout
-    train.epoch = epoch
-    model.train()
-    total = 0.0
-    loader = DataLoader(train, batch_size=recipe.batch_size, shuffle=True, collate_fn=collate)
-    for batch in loader:
-        logits = _logits(model, batch, device)
-        loss = task_loss(logits, batch.targets.to(device), model.config)
-        _check_finite(loss.item(), recipe, epoch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.item() * len(batch.targets)
-    return total / len(train)
-
-
-def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise SettingsError(
-            f"--lr {recipe.lr:g}: the loss became {loss} in epoch "
-            f"{epoch + 1}; give a lower rate, in a new run folder"
-        )
-
-
-def _optimizer(model: TemporalClassifier, recipe: Recipe) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)

@@ -10,6 +10,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -105,13 +106,69 @@ def _number(row: VideoRow) -> float:
     return number
 
 
-def task_loss(logits: Tensor, targets: Tensor, config: TemporalConfig) -> Tensor:
-    """The mean loss of a batch, a scalar, from what the model gives: [N, C]."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossOptions:
+    """What training may change about the loss; evaluation's is always the plain one.
+
+    Attributes:
+        label_smoothing: share of a target that goes to all classes alike.
+        class_weights: [C]: of a class's videos (classification), or of a class's presence against
+            its absence (multi-label); None for all alike.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+
+PLAIN = LossOptions()
+
+
+def task_losses(
+    logits: Tensor, targets: Tensor, config: TemporalConfig, options: LossOptions = PLAIN
+) -> Tensor:
+    """The loss of each clip, [N], from what the model gives: [N, C]."""
+    smoothing, weights = options.label_smoothing, options.class_weights
     if config.task == "classification":
-        return F.cross_entropy(logits, targets)
+        return F.cross_entropy(
+            logits, targets, weights, label_smoothing=smoothing, reduction="none"
+        )
     if config.task == "multi-label":
-        return F.binary_cross_entropy_with_logits(logits, targets)
-    return F.mse_loss(logits[:, 0], targets) / config.target_std**2
+        smooth = targets * (1 - smoothing) + smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(
+            logits, smooth, pos_weight=weights, reduction="none"
+        )
+        return losses.mean(1)
+    return (logits[:, 0] - targets) ** 2 / config.target_std**2
+
+
+def task_loss(logits: Tensor, targets: Tensor, config: TemporalConfig) -> Tensor:
+    """The plain mean loss of clips, a scalar."""
+    return task_losses(logits, targets, config).mean()
+
+
+def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) -> Tensor:
+    """What each clip counts in a mean of losses, [N]: as in torch's cross entropy, its class's
+    weight.
+    """
+    if config.task != "classification" or options.class_weights is None:
+        return torch.ones(len(targets), device=targets.device)
+    return options.class_weights[targets]
+
+
+def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
+    """Weights [C] that make every class of the training targets count alike.
+
+    For classification N / (C x videos of the class), for multi-label absences / presences.
+
+    >>> config = TemporalConfig(feature_dim=12, num_classes=2)
+    >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), config).tolist()
+    [0.6666666865348816, 2.0]
+    """
+    if config.task == "multi-label":
+        present = targets.sum(0)
+        return (len(targets) - present) / present
+    counts = torch.bincount(targets, minlength=config.num_classes)
+    return len(targets) / (config.num_classes * counts)
 
 
 def probabilities(logits: Tensor, task: Task) -> Tensor:

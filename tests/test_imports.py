@@ -22,6 +22,7 @@ DOORS = {
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py"},
     "transformers": {"temporal/encoders.py"},
+    "accelerate": {"temporal/processes.py"},
     "huggingface_hub": {"pipelines/network.py"},
     "click": {"pipelines/cli.py", "pipelines/options.py"},
 }
@@ -61,7 +62,7 @@ def test_heavy_libraries_have_few_doors() -> None:
 
 def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = ["torch", "timm", "transformers", "h5py", "av", "decord", "dask", "distributed"]
-    heavy += ["huggingface_hub"]
+    heavy += ["huggingface_hub", "accelerate", "tensorboard", "psutil"]
     code = (
         "import sys, vtnpipe, vtnpipe.pipelines.cli\n"
         f"print([name for name in {heavy} if name in sys.modules])"

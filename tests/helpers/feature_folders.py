@@ -4,10 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vtnpipe.extract.backbone import build_backbone
 from vtnpipe.extract.worker import Job, TaskReport, run_task
 from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task, look_at
+from vtnpipe.manifests.shards import VideoPart, write_shard
+from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow, write_manifest
 
 
@@ -67,3 +70,43 @@ def extract_rows(
         "settings": {},
     }
     return run_task(task, Job(**{**defaults, **job}), on_progress)
+
+
+def made_up_features(
+    root: Path, labels: dict[str, dict[str, str]], *, views: Sequence[str] = ("centre",)
+) -> Path:
+    """A feature folder of random features, without videos: split → video_id → label.
+
+    A video has 20 to 35 frames at 10 a second, and its first half tells its label.
+    """
+    folder = make_folder(root, "toy_backbones:block_means", views=views)
+    store = FeatureStore(root)
+    names = sorted({label for split in labels.values() for label in split.values()})
+    rows, parts = [], []
+    for split, videos in labels.items():
+        for video_id, label in videos.items():
+            generator = np.random.default_rng(len(parts))
+            length = int(generator.integers(20, 36))
+            features = generator.standard_normal((length, *store.row_shape)).astype(np.float32)
+            features[: length // 2, ..., names.index(label) % store.row_shape[-1]] += 3
+            rows.append(VideoRow(video_id=video_id, path="/none", label=label, split=split))
+            parts.append(
+                VideoPart(
+                    video_id=video_id,
+                    features=features,
+                    frame_index=np.arange(length),
+                    timestamps=np.arange(length) / 10,
+                    status="ok",
+                )
+            )
+    write_manifest(rows, folder.manifest)
+    write_shard(
+        folder.shards / "000-00000.h5",
+        parts,
+        row_shape=store.row_shape,
+        dtype="float32",
+        fingerprint=store.extraction["fingerprint"],
+        views=views,
+        settings={},
+    )
+    return root

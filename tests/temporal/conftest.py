@@ -13,10 +13,12 @@ from vtnpipe.manifests.videos import VideoRow
 DIM = 12
 
 
-def _video(number: int, length: int) -> VideoPart:
+def _video(number: int, length: int, row_shape: tuple[int, ...]) -> VideoPart:
     generator = np.random.default_rng(number)
-    features = generator.standard_normal((length, DIM)).astype(np.float32)
-    features[:, number % 2] += np.where(np.arange(length) < length // 2, 3, 0)
+    features = generator.standard_normal((length, *row_shape)).astype(np.float32)
+    features[..., number % 2] += np.where(
+        np.arange(length).reshape(-1, *[1] * (len(row_shape) - 1)) < length // 2, 3, 0
+    )
     return VideoPart(
         video_id=f"v{number:02}",
         features=features,
@@ -28,18 +30,19 @@ def _video(number: int, length: int) -> VideoPart:
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
-    def make(num_videos: int = 24, *extra: VideoPart) -> FeatureStore:
+    def make(num_videos: int = 24, *extra: VideoPart, num_views: int = 1) -> FeatureStore:
+        row_shape = (DIM,) if num_views == 1 else (num_views, DIM)
         folder = FeatureFolder(tmp_path / "features")
         folder.shards.mkdir(parents=True)
-        write_extraction(folder, {"backbone": "toy"}, row_shape=[DIM])
+        write_extraction(folder, {"backbone": "toy"}, row_shape=list(row_shape))
         store = FeatureStore(folder.root)
         write_shard(
             folder.shards / "000-00000.h5",
-            [*(_video(n, 20 + n) for n in range(num_videos)), *extra],
-            row_shape=(DIM,),
+            [*(_video(n, 20 + n, row_shape) for n in range(num_videos)), *extra],
+            row_shape=row_shape,
             dtype="float32",
             fingerprint=store.extraction["fingerprint"],
-            views=["centre"],
+            views=[str(number) for number in range(num_views)],
             settings={},
         )
         return FeatureStore(folder.root)

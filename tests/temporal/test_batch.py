@@ -1,8 +1,7 @@
 """Positions, padding and masks."""
 
 import numpy as np
-import torch
-from vtnpipe.temporal.batch import Sample, collate, frame_positions
+from vtnpipe.temporal.batch import frame_positions, pad
 
 
 def test_positions_agree_for_different_frame_rates() -> None:
@@ -24,19 +23,7 @@ def test_positions_of_a_clip_count_from_its_rows_first_frame() -> None:
         np.testing.assert_array_equal(clip, whole[chosen])
 
 
-def _sample(length: int, label: int) -> Sample:
-    return Sample(torch.randn(length, 4), torch.arange(length), torch.tensor(label), f"v{length}")
-
-
-def test_collate_pads_to_the_longest() -> None:
-    samples = [_sample(3, 0), _sample(5, 2), _sample(1, 1)]
-    batch = collate(samples)
-    assert batch.features.shape == (3, 5, 4)
-    assert batch.mask.sum(1).tolist() == [3, 5, 1]
-    assert batch.targets.tolist() == [0, 2, 1]
-    assert batch.video_ids == ("v3", "v5", "v1")
-    for row, sample in enumerate(samples):
-        length = len(sample.features)
-        assert torch.equal(batch.features[row, :length], sample.features)
-        assert torch.equal(batch.positions[row, :length], sample.positions)
-        assert not batch.features[row, length:].any()
+def test_padding_goes_to_the_longest() -> None:
+    positions, mask = pad([np.arange(3) + 4, np.arange(5), np.arange(1) + 9])
+    assert positions.tolist() == [[4, 5, 6, 0, 0], [0, 1, 2, 3, 4], [9, 0, 0, 0, 0]]
+    assert mask.tolist() == [[True] * n + [False] * (5 - n) for n in (3, 5, 1)]

@@ -1,29 +1,33 @@
-"""Fitting: it learns, it resumes to the same bits, and it keeps what it should."""
+"""Fitting: it learns, it is stopped anywhere and ends with the same bits, it keeps the best."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from vtnpipe.manifests.errors import FeaturesError, SettingsError
+from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
-from vtnpipe.temporal.checkpoint import KEPT_CHECKPOINTS, RunFolder, read_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights
+from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
-from vtnpipe.temporal.dataset import ClipDataset, ClipSampling
-from vtnpipe.temporal.fit import EpochReport, Recipe, evaluate, fit
+from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
+from vtnpipe.temporal.fit import EpochReport, Fit, Keeping, Watch
+from vtnpipe.temporal.inference import predict_logits
 from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.processes import accelerated
+from vtnpipe.temporal.reader import FeatureReader
+from vtnpipe.temporal.recipe import Recipe
 from vtnpipe.temporal.tasks import read_targets
 
-RECIPE = Recipe(epochs=6, batch_size=8, optimizer="adamw", lr=3e-3)
+RECIPE = Recipe(epochs=6, batch_size=7, optimizer="adamw", lr=3e-3)
 CONFIG = TemporalConfig(
     feature_dim=12, num_classes=2, num_layers=1, num_heads=2, intermediate_dim=24, head_dim=12
 )
-
-
-class _StopError(Exception):
-    pass
+CLIPS = RandomClips(ClipSampling(num_frames=8, seconds=2.0))
+MakeStore = Callable[..., FeatureStore]
 
 
 def _fit(
@@ -31,75 +35,187 @@ def _fit(
     store: FeatureStore,
     rows: list[VideoRow],
     recipe: Recipe = RECIPE,
-    stop_after: int = 0,
+    *,
+    clips: RandomClips = CLIPS,
+    keeping: Keeping = Keeping(),  # noqa: B008  # frozen
+    watch: Watch = Watch(),  # noqa: B008  # frozen
 ) -> tuple[TemporalClassifier, RunFolder]:
     folder.mkdir(exist_ok=True)
-    run = RunFolder(folder)
-    labels = read_targets(rows, ["a", "b"])
-    sampling = ClipSampling(num_frames=8, seconds=2.0)
-    train = ClipDataset(store, rows, labels, position_fps=25, sampling=sampling)
-    val = ClipDataset(store, rows, labels, position_fps=25)
+    targets = read_targets(rows, ["a", "b"])
+    train, validation = (
+        ClipDataset(FeatureReader(store), rows, targets, wanted, position_fps=25)
+        for wanted in (clips, EvenClips())
+    )
     torch.manual_seed(7)
     model = TemporalClassifier(CONFIG)
+    with accelerated("cpu", recipe.precision) as accelerator:
+        Fit(
+            model=model,
+            config=CONFIG,
+            train=train,
+            validation=validation,
+            class_names=["a", "b"],
+            recipe=recipe,
+            folder=RunFolder(folder),
+            accelerator=accelerator,
+            keeping=keeping,
+            watch=watch,
+        ).run()
+    return model, RunFolder(folder)
 
-    def stop(report: EpochReport) -> None:
-        if report.epoch == stop_after:
-            raise _StopError
 
-    fit(model, train, val, ["a", "b"], recipe, run, device="cpu", on_epoch=stop)
-    return model, run
+def _stop_after(num_asked: int) -> Watch:
+    """Asks to stop when it is asked so many times; after every step and evaluated batch it is."""
+    asked = iter(range(1000))
+    return Watch(should_stop=lambda: next(asked) == num_asked)
+
+
+def _same_bits(one: RunFolder, other: RunFolder) -> None:
+    for name in ("best", "last"):
+        first, second = (read_weights(getattr(run, name)) for run in (one, other))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _timeless(run: RunFolder) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "videos_per_second"} for line in lines]
 
 
 def test_a_stopped_run_ends_with_the_same_bits(
-    tmp_path: Path, make_store: Callable[..., FeatureStore], rows: list[VideoRow]
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     store = make_store()
     _, whole = _fit(tmp_path / "whole", store, rows)
-    for stop_after in (2, 5):
-        with pytest.raises(_StopError):
-            _fit(tmp_path / "stopped", store, rows, stop_after=stop_after)
+    # An epoch asks four times in training and four times in evaluation.
+    for num_asked, place in ((0, "1 of 4"), (2, "4 of 4"), (5, "2 of 4"), (12, "4 of 4")):
+        with pytest.raises(StoppedError, match=rf"after {place} steps, which a checkpoint holds"):
+            _fit(tmp_path / "stopped", store, rows, watch=_stop_after(num_asked))
         torch.manual_seed(999)  # what happens outside must not matter
-        # Killed between the line and the checkpoint of the next epoch:
         with (tmp_path / "stopped/metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"epoch": stop_after + 1}) + "\n")
+            file.write(json.dumps({"epoch": 99}) + "\n")  # of a run killed before its checkpoint
     _, stopped = _fit(tmp_path / "stopped", store, rows)
-    for path in ("best", "last"):
-        one, other = read_weights(getattr(whole, path)), read_weights(getattr(stopped, path))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    lines = [json.loads(line) for line in stopped.metrics.read_text().splitlines()]
+    _same_bits(whole, stopped)
+    lines = _timeless(stopped)
     assert list(lines[0]) == [
-        *("epoch", "lr", "train_loss", "videos_per_second"),
+        *("epoch", "lr", "train_loss"),
         *("top1", "top5", "mean_class_accuracy", "loss", "is_best"),
     ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    timeless = [{k: v for k, v in line.items() if k != "videos_per_second"} for line in lines]
-    assert timeless == [
-        {k: v for k, v in json.loads(line).items() if k != "videos_per_second"}
-        for line in whole.metrics.read_text().splitlines()
+    assert lines == _timeless(whole)
+
+
+def test_checkpoints_inside_an_epoch_change_nothing(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
+) -> None:
+    store = make_store()
+    _, whole = _fit(tmp_path / "whole", store, rows)
+    often = Keeping(checkpoint_minutes=0.0, num_checkpoints=3)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == (3, 2):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        _fit(tmp_path / "often", store, rows, keeping=often, watch=Watch(on_step=kill))
+    assert sorted(path.name for path in (tmp_path / "often/checkpoints").iterdir()) == [
+        "epoch-000003-step-00000000.pt",
+        "epoch-000003-step-00000001.pt",
+        "epoch-000003-step-00000002.pt",
     ]
-    assert len(list(stopped.checkpoints.iterdir())) == KEPT_CHECKPOINTS
+    _, again = _fit(tmp_path / "often", store, rows, keeping=often)
+    _same_bits(whole, again)
+    assert _timeless(whole) == _timeless(again)
+
+
+def test_loading_processes_change_nothing(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
+) -> None:
+    store = make_store()
+    recipe = Recipe(epochs=2, batch_size=5)
+    _, one = _fit(tmp_path / "one", store, rows, recipe)
+    _, other = _fit(tmp_path / "other", store, rows, recipe, keeping=Keeping(num_loaders=2))
+    _same_bits(one, other)
+
+
+@pytest.mark.parametrize("clips", [CLIPS, RandomClips(WHOLE)])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_parts_of_a_batch_make_the_same_step(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow], clips: RandomClips, weights: Any
+) -> None:
+    # Dropout would differ: every part draws its own. A third of the clips make classes unequal.
+    store, few = make_store(), [*rows[::2], *rows[1:9:2]]
+    settings = {"batch_size": 9, "epochs": 2, "label_smoothing": 0.1, "class_weights": weights}
+    found = []
+    for parts in (1, 2, 4):
+        recipe = Recipe(**{**settings, "gradient_accumulation": parts, "clip_gradients": 0.3})
+        without = TemporalConfig(
+            **{**vars(CONFIG), "dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(_fit.__globals__, "CONFIG", without)
+            model, _ = _fit(tmp_path / f"{parts}", store, few, recipe, clips=clips)
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-4)
 
 
 def test_it_learns_and_keeps_the_best(
-    tmp_path: Path, make_store: Callable[..., FeatureStore], rows: list[VideoRow]
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     store = make_store()
     recipe = Recipe(epochs=30, batch_size=8, optimizer="adamw", lr=1e-2)
     model, run = _fit(tmp_path / "run", store, rows, recipe)
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = _timeless(run)
     assert lines[-1]["train_loss"] < 0.6 * lines[0]["train_loss"]
     best = max(line["top1"] for line in lines)
     assert best >= 0.9
     weights = {k.removeprefix("temporal."): v for k, v in read_weights(run.best).items()}
     model.load_state_dict(weights)
-    dataset = ClipDataset(store, rows, read_targets(rows, ["a", "b"]), position_fps=25)
-    for batch_size in (1, 7, 24):
-        metrics = evaluate(model, dataset, ["a", "b"], batch_size, device="cpu")
-        assert metrics.top1 == pytest.approx(best)
+    targets = read_targets(rows, ["a", "b"])
+    dataset = ClipDataset(FeatureReader(store), rows, targets, EvenClips(), position_fps=25)
+    with accelerated("cpu", "float32") as accelerator:
+        for batch_size in (1, 7, 24):
+            logits = predict_logits(model, dataset, batch_size=batch_size, accelerator=accelerator)
+            assert float((logits.argmax(1) == targets).double().mean()) == pytest.approx(best)
+
+
+def test_bfloat16_learns_and_keeps_float32_weights(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
+) -> None:
+    recipe = Recipe(epochs=8, batch_size=8, optimizer="adamw", lr=1e-2, precision="bfloat16")
+    model, run = _fit(tmp_path / "run", make_store(), rows, recipe)
+    lines = _timeless(run)
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with pytest.raises(SettingsError, match="--precision float16 with --device cpu"):
+        _fit(tmp_path / "half", make_store, rows, Recipe(precision="float16"))  # type: ignore[arg-type]
+
+
+def test_it_stops_early_and_stays_stopped(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
+) -> None:
+    store = make_store()
+    recipe = Recipe(epochs=50, batch_size=8, lr=0.0, patience=3)
+    for _ in range(2):
+        _, run = _fit(tmp_path / "run", store, rows, recipe)
+        assert [line["is_best"] for line in _timeless(run)] == [True, False, False, False]
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step(
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
+) -> None:
+    reports: list[EpochReport] = []
+    recipe = Recipe(epochs=4, batch_size=8, lr=1e-3, schedule="cosine", warm_up_epochs=1)
+    _fit(tmp_path / "run", make_store(), rows, recipe, watch=Watch(on_epoch=reports.append))
+    expected = [1e-3 * recipe.lr_factor(epoch + 2 / 3) for epoch in range(4)]
+    assert [report.lr for report in reports] == pytest.approx(expected)
 
 
 def test_sgd_is_the_default_and_a_loss_that_explodes_is_an_error(
-    tmp_path: Path, make_store: Callable[..., FeatureStore], rows: list[VideoRow]
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     assert Recipe().optimizer == "sgd"
     assert (Recipe().momentum, Recipe().lr, Recipe().epochs) == (0.9, 1e-3, 25)
@@ -109,13 +225,14 @@ def test_sgd_is_the_default_and_a_loss_that_explodes_is_an_error(
 
 
 def test_a_damaged_checkpoint_is_named(
-    tmp_path: Path, make_store: Callable[..., FeatureStore], rows: list[VideoRow]
+    tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     store = make_store()
-    with pytest.raises(_StopError):
-        _fit(tmp_path / "run", store, rows, stop_after=2)
-    (tmp_path / "run/checkpoints/epoch-0002.pt").write_bytes(b"damaged")
-    with pytest.raises(FeaturesError, match=r"epoch-0002\.pt: cannot be read"):
+    with pytest.raises(StoppedError):
+        _fit(tmp_path / "run", store, rows, watch=_stop_after(9))
+    damaged = tmp_path / "run/checkpoints/epoch-000001-step-00000002.pt"
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(FeaturesError, match=r"epoch-000001-step-00000002\.pt: cannot be read"):
         _fit(tmp_path / "run", store, rows)
-    (tmp_path / "run/checkpoints/epoch-0002.pt").unlink()
+    damaged.unlink()
     _fit(tmp_path / "run", store, rows)

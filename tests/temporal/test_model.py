@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from vtnpipe.manifests.errors import SettingsError
-from vtnpipe.temporal.batch import Sample, collate
 from vtnpipe.temporal.choices import ENCODERS
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.model import TemporalClassifier
@@ -20,28 +21,24 @@ def _model(encoder: str = "longformer", **changes: object) -> TemporalClassifier
     return model
 
 
-def _clips(*lengths: int) -> list[Sample]:
+def _clips(*lengths: int) -> list[tuple[Tensor, Tensor]]:
+    """Features [T, D] and positions [T] of each."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        Sample(
-            torch.randn(length, 24, generator=generator),
-            torch.arange(length) * 3,
-            torch.tensor(0),
-            str(length),
-        )
-        for length in lengths
-    ]
+    return [(torch.randn(n, 24, generator=generator), torch.arange(n) * 3) for n in lengths]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_batch_of_clips_equals_the_clips_alone(encoder: str) -> None:
     model = _model(encoder)
     clips = _clips(1, 17, 18, 40, 133)
-    batch = collate(clips)
+    features, positions = (
+        pad_sequence(column, batch_first=True) for column in zip(*clips, strict=True)
+    )
+    mask = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one, _ in clips], True)
     with torch.inference_mode():
-        together = model(batch.features, batch.positions, batch.mask)
+        together = model(features, positions, mask)
         for row, clip in enumerate(clips):
-            alone = model(clip.features[None], clip.positions[None])
+            alone = model(clip[0][None], clip[1][None])
             torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-4)
 
 
@@ -49,7 +46,7 @@ def test_a_batch_of_clips_equals_the_clips_alone(encoder: str) -> None:
 def test_what_stands_in_the_padding_changes_no_logit(encoder: str) -> None:
     model = _model(encoder)
     (clip,) = _clips(29)
-    features, positions = clip.features[None], clip.positions[None]
+    features, positions = clip[0][None], clip[1][None]
     with torch.inference_mode():
         expected = model(features, positions)
         for padding in (1, 7, 18, 200):
@@ -64,12 +61,12 @@ def test_what_stands_in_the_padding_changes_no_logit(encoder: str) -> None:
 
 def test_order_changes_the_longformer_and_not_the_mean() -> None:
     (clip,) = _clips(40)
-    positions = clip.positions[None]
+    positions = clip[1][None]
     with torch.inference_mode():
         for encoder, is_seen in (("longformer", True), ("mean", False)):
             model = _model(encoder)
-            logits = model(clip.features[None], positions)
-            backwards = model(clip.features.flip(0)[None], positions)
+            logits = model(clip[0][None], positions)
+            backwards = model(clip[0].flip(0)[None], positions)
             assert torch.allclose(logits, backwards, atol=1e-5) != is_seen
 
 
@@ -78,9 +75,9 @@ def test_positions_wrap_below_the_last_two_rows() -> None:
     (clip,) = _clips(20)
     positions = torch.arange(20)[None]
     with torch.inference_mode():
-        logits = model(clip.features[None], positions)
-        torch.testing.assert_close(model(clip.features[None], positions + 10), logits)
-        assert not torch.allclose(model(clip.features[None], positions + 1), logits)
+        logits = model(clip[0][None], positions)
+        torch.testing.assert_close(model(clip[0][None], positions + 10), logits)
+        assert not torch.allclose(model(clip[0][None], positions + 1), logits)
 
 
 def test_presets_have_the_papers_recipe() -> None:

@@ -1,0 +1,98 @@
+"""What a person sees of a training: a bar on a terminal, a line an epoch, TensorBoard's events."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .figures import figures_text
+from .progress import say
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from ..temporal.fit import EpochReport
+
+
+class TrainingLog:
+    """A context whose `on_step` and `on_epoch` a fit calls.
+
+    Args:
+        console: where to show it.
+        epochs: how many are wanted.
+        folder: for TensorBoard's events; None for none.
+    """
+
+    def __init__(self, console: Console, epochs: int, folder: Path | None) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("train", total=None)
+
+    def __enter__(self) -> "TrainingLog":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def on_step(self, epoch: int, done: int, total: int) -> None:
+        """Moves the bar.
+
+        Args:
+            epoch: from 0.
+            done: steps of it.
+            total: steps of an epoch.
+        """
+        self._bar.update(
+            self._task,
+            description=f"epoch {epoch + 1}/{self._epochs}"
+            + ("" if done < total else ": evaluate"),
+            completed=done,
+            total=total,
+        )
+
+    def on_epoch(self, report: "EpochReport") -> None:
+        """Prints a line, and writes events."""
+        say(self._console, _line(report, self._epochs))
+        if self._folder is None:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a run that was stopped wrote of this epoch and later ones no longer counts.
+            self._writer = SummaryWriter(str(self._folder), purge_step=report.epoch)
+        scalars = {"train/loss": report.train_loss, "train/lr": report.lr}
+        scalars["train/videos_per_second"] = report.videos_per_second
+        scalars |= {f"val/{name}": v for name, v in report.figures.items() if v is not None}
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, report.epoch)
+        self._writer.flush()
+
+
+def _line(report: "EpochReport", epochs: int) -> str:
+    return (
+        f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  "
+        f"{figures_text(report.figures, '  ')}  {report.videos_per_second:,.0f} videos/s"
+        f"{'  best' if report.is_best else ''}"
+    )

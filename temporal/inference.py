@@ -1,0 +1,85 @@
+"""A model's logits for the videos of a data set: averaged over clips and views, by all processes
+together.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..manifests.errors import StoppedError
+from .batch import Batch
+from .dataset import ClipDataset
+from .order import evaluation_batches
+from .processes import Accelerator, all_of
+
+
+def never() -> bool:
+    """Nothing asks to stop."""
+    return False
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: nn.Module,
+    dataset: ClipDataset,
+    *,
+    batch_size: int,
+    accelerator: Accelerator,
+    num_loaders: int = 0,
+    should_stop: Callable[[], bool] = never,
+) -> Tensor:
+    """Logits [N, C] of a data set's rows, the same in every process.
+
+    Whole batches go to the processes in turn, so that a clip's logits don't depend on how many
+    there are, and sums are taken in the order of the batches.
+
+    Args:
+        network: as `accelerator.prepare` gives it; is in evaluation mode afterwards.
+        dataset: of `EvenClips`; the mean of each row's logits is taken over its draws.
+        batch_size: clips at once, in each process.
+        accelerator: see `temporal/processes.py`.
+        num_loaders: processes that read ahead.
+        should_stop: asked after every batch.
+
+    Raises:
+        StoppedError: it said so, in one of the processes.
+    """
+    network.eval()
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
+    loader = iter(load(dataset, batches[rank::num_processes], num_loaders))
+    sums: Tensor | None = None
+    for _ in range(0, len(batches), num_processes):
+        batch = next(loader, None)
+        mine = None if batch is None else (batch.numbers, run(network, batch, accelerator).cpu())
+        found = all_of(accelerator, (mine, should_stop()))
+        if any(stops for _, stops in found):
+            raise StoppedError("stopped while evaluating")
+        for numbers, logits in (one for one, _ in found if one is not None):
+            if sums is None:
+                sums = torch.zeros(len(dataset), logits.shape[1], dtype=torch.float64)
+                dtype = logits.dtype
+            sums.index_add_(0, numbers, logits.double())
+    assert sums is not None, "a split has rows"
+    return (sums / dataset.num_draws).to(dtype)
+
+
+def load(
+    dataset: ClipDataset, batches: list[list[tuple[int, int]]], num_loaders: int
+) -> DataLoader[Batch]:
+    """Reads batches of keys, in their order."""
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_loaders)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # a data set's items are batches already
+
+
+def run(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
+    """Logits [B, C] of a batch, on the device."""
+    inputs = (batch.features, batch.positions, batch.mask)
+    logits: Tensor = network(*(tensor.to(accelerator.device) for tensor in inputs))
+    return logits

@@ -1,0 +1,78 @@
+"""Several processes that fit and evaluate one model together, as `torchrun` starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from command_line import cli_environment, run_cli
+from feature_folders import made_up_features
+from vtnpipe.temporal.checkpoint import read_weights
+
+# 21 clips in batches of 5: the last one is of 1, so that one of two processes has none of it.
+OPTIONS = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--batch-size", 5)
+OPTIONS += ("--epochs", 3, "--dropout", 0, "--head-dropout", 0, "--class-weights", "balanced")
+OPTIONS += ("--lr", 0.05, "--device", "cpu")
+
+
+def _together(folder: Path, *arguments: object) -> str:
+    """Runs a command in two processes; what they print."""
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m vtnpipe".split()
+    ran = subprocess.run(
+        [sys.executable, *launch, *map(str, arguments)],
+        cwd=folder,
+        env=cli_environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_two_processes_make_the_model_and_the_figures_of_one(tmp_path: Path) -> None:
+    labels = {
+        split: {f"{split}{n}": "abc"[n % 3] for n in range(count)}
+        for split, count in (("train", 21), ("val", 13))
+    }
+    made_up_features(tmp_path / "f", labels, views=("centre", "flip"))
+    run_cli(tmp_path, "train-temporal", "f", "one", *OPTIONS)
+    printed = _together(tmp_path, "train-temporal", "f", "two", *OPTIONS)
+    assert printed.count("epoch   3/3") == 1
+    assert "x 2 processes" in printed
+    one, two = (read_weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    begun = sum(float(tensor.abs().sum()) for tensor in one.values())
+    assert begun > 0
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for first, second in zip(*lines, strict=True):
+        assert {k: v for k, v in first.items() if "loss" not in k and "per_s" not in k} == {
+            k: v for k, v in second.items() if "loss" not in k and "per_s" not in k
+        }
+        assert abs(first["train_loss"] - second["train_loss"]) < 1e-5
+
+    clips = ("--clips", 3, "--clip-frames", 4, "--clip-seconds", 1.0, "--batch-size", 8)
+    run_cli(tmp_path, "evaluate", "one", "f", *clips)
+    alone = {path.name: path.read_bytes() for path in (tmp_path / "one/predictions").iterdir()}
+    printed = _together(tmp_path, "evaluate", "one", "f", *clips, "--device", "cpu")
+    assert printed.count("split val, 3 clips a video: top-1") == 1
+    values = [
+        json.loads(data)["metrics"]
+        for data in (
+            alone["val+3clips.json"],
+            (tmp_path / "one/predictions/val+3clips.json").read_bytes(),
+        )
+    ]
+    assert abs(values[0].pop("loss") - values[1].pop("loss")) < 1e-6
+    assert values[0] == values[1]
+    with np.load(tmp_path / "one/predictions/val+3clips.npz") as arrays:
+        assert arrays["logits"].shape == (13, 3)
+        assert arrays["video_ids"].tolist() == [f"val{n}" for n in range(13)]
+        assert arrays["classes"][arrays["targets"]].tolist() == ["abc"[n % 3] for n in range(13)]
