@@ -19,13 +19,14 @@ from ..manifests.errors import (
     EXIT_WITH_FAILURES,
     VtnpipeError,
 )
+from .build_manifest import BuildSettings, build_manifest
 from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
 from .extract import ExtractSettings, extract
 from .features import show_features, show_video
 from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
-from .manifest import SplitSettings, build_manifest, check_manifest, show_manifest, split_manifest
+from .manifest import SplitSettings, check_manifest, show_manifest, split_manifest
 from .model import PAPER_FRAMES, show_model
 from .options import settings_options
 from .parity import ParitySettings, parity
@@ -177,14 +178,19 @@ def manifest_group() -> None:
 
 
 @manifest_group.command("build")
-@click.argument("folder")
+@click.argument("source", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="MANIFEST", help="The CSV to write.")
-@click.option("--split", default="", help="Name of the split to write into every row.")
-def manifest_build(folder: str, output: str, split: str) -> int:
-    """Write a manifest of FOLDER, which has one sub-folder per class."""
-    rows = build_manifest(folder, output, split=split)
-    click.echo(f"{output}: {len(rows):,} videos, {len({row.label for row in rows}):,} classes")
-    return EXIT_OK
+@settings_options(BuildSettings)
+def manifest_build(source: tuple[str, ...], output: str, **options: Any) -> int:
+    """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
+
+    SOURCE is that folder; or Kinetics' CSV files, the folder of UCF101's or HMDB51's splits, the
+    JSON files of Something-Something v2 or ActivityNet, or lists of paths and class numbers.
+    """
+    report = build_manifest(source, output, BuildSettings(**options))
+    for line in report.lines:
+        click.echo(line)
+    return report.exit_code
 
 
 @manifest_group.command("check")

@@ -1,4 +1,4 @@
-"""`vtnpipe manifest build/check/split/show`: make a manifest, check it, split it, count it."""
+"""`vtnpipe manifest check/split/show`: check a manifest, split it, count it."""
 
 import random
 import re
@@ -12,12 +12,6 @@ from ..manifests.errors import ManifestError, SettingsError
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .options import check_settings, setting
 
-# What `build` takes for a video, by name; what a file really is shows when it is opened.
-EXTENSIONS = frozenset(
-    ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf "
-    ".m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
-    ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
-)
 SPLITS = ("train", "val", "test")
 
 
@@ -54,36 +48,6 @@ class SplitSettings:
     def shares(self) -> tuple[float, float, float]:
         """In the order of `SPLITS`."""
         return self.train, self.val, self.test
-
-
-def build_manifest(folder: str | Path, output: str | Path, *, split: str = "") -> list[VideoRow]:
-    """Writes a manifest of a folder that has one sub-folder per class.
-
-    A video's id is its path below the folder; its label is the sub-folder's name.
-
-    Raises:
-        ManifestError: the folder is missing, or holds no videos in sub-folders.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; give one with a sub-folder per class")
-    rows = [
-        VideoRow(
-            video_id=path.relative_to(root).as_posix(),
-            path=str(path.absolute()),
-            label=path.relative_to(root).parts[0],
-            split=split,
-        )
-        for path in sorted(root.glob("*/**/*"))
-        if path.suffix.lower() in EXTENSIONS and path.is_file()
-    ]
-    if not rows:
-        raise ManifestError(
-            f"{root}: no videos in sub-folders; expected "
-            f"{root}/CLASS/VIDEO with an extension such as .mp4"
-        )
-    write_manifest(rows, output)
-    return rows
 
 
 def check_manifest(manifest: str | Path) -> Iterator[str]:

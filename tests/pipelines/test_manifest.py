@@ -8,7 +8,8 @@ import pytest
 from command_line import Vtnpipe
 from vtnpipe.manifests.errors import ManifestError, SettingsError
 from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
-from vtnpipe.pipelines.manifest import SplitSettings, build_manifest, split_manifest
+from vtnpipe.pipelines.build_manifest import build_manifest
+from vtnpipe.pipelines.manifest import SplitSettings, split_manifest
 
 
 def _touch(*paths: Path) -> None:
@@ -97,4 +98,4 @@ def test_split_rules(tmp_path: Path) -> None:
 def test_build_needs_videos_in_sub_folders(tmp_path: Path, write_csv: Callable[..., Path]) -> None:
     _touch(tmp_path / "set/a.mp4")
     with pytest.raises(ManifestError, match="CLASS/VIDEO"):
-        build_manifest(tmp_path / "set", tmp_path / "m.csv")
+        build_manifest([tmp_path / "set"], tmp_path / "m.csv")
