@@ -1,10 +1,11 @@
 """Cutting a long video into parts, exactly: each part knows its frames, and where to decode from.
 
-Decoding begins two keyframes before a part's first frame. One is what formats promise; the one
-before it covers streams that recover slowly after a keyframe (intra refresh), and gives the part's
-first frame a neighbour to compare times with. Only where packets are damaged may pictures differ
-from those of a reading from the beginning, as what a decoder makes up for them depends on where it
-began.
+Decoding begins at a keyframe that needs nothing of what came before it (`keyframes.py`), a few
+frames before a part's first one, so that the decoder has settled on how many frames it reorders. In
+other streams it begins two keyframes before: one is what formats promise; the one before it covers
+those that recover slowly after a keyframe (intra refresh). Either way the part's first frame has a
+neighbour to compare times with. Only where packets are damaged may pictures differ from those of a
+reading from the beginning, as what a decoder makes up for them depends on where it began.
 """
 
 from bisect import bisect_right
@@ -18,6 +19,7 @@ from .probe import VideoInfo
 from .sampling import Sampling, select
 
 PREROLL_KEYFRAMES = 2
+SETTLING_FRAMES = 16  # as many as H.264 and HEVC may reorder
 MAX_PREROLL = 4  # times the part before it: decoding is cheap beside a backbone
 
 
@@ -82,16 +84,27 @@ def window_around(info: VideoInfo, first: int, stop: int) -> tuple[Window, int]:
     if not info.keyframes:
         return WHOLE, 0
     pts, packet_pts = info.presented_pts, info.packet_pts
-    num_before = bisect_right(info.keyframes, pts[max(first - 1, 0)], key=lambda key: key.pts)
-    keyframe = (
-        None if num_before < PREROLL_KEYFRAMES else info.keyframes[num_before - PREROLL_KEYFRAMES]
-    )
+    keyframe = _keyframe_before(info, first)
     first_packet = 0 if keyframe is None else keyframe.packet
     window_frame = 0 if keyframe is None else int(np.searchsorted(pts, keyframe.pts))
     num_packets = None
     if stop < info.num_presented:
         num_packets = int(np.flatnonzero(packet_pts <= pts[stop])[-1]) + 1 - first_packet
     return Window(keyframe, num_packets), window_frame
+
+
+def _keyframe_before(info: VideoInfo, first: int) -> Keyframe | None:
+    """Where to begin decoding so that a frame comes out right; None for the file's beginning."""
+    pts = info.presented_pts
+
+    def last_before(frame: int) -> int:
+        return bisect_right(info.keyframes, pts[max(frame, 0)], key=lambda key: key.pts) - 1
+
+    number = last_before(first - 1) - (PREROLL_KEYFRAMES - 1)
+    settled = last_before(first - SETTLING_FRAMES)
+    if settled >= 0 and info.keyframes[settled].packet in info.fresh_keyframes:
+        number = max(number, settled)
+    return info.keyframes[number] if number >= 0 else None
 
 
 def window_of(cut: Cut) -> Window:

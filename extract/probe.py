@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..manifests.errors import VideoError
 from .container import MAX_PIXELS, MOV, WHOLE, Keyframe, Window, decode, open_window
+from .keyframes import starts_afresh
 from .orientation import UPRIGHT, Orientation, orientation_of
 
 
@@ -38,6 +39,7 @@ class VideoInfo:
         packet_pts: [M] int64: of all packets in the file's order; empty as above.
         keyframes: where decoding may begin, in order; none where frames are counted, or of a
             window.
+        fresh_keyframes: numbers of the packets of those that need nothing from before them.
         beyond_end_dts: [M] int64: decoding times of the samples in the file's index that its bytes
             do not reach.
         time_base: seconds per unit.
@@ -58,6 +60,7 @@ class VideoInfo:
     origin_pts: int
     packet_pts: npt.NDArray[np.int64]
     keyframes: tuple[Keyframe, ...]
+    fresh_keyframes: frozenset[int]
     beyond_end_dts: npt.NDArray[np.int64]
     time_base: Fraction
     rate: float
@@ -112,9 +115,11 @@ def probe(
     pts, every_pts = array("q"), array("q")
     oddities: dict[str, None] = {}  # an ordered set
     keyframes: list[Keyframe] = []
+    fresh: list[int] = []
     num_presented, num_packets, latest_pts, first_frame = 0, 0, None, None
     before_pts = -math.inf if window.keyframe is None else window.keyframe.pts
     with open_window(path, window) as (container, stream, every):
+        coded_as = (stream.codec_context.name, stream.codec_context.extradata)
         for packet in every:
             on_progress()
             if first_frame is None:
@@ -128,6 +133,8 @@ def probe(
                     latest_pts = packet.pts
                     if packet.is_keyframe and not packet.is_discard:
                         keyframes.append(Keyframe(num_packets - 1, packet.pts, packet.dts))
+                        if starts_afresh(*coded_as, bytes(packet)):
+                            fresh.append(num_packets - 1)
                 if packet.pts < before_pts:
                     continue  # shown before the window begins
             if packet.is_discard:
@@ -169,6 +176,7 @@ def probe(
             origin_pts=origin_pts if origin_pts is not None else int(presented[:1].sum()),
             packet_pts=np.array(every_pts if is_ranked else [], dtype=np.int64),
             keyframes=tuple(keyframes) if is_ranked and window == WHOLE else (),
+            fresh_keyframes=frozenset(fresh),
             beyond_end_dts=np.array(beyond_end, dtype=np.int64),
             time_base=stream.time_base or Fraction(1, 1000),
             rate=float(stream.guessed_rate or 25),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numbered_videos import draw_number, read_number, write_video
 from vtnpipe.extract import frames as frames_module
-from vtnpipe.extract.cuts import cut_video
+from vtnpipe.extract.cuts import SETTLING_FRAMES, cut_video
 from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
 from vtnpipe.extract.probe import probe
 from vtnpipe.extract.sampling import Sampling
@@ -122,6 +122,27 @@ def test_parts_are_the_whole(tmp_path: Path, kind: str) -> None:
         first = HIDDEN if kind == "edit list" else 0
         numbers = [read_number(f.image) for cut in cuts for f in read(path, cut=cut)[0]]
         assert numbers == list(range(first, NUM_FRAMES))
+
+
+LONG = {"g": "40", "keyint_min": "40"}
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_decoding_begins_near_a_part_where_a_keyframe_needs_nothing(
+    tmp_path: Path, codec: str, suffix: str, is_open: bool
+) -> None:
+    gop = "open-gop=1:b-adapt=0" if is_open else "open-gop=0"
+    if codec == "libx265":
+        gop += ":keyint=40:min-keyint=40:scenecut=0:log-level=none"
+    params = {codec.removeprefix("lib") + "-params": gop}
+    path = write(tmp_path / f"a{suffix}", codec=codec, **LONG, **params)
+    cuts = cuts_of(path, 29)
+    assert_parts_are_the_whole(path, cuts)
+    most = max(cut.first_frame - cut.window_frame for cut in cuts)
+    assert (most <= 40 + SETTLING_FRAMES) != is_open
+    assert len(probe(str(path)).fresh_keyframes) == (1 if is_open else 3)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(every=4), Sampling(fps=7)])
