@@ -38,11 +38,12 @@ from vtnpipe.temporal.batch import Batch
 from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
-from vtnpipe.temporal.fit import Fit, _Progress
+from vtnpipe.temporal.fit import Fit
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.order import training_batches
 from vtnpipe.temporal.presets import preset
 from vtnpipe.temporal.processes import accelerated
+from vtnpipe.temporal.progress import Progress
 from vtnpipe.temporal.reader import FeatureReader, preload
 from vtnpipe.temporal.recipe import Recipe
 
@@ -162,7 +163,7 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             batch = datasets["copied"].batch(keys)
             in_memory.kept[tuple(keys)] = Batch(*(tensor.to(device) for tensor in batch))
         seconds = in_turn(
-            {name: (lambda fit=fit: fit._train_epoch(_Progress())) for name, fit in fits.items()},
+            {name: (lambda fit=fit: fit._train_epoch(Progress())) for name, fit in fits.items()},
             rounds=1 if is_quick else 5,
         )
         alone = time.perf_counter()
@@ -232,7 +233,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         whole = ClipDataset(reader, rows, targets, EvenClips(), position_fps=25)
         fit = fit_of(dataset, accelerator, folder)
         candidates: dict[str, Callable[[], None]] = {
-            "stage two": lambda: fit._train_epoch(_Progress()),
+            "stage two": lambda: fit._train_epoch(Progress()),
             "end to end": lambda: train(False),
             "end to end, backbone frozen": lambda: train(True),
         }

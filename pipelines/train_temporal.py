@@ -183,10 +183,11 @@ def train_temporal(
     from ..temporal.checkpoint import RunFolder
     from ..temporal.clips import WHOLE, ClipSampling
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
-    from ..temporal.fit import Fit, Keeping, Watch
+    from ..temporal.fit import Fit
     from ..temporal.metrics import METRICS
     from ..temporal.model import TemporalClassifier
     from ..temporal.processes import accelerated
+    from ..temporal.progress import Keeping, Watch
     from .network import NetworkConfig, link_backbone, write_config
     from .training import read_splits, resolve
 

@@ -13,7 +13,7 @@ from .progress import say
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from ..temporal.fit import EpochReport
+    from ..temporal.progress import EpochReport
 
 
 class TrainingLog:

@@ -7,9 +7,9 @@ dropout's noise from (seed, epoch, step), so a checkpoint needs no state of a ge
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,71 +22,16 @@ from .batch import Batch
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, save_weights, write_lines
 from .config import TemporalConfig
 from .dataset import ClipDataset, Key
-from .inference import load, never, predict_logits, run
+from .inference import load, predict_logits, run
 from .metrics import Metrics, task_metrics
 from .order import share_of, training_batches
 from .processes import Accelerator, any_says, sum_of
+from .progress import EpochReport, Keeping, Progress, Watch
 from .recipe import Recipe
 from .tasks import clip_weights, task_losses
 
 GO_ON, SAVE, STOP = range(3)
 LOSSES_WAITING = 16  # steps whose losses stay on the device: reading each would wait for it
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """A line of metrics.jsonl."""
-
-    epoch: int  # from 1, of those that are finished
-    lr: float  # of its last step
-    train_loss: float
-    figures: dict[str, float | None]  # of the validation split, see `temporal/metrics.py`
-    videos_per_second: float
-    is_best: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The line: figures beside the rest."""
-        values = asdict(self)
-        figures, is_best = values.pop("figures"), values.pop("is_best")
-        return {**values, **figures, "is_best": is_best}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """Who looks on: `on_step(epoch, steps done, steps in all)`, `on_epoch(report)`, `should_stop()`
-    after each step.
-    """
-
-    on_step: Callable[[int, int, int], None] = lambda epoch, done, total: None
-    on_epoch: Callable[[EpochReport], None] = lambda report: None
-    should_stop: Callable[[], bool] = never
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keeping:
-    """How a fit is kept and read; none of it changes the weights.
-
-    Attributes:
-        checkpoint_minutes: between checkpoints inside an epoch.
-        num_checkpoints: the newest that are kept.
-        num_loaders: processes that read ahead.
-    """
-
-    checkpoint_minutes: float = 10.0
-    num_checkpoints: int = 2
-    num_loaders: int = 0
-
-
-@dataclass
-class _Progress:
-    """How far a fit is: what a checkpoint holds besides the state of torch's objects."""
-
-    epoch: int = 0  # finished ones
-    step: int = 0  # of the next
-    loss_sum: float = 0.0  # of those steps' clips, in all processes
-    weight_sum: float = 0.0
-    seconds: float = 0.0
-    lines: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -151,17 +96,17 @@ class Fit:
         self._loss = loss
         self._last_checkpoint = time.monotonic()
 
-    def _resume(self) -> _Progress:
+    def _resume(self) -> Progress:
         """Takes over the newest checkpoint, if there is one."""
         state = load_checkpoint(self.folder)
-        progress = _Progress()
+        progress = Progress()
         if state is not None:
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._scheduler.load_state_dict(state["scheduler"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            progress = _Progress(**state["progress"])
+            progress = Progress(**state["progress"])
             if not self.accelerator.is_main_process:
                 progress.loss_sum = 0.0  # it is the sum of all
         if self.accelerator.is_main_process:
@@ -169,7 +114,7 @@ class Fit:
             write_lines(progress.lines, self.folder.metrics)
         return progress
 
-    def _save(self, progress: _Progress) -> None:
+    def _save(self, progress: Progress) -> None:
         """Writes a checkpoint."""
         loss_sum = sum_of(self.accelerator, progress.loss_sum)
         if self.accelerator.is_main_process:
@@ -185,7 +130,7 @@ class Fit:
             save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
         self._last_checkpoint = time.monotonic()
 
-    def _stop(self, progress: _Progress) -> NoReturn:
+    def _stop(self, progress: Progress) -> NoReturn:
         raise StoppedError(
             f"{self.folder.root}: stopped in epoch {progress.epoch + 1} after {progress.step} of "
             f"{self._num_steps} steps, which a checkpoint holds; the same command resumes"
@@ -208,7 +153,7 @@ class Fit:
         best = max(line["epoch"] for line in lines if line["is_best"])
         return bool(lines[-1]["epoch"] - best >= self.recipe.patience)
 
-    def _train_epoch(self, progress: _Progress) -> None:
+    def _train_epoch(self, progress: Progress) -> None:
         """Does the steps of an epoch that are not done yet."""
         batches = training_batches(
             self.train.lengths, self.recipe.batch_size, seed=self.recipe.seed, epoch=progress.epoch
@@ -271,12 +216,12 @@ class Fit:
         """What the clips of a batch count together."""
         return float(self._clip_weights[[number for number, _ in keys]].sum())
 
-    def _seed(self, progress: _Progress) -> None:
+    def _seed(self, progress: Progress) -> None:
         """Seeds dropout's noise."""
         place = (self.recipe.seed, progress.epoch, progress.step, self.accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
-    def _add_up(self, losses: list[Tensor], progress: _Progress) -> None:
+    def _add_up(self, losses: list[Tensor], progress: Progress) -> None:
         """Empties the list of losses into the sum.
 
         Raises:
@@ -294,7 +239,7 @@ class Fit:
                 "lower rate, or --clip-gradients, in a new run folder"
             )
 
-    def _evaluate(self, progress: _Progress) -> Metrics:
+    def _evaluate(self, progress: Progress) -> Metrics:
         try:
             logits = predict_logits(
                 self._network,
@@ -309,7 +254,7 @@ class Fit:
             self._stop(progress)
         return task_metrics(logits, self.validation.targets, self.class_names, self.config)
 
-    def _finish_epoch(self, progress: _Progress, metrics: Metrics) -> None:
+    def _finish_epoch(self, progress: Progress, metrics: Metrics) -> None:
         self._check_finite(metrics.loss, progress.epoch)
         last_step = progress.epoch + (self._num_steps - 1) / self._num_steps
         report = EpochReport(

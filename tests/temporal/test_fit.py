@@ -14,10 +14,11 @@ from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
-from vtnpipe.temporal.fit import EpochReport, Fit, Keeping, Watch
+from vtnpipe.temporal.fit import Fit
 from vtnpipe.temporal.inference import predict_logits
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.processes import accelerated
+from vtnpipe.temporal.progress import EpochReport, Keeping, Watch
 from vtnpipe.temporal.reader import FeatureReader
 from vtnpipe.temporal.recipe import Recipe
 from vtnpipe.temporal.tasks import read_targets
