@@ -16,6 +16,7 @@ seeds="0 1 2"
 [ -d "$folder/features/shards" ] || vtnpipe demo "$folder" --seeds 1 --epochs 1
 mkdir -p "$folder/ablations"
 
+# (Of one layer, only what [CLS] attends to is read, so its window changes nothing.)
 # name | options that differ; of an option that is given twice, the last counts
 while IFS='|' read -r name options; do
     for seed in $seeds; do
@@ -26,15 +27,15 @@ while IFS='|' read -r name options; do
         vtnpipe evaluate "$run" "$folder/features" --bootstrap 0 --shuffle-frames
     done
 done <<'EOF'
-1 layer, window 18, learned positions|
+1 layer, window 18, learned positions, 2 s|
 3 layers|--layers 3
 6 layers|--layers 6
 positions: sinusoidal|--position-embedding sinusoidal
 positions: none|--position-embedding none
 footprint 0.5 s|--clip-seconds 0.5
 footprint 1 s|--clip-seconds 1
-window 2|--window 2
-window 4|--window 4
+3 layers, window 2|--layers 3 --window 2
+3 layers, window 4|--layers 3 --window 4
 encoder: full|--encoder full
 encoder: perceiver|--encoder perceiver
 encoder: mean|--encoder mean

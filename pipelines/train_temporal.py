@@ -260,10 +260,11 @@ def _describe(
     """What is fitted to what, and how, in a line."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
-    count = accelerator.num_processes
+    count, device = accelerator.num_processes, accelerator.device
+    place = device.type if count > 1 else str(device)
     return (
         f"{model.config.encoder}, {num_parameters / 1e6:.1f}M parameters in {recipe.precision}, "
-        f"on {accelerator.device}{f' x {count} processes' if count > 1 else ''}; "
+        f"on {place}{f' x {count} processes' if count > 1 else ''}; "
         f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "
         f"videos{classes}; {recipe.optimizer}, learning rate {recipe.lr:g} ({recipe.schedule}), "
         f"batches of {recipe.batch_size}"
