@@ -134,7 +134,7 @@ class TrainTemporalSettings:
         "auto", help="Copy the features into memory, where half of what is free holds them."
     )
     loaders: int = setting(
-        0, help="Processes that read ahead, worth it where shards are slow.", check=at_least(0)
+        0, help="Processes that read ahead, where features are not copied.", check=at_least(0)
     )
     checkpoint_minutes: float = setting(
         10.0, help="Between checkpoints inside an epoch; each epoch has one.", check=at_least(0)
@@ -243,7 +243,7 @@ def train_temporal(
                     keeping=Keeping(
                         checkpoint_minutes=settings.checkpoint_minutes,
                         num_checkpoints=settings.keep_checkpoints,
-                        num_loaders=settings.loaders,
+                        num_loaders=settings.loaders if reader.table is None else 0,
                     ),
                     watch=Watch(
                         on_step=log.on_step,

@@ -166,7 +166,7 @@ def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
     """
     if config.task == "multi-label":
         present = targets.sum(0)
-        return (len(targets) - present) / present
+        return (len(targets) - present).clamp(min=1) / present  # 0 would forget a class
     counts = torch.bincount(targets, minlength=config.num_classes)
     return len(targets) / (config.num_classes * counts)
 

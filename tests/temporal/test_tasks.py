@@ -10,10 +10,14 @@ from vtnpipe.temporal.choices import Task
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.tasks import (
+    LossOptions,
+    balanced_class_weights,
+    clip_weights,
     decision,
     probabilities,
     read_targets,
     task_loss,
+    task_losses,
     training_classes,
 )
 
@@ -98,3 +102,34 @@ def test_decisions_and_probabilities() -> None:
     assert float(probabilities(logits, "classification").sum()) == pytest.approx(1)
     assert probabilities(logits, "multi-label")[1] == pytest.approx(1 / (1 + math.exp(-2)))
     assert probabilities(torch.tensor([1.0]), "regression").shape == (0,)
+
+
+def test_balanced_classes_weigh_alike() -> None:
+    targets = torch.tensor([0, 0, 0, 1])
+    config = _config("classification")
+    weights = balanced_class_weights(targets, config)
+    options = LossOptions(class_weights=weights)
+    sums = torch.zeros(2).index_add(0, targets, clip_weights(targets, config, options))
+    assert sums.tolist() == pytest.approx([2.0, 2.0])
+    logits = torch.randn(4, 2)
+    losses = task_losses(logits, targets, config, options)
+    expected = torch.nn.functional.cross_entropy(logits, targets, weights)
+    total = clip_weights(targets, config, options).sum()
+    torch.testing.assert_close(losses.sum() / total, expected)
+    several = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    assert balanced_class_weights(several, _config("multi-label")).tolist() == [
+        *(2.0, pytest.approx(1 / 3)),  # the second is always there, and still counts
+    ]
+
+
+def test_label_smoothing_moves_targets_towards_all_classes() -> None:
+    options = LossOptions(label_smoothing=0.2)
+    logits = torch.randn(3, 2)
+    found = task_losses(logits, torch.tensor([0, 1, 1]), _config("classification"), options)
+    soft = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
+    torch.testing.assert_close(found, -(soft * logits.log_softmax(1)).sum(1))
+    found = task_losses(logits, soft.round(), _config("multi-label"), options)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, soft, reduction="none"
+    ).mean(1)
+    torch.testing.assert_close(found, expected)
