@@ -52,7 +52,7 @@ from vtnpipe.pipelines.tuning import Tuning, Workers
 
 FPS = 25
 BACKBONE = "vit_small_patch16_224"
-BARE_SECONDS = 15.0
+BARE_SECONDS = 30.0
 
 
 def main() -> None:
