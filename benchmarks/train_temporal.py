@@ -35,7 +35,7 @@ from vtnpipe.manifests.shards import VideoPart, write_shard
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.temporal.batch import Batch
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
 from vtnpipe.temporal.fit import Fit
@@ -118,11 +118,14 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
 def fit_of(dataset: ClipDataset, accelerator: Any, folder: Path, **recipe: Any) -> Fit:
     """A fit of the preset's model, ready for its first step."""
     config = preset(PRESET).temporal_config(num_classes=NUM_CLASSES)
+    model = TemporalClassifier(config)
     fit = Fit(
-        model=TemporalClassifier(config),
+        model=model,
         config=config,
         train=dataset,
-        validation=dataset,
+        validate=lambda network, should_stop: torch.zeros(len(dataset), NUM_CLASSES),
+        validation_targets=dataset.targets,
+        save=lambda path: save_weights(model, path),
         class_names=[str(number) for number in range(NUM_CLASSES)],
         recipe=Recipe(**recipe),
         folder=RunFolder(folder),
@@ -223,7 +226,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     def infer_from_features(dataset: ClipDataset, model: TemporalClassifier) -> None:
         with torch.inference_mode():
             batch = dataset.batch([(0, 0)])
-            model(batch.features.to(device), batch.positions.to(device), batch.mask.to(device))
+            model(batch.inputs.to(device), batch.positions.to(device), batch.mask.to(device))
 
     rows = [VideoRow(video_id=video_id, path="/none") for video_id in store]
     targets = torch.arange(len(rows)) % NUM_CLASSES

@@ -122,7 +122,14 @@ def evaluate(
     store = open_features(source)
     check_features(config, store.extraction["identity"], store.folder.root)
     rows = read_manifest(settings.manifest or store.folder.manifest)
-    usable = usable_rows(store, rows, settings.split, drop_partial=settings.drop_partial)
+    usable = usable_rows(
+        store.statuses,
+        rows,
+        settings.split,
+        what="features",
+        remedy=f"extract them first, into {store.folder.root}",
+        drop_partial=settings.drop_partial,
+    )
     targets = read_targets(usable.rows, config.class_names, config.temporal.task)
     sampling = ClipSampling(num_frames=settings.clip_frames, seconds=settings.clip_seconds)
     clips = EvenClips(

@@ -1,45 +1,21 @@
 """How a run begins: is its folder a run folder, and of the same run?"""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..manifests.errors import SettingsError
 from ..manifests.files import remove_temporaries, write_json
-from ..manifests.folder import fingerprint
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..manifests.store import FeatureStore
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.splits import UsableRows
 
 
 # What may change when a run is resumed:
 FREE = set(
     "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints".split()
 )
-
-
-def data_digest(
-    store: "FeatureStore",
-    parts: Iterable["UsableRows"],
-    targets: Iterable["Tensor"],
-    class_names: list[str],
-) -> str:
-    """What the run learns from: features, videos and their targets, as 16 hexadecimal digits."""
-    rows = [
-        [
-            (row.video_id, target, [e.crc32 for e in store.entries[row.video_id]])
-            for row, target in zip(part.rows, wanted.tolist(), strict=True)
-        ]
-        for part, wanted in zip(parts, targets, strict=True)
-    ]
-    value = {"features": store.extraction["fingerprint"], "rows": rows, "classes": class_names}
-    return fingerprint(value)
 
 
 def check_root(files: "RunFolder") -> None:

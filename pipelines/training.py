@@ -1,23 +1,55 @@
-"""What a training begins with: which videos, which targets, the model's shape, the recipe."""
+"""What fitting on features and fitting from video share: rows and targets, the model's shape, the
+recipe, and the fit itself with all who look on.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from rich.console import Console
+from torch import Tensor, nn
 
 from ..manifests.errors import ManifestError, SettingsError
-from ..manifests.store import FeatureStore
-from ..manifests.videos import read_manifest
+from ..manifests.folder import fingerprint
+from ..manifests.videos import VideoRow
+from ..temporal.checkpoint import RunFolder
+from ..temporal.clips import ClipSampling
 from ..temporal.config import TemporalConfig
+from ..temporal.dataset import ClipDataset
+from ..temporal.fit import Fit
+from ..temporal.metrics import METRICS
 from ..temporal.presets import Preset, preset, preset_for, preset_like
+from ..temporal.processes import Accelerator
+from ..temporal.progress import Keeping, Watch
 from ..temporal.recipe import Recipe
 from ..temporal.splits import UsableRows, usable_rows
 from ..temporal.tasks import read_targets, training_classes
-from .runs import data_digest
+from .figures import figure_text
+from .fit_settings import FitSettings
+from .options import option_name
+from .progress import say
+from .stopping import StopOnSignals
+from .training_log import TrainingLog
 
-if TYPE_CHECKING:
-    from .train_temporal import TrainTemporalSettings
+# Setting → field of the temporal model's configuration.
+SHAPE = {
+    "encoder": "encoder",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "window": "attention_window",
+    "intermediate": "intermediate_dim",
+    "head": "head",
+    "head_dim": "head_dim",
+    "position_embedding": "position_embedding",
+    "max_positions": "max_positions",
+    "position_fps": "position_fps",
+}
+DROPOUT = {
+    "dropout": ("dropout", "attention_dropout"),
+    "head_dropout": ("head_dropout",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,91 +62,179 @@ class Splits:
     class_names: list[str]
 
     @property
-    def video_ids(self) -> list[str]:
+    def rows(self) -> list[VideoRow]:
         """Of both."""
-        return [row.video_id for part in (self.train, self.validation) for row in part.rows]
+        return self.train.rows + self.validation.rows
 
     @property
     def gaps(self) -> list[str]:
         """What is missing or partial, in words."""
         return [part.gaps for part in (self.train, self.validation) if part.gaps]
 
-    def digest(self, store: FeatureStore) -> str:
-        """What is learnt from, as 16 hexadecimal digits."""
-        return data_digest(store, (self.train, self.validation), self.targets, self.class_names)
+    def digest(self, source: Any, mark: Callable[[VideoRow], Any]) -> str:
+        """What is learnt from, as 16 hexadecimal digits.
+
+        Args:
+            source: what all videos have in common.
+            mark: what changes when a video's frames do.
+        """
+        rows = [
+            [
+                (row.video_id, target, mark(row))
+                for row, target in zip(part.rows, wanted.tolist(), strict=True)
+            ]
+            for part, wanted in zip((self.train, self.validation), self.targets, strict=True)
+        ]
+        return fingerprint({"source": source, "rows": rows, "classes": self.class_names})
 
 
-def read_splits(store: FeatureStore, settings: "TrainTemporalSettings") -> Splits:
-    """The rows of the two splits that have features.
+@dataclass(frozen=True, kw_only=True)
+class TrainReport:
+    """How a training ended: the line of its best epoch, from metrics.jsonl, and of its last.
+
+    Attributes:
+        best: see `temporal/progress.py`.
+        last: likewise.
+    """
+
+    best: dict[str, Any]
+    last: dict[str, Any]
+
+
+def read_splits(
+    rows: list[VideoRow],
+    statuses: Mapping[str, str],
+    settings: FitSettings,
+    *,
+    what: str,
+    remedy: str,
+    drop_partial: bool = False,
+    class_names: list[str] | None = None,
+) -> Splits:
+    """The rows of the two splits that can be used.
+
+    Args:
+        rows: of the manifest.
+        statuses: video_id → `ok`, `partial` or `failed`.
+        settings: which splits, which task.
+        what: videos must have, in words.
+        remedy: where none has it.
+        drop_partial: leave out partial videos.
+        class_names: of the model; None for those of the training split.
 
     Raises:
         ManifestError: a rule is broken, or a label can't be learned.
     """
-    rows = read_manifest(settings.manifest or store.folder.manifest)
     train, validation = (
-        usable_rows(store, rows, split, drop_partial=settings.drop_partial)
+        usable_rows(statuses, rows, split, what=what, remedy=remedy, drop_partial=drop_partial)
         for split in (settings.train_split, settings.val_split)
     )
-    names = training_classes(rows, train.rows, settings.train_split, settings.task)
+    names = class_names
+    if names is None:
+        names = training_classes(rows, train.rows, settings.train_split, settings.task)
+    targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
     return Splits(
-        train=train,
-        validation=validation,
-        targets=(
-            read_targets(train.rows, names, settings.task),
-            read_targets(validation.rows, names, settings.task),
-        ),
-        class_names=names,
+        train=train, validation=validation, targets=(targets[0], targets[1]), class_names=names
     )
 
 
-def resolve(
-    settings: "TrainTemporalSettings", store: FeatureStore, splits: Splits
-) -> tuple[TemporalConfig, Recipe]:
-    """The model's shape and the recipe: what is set, else the preset's.
+def shape(
+    settings: FitSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
+) -> TemporalConfig:
+    """A new model's shape: what is set, else the preset's.
+
+    Args:
+        settings: of the fit.
+        preset_shape: the preset.
+        dim: D, of the features.
+        targets: to learn from.
+        num_classes: C; 0 for regression.
 
     Raises:
         SettingsError: a setting does not fit the features or the task.
     """
-    chosen = _preset(settings, store)
-    targets, num_classes = splits.targets[0], len(splits.class_names)
-
-    def own_or(value: Any, of_preset: Any) -> Any:
-        return of_preset if value is None else value
-
     is_regression = settings.task == "regression"
-    if is_regression and (settings.label_smoothing or settings.class_weights != "none"):
+    base = preset_shape.temporal_config(num_classes=num_classes or 1)
+    changes = {
+        field: getattr(settings, name)
+        for name, field in SHAPE.items()
+        if getattr(settings, name) is not None
+    }
+    if settings.positions == "frames":
+        changes["position_fps"] = None
+    return replace(
+        base,
+        feature_dim=dim,
+        task=settings.task,
+        target_mean=float(targets.mean()) if is_regression else 0.0,
+        target_std=_spread(targets) if is_regression else 1.0,
+        **dropouts(settings),
+        **changes,
+    )
+
+
+def dropouts(settings: FitSettings) -> dict[str, Any]:
+    """What the settings say of dropout, as fields of a configuration."""
+    return {
+        field: getattr(settings, name)
+        for name, fields in DROPOUT.items()
+        for field in fields
+        if getattr(settings, name) is not None
+    }
+
+
+def check_shape_is_unset(settings: FitSettings, model: object) -> None:
+    """Refuses settings of a new model's shape beside a model that has one.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    defaults = FitSettings()
+    for name in ("preset", "positions", *SHAPE):
+        if getattr(settings, name) != getattr(defaults, name):
+            raise SettingsError(
+                f"{option_name(name)} {getattr(settings, name)}: the model has the shape of "
+                f"{model}, which it begins with; leave it out"
+            )
+
+
+def choose_preset(settings: FitSettings, backbone: str, dim: int) -> Preset:
+    """The preset that a fit on features of a backbone goes by.
+
+    Raises:
+        SettingsError: it is for other features.
+    """
+    if settings.preset == "auto":
+        return preset_for(backbone) or preset_like(dim)
+    chosen = preset(settings.preset)
+    if chosen.feature_dim != dim:
+        raise SettingsError(
+            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
+            f"but those of {backbone} have {dim}; give --preset auto"
+        )
+    return chosen
+
+
+def make_recipe(settings: FitSettings, preset_recipe: Preset) -> Recipe:
+    """The recipe: what is set, else the preset's.
+
+    Raises:
+        SettingsError: a setting does not fit the task.
+    """
+    has_class_settings = settings.label_smoothing or settings.class_weights != "none"
+    if settings.task == "regression" and has_class_settings:
         raise SettingsError(
             "--task regression has no classes: leave out --label-smoothing and --class-weights"
         )
-    config = TemporalConfig(
-        feature_dim=store.row_shape[-1],
-        num_classes=1 if is_regression else num_classes,
-        task=settings.task,
-        encoder=settings.encoder,
-        num_layers=own_or(settings.layers, chosen.num_layers),
-        num_heads=own_or(settings.heads, chosen.num_heads),
-        attention_window=settings.window,
-        intermediate_dim=own_or(settings.intermediate, chosen.intermediate_dim),
-        head=settings.head,
-        head_dim=own_or(settings.head_dim, chosen.head_dim),
-        position_embedding=settings.position_embedding,
-        max_positions=settings.max_positions,
-        position_fps=settings.position_fps if settings.positions == "seconds" else None,
-        dropout=settings.dropout,
-        attention_dropout=settings.dropout,
-        head_dropout=settings.head_dropout,
-        target_mean=float(targets.mean()) if is_regression else 0.0,
-        target_std=_spread(targets) if is_regression else 1.0,
-    )
-    recipe = Recipe(
+    return Recipe(
         epochs=settings.epochs,
-        batch_size=own_or(settings.batch_size, chosen.batch_size),
+        batch_size=settings.batch_size or preset_recipe.batch_size,
         gradient_accumulation=settings.gradient_accumulation,
         optimizer=settings.optimizer,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        schedule=own_or(settings.schedule, chosen.schedule),
+        schedule=settings.schedule or preset_recipe.schedule,
         warm_up_epochs=settings.warm_up_epochs,
         clip_gradients=settings.clip_gradients,
         label_smoothing=settings.label_smoothing,
@@ -123,7 +243,16 @@ def resolve(
         precision=settings.precision,
         seed=settings.seed,
     )
-    return config, recipe
+
+
+def clip_sampling(settings: FitSettings) -> ClipSampling:
+    """Of training clips."""
+    return ClipSampling(
+        num_frames=settings.clip_frames,
+        seconds=settings.clip_seconds,
+        jitter=settings.time_jitter,
+        drop=settings.frame_drop,
+    )
 
 
 def _spread(targets: Tensor) -> float:
@@ -137,15 +266,81 @@ def _spread(targets: Tensor) -> float:
     return spread
 
 
-def _preset(settings: "TrainTemporalSettings", store: FeatureStore) -> Preset:
-    dim = store.row_shape[-1]
-    backbone = store.extraction["identity"]["backbone"]
-    if settings.preset == "auto":
-        return preset_for(backbone) or preset_like(dim)
-    chosen = preset(settings.preset)
-    if chosen.feature_dim != dim:
-        raise SettingsError(
-            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
-            f"but those in {store.folder.root} ({backbone}) have {dim}; give --preset auto"
-        )
-    return chosen
+def describe_fit(model: nn.Module, what: str, recipe: Recipe, accelerator: Accelerator) -> str:
+    """What is fitted and how, in a line."""
+    num_parameters = sum(p.numel() for p in model.parameters())
+    num_learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    learning = (
+        "" if num_learning == num_parameters else f", {num_learning / 1e6:.1f}M of them learn"
+    )
+    count, device = accelerator.num_processes, accelerator.device
+    place = device.type if count > 1 else str(device)
+    return (
+        f"{what}, {num_parameters / 1e6:.1f}M parameters{learning}, in {recipe.precision}, "
+        f"on {place}{f' x {count} processes' if count > 1 else ''}; {recipe.optimizer}, "
+        f"learning rate {recipe.lr:g} ({recipe.schedule}), batches of {recipe.batch_size}"
+    )
+
+
+def describe_splits(splits: Splits) -> str:
+    """How much there is to learn from, in a line."""
+    classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
+    return (
+        f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "
+        f"videos{classes}"
+    )
+
+
+def run_fit(
+    model: nn.Module,
+    config: TemporalConfig,
+    recipe: Recipe,
+    settings: FitSettings,
+    splits: Splits,
+    train: ClipDataset,
+    *,
+    validate: Callable[[nn.Module, Callable[[], bool]], Tensor],
+    save: Callable[[Path], None],
+    folder: RunFolder,
+    accelerator: Accelerator,
+    console: Console,
+    num_loaders: int,
+    lr_scales: Mapping[str, float] | None = None,
+) -> TrainReport:
+    """Fits a model, shows how it goes, and stops on signals; for the arguments see `Fit`.
+
+    Raises:
+        SettingsError: the loss is not finite.
+        StoppedError: a signal asked for it; the same call resumes.
+    """
+    tensorboard = folder.tensorboard if accelerator.is_main_process else None
+    with StopOnSignals() as stop, TrainingLog(console, recipe.epochs, tensorboard) as log:
+        lines = Fit(
+            model=model,
+            config=config,
+            train=train,
+            validate=validate,
+            validation_targets=splits.targets[1],
+            save=save,
+            class_names=splits.class_names,
+            recipe=recipe,
+            folder=folder,
+            accelerator=accelerator,
+            keeping=Keeping(
+                checkpoint_minutes=settings.checkpoint_minutes,
+                num_checkpoints=settings.keep_checkpoints,
+                num_loaders=num_loaders,
+            ),
+            watch=Watch(
+                on_step=log.on_step, on_epoch=log.on_epoch, should_stop=lambda: stop.is_asked
+            ),
+            lr_scales=lr_scales or {},
+        ).run()
+    decisive = METRICS[config.task].figures[0]
+    best = [line for line in lines if line["is_best"]][-1]
+    say(
+        console,
+        f"{folder.root}: {len(lines)} epochs; best {figure_text(decisive, best[decisive])} (epoch "
+        f"{best['epoch']}), last {figure_text(decisive, lines[-1][decisive])}",
+    )
+    return TrainReport(best=best, last=lines[-1])

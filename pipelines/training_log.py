@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ..temporal.progress import EpochReport
 
+MAX_LOST_LISTED = 5  # clips, of an epoch
+SLOW_WAITING = 0.05  # share of the time from which on waiting for clips is worth a word
+
 
 class TrainingLog:
     """A context whose `on_step` and `on_epoch` a fit calls.
@@ -75,6 +78,10 @@ class TrainingLog:
     def on_epoch(self, report: "EpochReport") -> None:
         """Prints a line, and writes events."""
         say(self._console, _line(report, self._epochs))
+        say(self._console, *(f"  lost {fault}" for fault in report.lost_clips[:MAX_LOST_LISTED]))
+        if len(report.lost_clips) > MAX_LOST_LISTED:
+            more = len(report.lost_clips) - MAX_LOST_LISTED
+            say(self._console, f"  … and {more} more, in metrics.jsonl")
         if self._folder is None:
             return
         if self._writer is None:
@@ -84,6 +91,7 @@ class TrainingLog:
             self._writer = SummaryWriter(str(self._folder), purge_step=report.epoch)
         scalars = {"train/loss": report.train_loss, "train/lr": report.lr}
         scalars["train/videos_per_second"] = report.videos_per_second
+        scalars |= {"train/waiting": report.waiting, "train/lost_clips": len(report.lost_clips)}
         scalars |= {f"val/{name}": v for name, v in report.figures.items() if v is not None}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.epoch)
@@ -91,8 +99,10 @@ class TrainingLog:
 
 
 def _line(report: "EpochReport", epochs: int) -> str:
+    waiting = f" ({report.waiting:.0%} waiting)" if report.waiting > SLOW_WAITING else ""
     return (
         f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  "
         f"{figures_text(report.figures, '  ')}  {report.videos_per_second:,.0f} videos/s"
+        f"{waiting}"
         f"{'  best' if report.is_best else ''}"
     )

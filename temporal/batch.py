@@ -1,6 +1,6 @@
 """Positions, padding and masks: the only place that pads.
 
-A batch holds clips of different lengths: features [B, T, D], positions [B, T] and a mask [B, T]
+A batch holds clips of different lengths: inputs [B, T, ...], positions [B, T] and a mask [B, T]
 that is True where there is a frame. Whatever finite number stands where the mask is False changes
 no logit.
 """
@@ -17,11 +17,13 @@ from torch import Tensor
 class Batch(NamedTuple):
     """Clips of different lengths, with the number of each one's row in its data set."""
 
-    features: Tensor  # [B, T, D] float32
+    inputs: Tensor  # features [B, T, D] float32, or frames [B, T, 3, H, W] uint8
     positions: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool
     targets: Tensor  # [B] or [B, C], see `temporal/tasks.py`
     numbers: Tensor  # [B] int64
+    is_read: Tensor  # [B] bool: False for a clip of which no frame could be read
+    faults: tuple[str, ...] = ()  # what could not be read, and why
 
 
 def frame_positions(

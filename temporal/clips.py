@@ -5,6 +5,7 @@ Clips are chosen by timestamps, so a clip of 5.12 s is as long at every frame ra
 
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,17 @@ from ..manifests.times import nearest
 
 Times = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.int64]
+
+
+class Clip(NamedTuple):
+    """Frames [t] of a video, in the order in which they are wanted, and one of its views.
+
+    A view is one of those that are stored; of frames that are decoded, the seed of an augmentation.
+    """
+
+    video_id: str
+    frames: Frames
+    view: int
 
 
 @dataclass(frozen=True, kw_only=True)

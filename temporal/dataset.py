@@ -1,4 +1,5 @@
-"""Clips of stored features: which rows of a feature folder are used, and which frames of each.
+"""Clips as samples: which rows are used, and which frames of each; where they are read from, a
+feature folder or the videos, is a reader's.
 
 A key (number, draw) names a sample: the row, and which of its draws. For training the draw is the
 epoch, and what is drawn depends on (seed, epoch, video_id) alone, so neither loading processes, nor
@@ -8,7 +9,7 @@ logits are averaged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,42 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow
 from .batch import Batch, frame_positions, pad
-from .clips import WHOLE, ClipSampling, draw_clip, generator_of, lay_clip
-from .reader import FeatureReader
+from .clips import WHOLE, Clip, ClipSampling, Frames, Times, draw_clip, generator_of, lay_clip
 
 Key = tuple[int, int]
+
+
+class Read(NamedTuple):
+    """What a reader gives of clips.
+
+    Attributes:
+        inputs: [B, T, ...], padded to the longest clip with zeros.
+        is_lost: [B, T] bool: frames that can't be read; None for none.
+        faults: why, one line a video.
+    """
+
+    inputs: Tensor
+    is_lost: Tensor | None = None
+    faults: tuple[str, ...] = ()
+
+
+class ClipReader(Protocol):
+    """Where clips are read from."""
+
+    @property
+    def num_views(self) -> int:
+        """How many views each frame has."""
+
+    def times(self, video_id: str) -> tuple[Frames, Times]:
+        """frame_index [T] and timestamps [T] of a video's frames."""
+
+    def num_frames(self, video_id: str) -> int:
+        """T."""
+
+    def read(self, clips: Sequence[Clip]) -> Read:
+        """Clips as a batch."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +90,8 @@ class ClipDataset(Dataset[Batch]):
     """The rows of a split as samples, read a batch at a time.
 
     Args:
-        reader: of the features.
-        rows: those to use; each must be in the store.
+        reader: of the clips.
+        rows: those to use; the reader has each of them.
         targets: of each row, see `temporal/tasks.py`.
         clips: which are taken.
         position_fps: of the model, see `frame_positions`.
@@ -69,7 +99,7 @@ class ClipDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        reader: FeatureReader,
+        reader: ClipReader,
         rows: Sequence[VideoRow],
         targets: Tensor,
         clips: RandomClips | EvenClips,
@@ -89,26 +119,26 @@ class ClipDataset(Dataset[Batch]):
     def num_draws(self) -> int:
         """Samples of each row in an evaluation."""
         assert isinstance(self._clips, EvenClips)
-        return self._clips.num_clips * self._store.num_views
+        return self._clips.num_clips * self._reader.num_views
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """[N] frames of a sample of each row, at most."""
         most = self._clips.sampling.num_frames or np.iinfo(np.int64).max
-        frames = [min(most, self._store.num_frames(video_id)) for video_id in self._ids]
+        frames = [min(most, self._reader.num_frames(video_id)) for video_id in self._ids]
         return np.array(frames, dtype=np.int64)
 
     def sample(self, key: Key) -> Sample:
-        """Chooses the frames of a sample; reads no features."""
+        """Chooses the frames of a sample; reads none of them."""
         number, draw = key
         video_id, clips = self._ids[number], self._clips
-        frame_index, timestamps = self._store.times(video_id)
+        frame_index, timestamps = self._reader.times(video_id)
         if isinstance(clips, RandomClips):
             generator = generator_of(clips.seed, draw, video_id)
-            view = int(generator.integers(self._store.num_views))
+            view = int(generator.integers(self._reader.num_views))
             frames = draw_clip(timestamps, clips.sampling, generator)
         else:
-            clip, view = divmod(draw, self._store.num_views)
+            clip, view = divmod(draw, self._reader.num_views)
             frames = lay_clip(timestamps, clips.sampling, clip, clips.num_clips)
         positions = frame_positions(
             timestamps[frames],
@@ -124,14 +154,16 @@ class ClipDataset(Dataset[Batch]):
         """Reads samples as one batch, padded to the longest of them."""
         samples = [self.sample(key) for key in keys]
         positions, mask = pad([sample.positions for sample in samples])
-        features = self._reader.read(
-            [(self._ids[sample.number], sample.frames, sample.view) for sample in samples]
-        )
         numbers = torch.tensor([sample.number for sample in samples])
-        return Batch(features, positions, mask, self.targets[numbers], numbers)
+        inputs, is_lost, faults = self._reader.read(
+            [Clip(self._ids[sample.number], sample.frames, sample.view) for sample in samples]
+        )
+        is_read = torch.ones(len(samples), dtype=torch.bool)
+        if is_lost is not None:
+            is_read = (mask & ~is_lost).any(1)
+            # A clip without any frame stays as it is, black: it counts nothing, but has a logit.
+            mask = mask & ~(is_lost & is_read[:, None])
+        targets = self.targets[numbers]
+        return Batch(inputs, positions, mask, targets, numbers, is_read, faults)
 
     __getitems__ = batch  # what torch's DataLoader calls
-
-    @property
-    def _store(self) -> FeatureStore:
-        return self._reader.store

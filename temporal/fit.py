@@ -7,9 +7,10 @@ dropout's noise from (seed, epoch, step), so a checkpoint needs no state of a ge
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,13 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..manifests.errors import SettingsError, StoppedError
 from .batch import Batch
-from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, save_weights, write_lines
+from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, write_lines
 from .config import TemporalConfig
 from .dataset import ClipDataset, Key
-from .inference import load, predict_logits, run
+from .inference import load, run
 from .metrics import Metrics, task_metrics
 from .order import share_of, training_batches
-from .processes import Accelerator, any_says, sum_of
+from .processes import Accelerator, all_of, any_says, sum_of
 from .progress import EpochReport, Keeping, Progress, Watch
 from .recipe import Recipe
 from .tasks import clip_weights, task_losses
@@ -42,26 +43,34 @@ class Fit:
         model: left with the weights of the last epoch.
         config: of the task.
         train: clips to learn from.
-        validation: the epoch that is the best on it, by the first of the task's figures, becomes
-            the run's model.
+        validate: gives the logits [N, C] of the validation split, the same in every process, for
+            the model as accelerate has prepared it and for `watch.should_stop`, which it may
+            obey with a StoppedError. The epoch that is the best by the first of the task's figures
+            becomes the run's model.
+        validation_targets: of that split.
+        save: writes the model's weights to a path.
         class_names: [C].
         recipe: how.
         folder: where; it exists. Only the first process writes.
         accelerator: see `temporal/processes.py`.
         keeping: checkpoints and reading.
         watch: who looks on.
+        lr_scales: what the learning rate of a parameter is multiplied by; 1 for those not named.
     """
 
     model: nn.Module
     config: TemporalConfig
     train: ClipDataset
-    validation: ClipDataset
+    validate: Callable[[nn.Module, Callable[[], bool]], Tensor]
+    validation_targets: Tensor
+    save: Callable[[Path], None]
     class_names: list[str]
     recipe: Recipe
     folder: RunFolder
     accelerator: Accelerator
     keeping: Keeping = Keeping()
     watch: Watch = Watch()
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
 
     def run(self) -> list[dict[str, Any]]:
         """Fits from the folder's last checkpoint, or from the beginning.
@@ -77,12 +86,12 @@ class Fit:
         progress = self._resume()
         while progress.epoch < self.recipe.epochs and not self._is_over(progress.lines):
             self._train_epoch(progress)
-            self._finish_epoch(progress, self._evaluate(progress))
+            progress = self._finish_epoch(progress, self._evaluate(progress))
         return progress.lines
 
     def _prepare(self) -> None:
         self._network, self._optimizer = self.accelerator.prepare(
-            self.model, self.recipe.make_optimizer(self.model)
+            self.model, self.recipe.make_optimizer(self.model, self.lr_scales)
         )
         # Not prepared: accelerate would step it once for each process.
         self._num_steps = math.ceil(len(self.train) / self.recipe.batch_size)
@@ -108,7 +117,7 @@ class Fit:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             progress = Progress(**state["progress"])
             if not self.accelerator.is_main_process:
-                progress.loss_sum = 0.0  # it is the sum of all
+                progress.loss_sum, progress.lost_clips = 0.0, []  # they are those of all
         if self.accelerator.is_main_process:
             # Those of the checkpoint, whatever a dying run left there.
             write_lines(progress.lines, self.folder.metrics)
@@ -117,6 +126,7 @@ class Fit:
     def _save(self, progress: Progress) -> None:
         """Writes a checkpoint."""
         loss_sum = sum_of(self.accelerator, progress.loss_sum)
+        lost_clips = self._lost_clips(progress)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -124,7 +134,7 @@ class Fit:
                 "optimizer": self._optimizer.state_dict(),
                 "scheduler": self._scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(replace(progress, loss_sum=loss_sum)),
+                "progress": asdict(replace(progress, loss_sum=loss_sum, lost_clips=lost_clips)),
             }
             place = (progress.epoch, progress.step)
             save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
@@ -166,7 +176,7 @@ class Fit:
         then = time.perf_counter()
         for keys in batches:
             self._seed(progress)
-            losses.append(self._step(keys, samples))
+            losses.append(self._step(keys, samples, progress))
             progress.step += 1
             progress.weight_sum += self._weight(keys)
             wish = self._wish()
@@ -186,23 +196,27 @@ class Fit:
         first, count = self.accelerator.process_index, num_parts * num_processes
         return [share_of(keys, index, count) for index in range(first, count, num_processes)]
 
-    def _step(self, keys: list[Key], samples: Iterator[Batch]) -> Tensor:
+    def _step(self, keys: list[Key], samples: Iterator[Batch], progress: Progress) -> Tensor:
         """One step of the optimizer; returns the sum of the losses of this process's clips.
 
         The gradient is that of the batch's weighted mean loss, whatever the number of processes
-        and parts.
+        and parts; a clip that could not be read has a loss of 0.
         """
         scale = self.accelerator.num_processes / self._weight(keys)  # DDP takes the mean
         summed = torch.zeros((), device=self.accelerator.device)
         shares = self._shares(keys)
         for number, share in enumerate(shares, 1):
+            begun = time.perf_counter()
             batch = next(samples)
+            progress.waiting_seconds += time.perf_counter() - begun
+            if share:
+                progress.lost_clips += batch.faults
             is_last = number == len(shares)
             with nullcontext() if is_last else self.accelerator.no_sync(self._network):
                 logits = run(self._network, batch, self.accelerator)
                 targets = batch.targets.to(logits.device)
                 losses = task_losses(logits, targets, self.config, self._loss)
-                loss = losses.sum() * bool(share)
+                loss = (losses * batch.is_read.to(losses)).sum() * bool(share)
                 self.accelerator.backward(loss * scale)
             summed += loss.detach()
         if self.recipe.clip_gradients is not None:
@@ -241,20 +255,18 @@ class Fit:
 
     def _evaluate(self, progress: Progress) -> Metrics:
         try:
-            logits = predict_logits(
-                self._network,
-                self.validation,
-                batch_size=self.recipe.batch_size,
-                accelerator=self.accelerator,
-                num_loaders=self.keeping.num_loaders,
-                should_stop=self.watch.should_stop,
-            )
+            logits = self.validate(self._network, self.watch.should_stop)
         except StoppedError:
             self._save(progress)
             self._stop(progress)
-        return task_metrics(logits, self.validation.targets, self.class_names, self.config)
+        return task_metrics(logits, self.validation_targets, self.class_names, self.config)
 
-    def _finish_epoch(self, progress: Progress, metrics: Metrics) -> None:
+    def _lost_clips(self, progress: Progress) -> list[str]:
+        """Of all processes."""
+        return [one for part in all_of(self.accelerator, progress.lost_clips) for one in part]
+
+    def _finish_epoch(self, progress: Progress, metrics: Metrics) -> Progress:
+        """Writes what the epoch has led to; returns where the next one begins."""
         self._check_finite(metrics.loss, progress.epoch)
         last_step = progress.epoch + (self._num_steps - 1) / self._num_steps
         report = EpochReport(
@@ -263,18 +275,20 @@ class Fit:
             train_loss=sum_of(self.accelerator, progress.loss_sum) / progress.weight_sum,
             figures={name: getattr(metrics, name) for name in metrics.figures},
             videos_per_second=round(len(self.train) / progress.seconds, 1),
+            waiting=round(progress.waiting_seconds / progress.seconds, 3),
+            lost_clips=self._lost_clips(progress),
             is_best=_is_best(metrics, progress.lines),
         )
         progress.lines.append(report.to_json())
         if self.accelerator.is_main_process:
             write_lines(progress.lines, self.folder.metrics)
             if report.is_best:
-                save_weights(self.model, self.folder.best, prefix="temporal.")
-            save_weights(self.model, self.folder.last, prefix="temporal.")
-        progress.epoch, progress.step = progress.epoch + 1, 0
-        progress.loss_sum = progress.weight_sum = progress.seconds = 0.0
+                self.save(self.folder.best)
+            self.save(self.folder.last)
+        progress = Progress(epoch=progress.epoch + 1, lines=progress.lines)
         self._save(progress)
         self.watch.on_epoch(report)
+        return progress
 
 
 def _is_best(metrics: Metrics, lines: list[dict[str, Any]]) -> bool:

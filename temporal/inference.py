@@ -80,6 +80,6 @@ def _as_it_is(batch: Any) -> Any:
 
 def run(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
     """Logits [B, C] of a batch, on the device."""
-    inputs = (batch.features, batch.positions, batch.mask)
+    inputs = (batch.inputs, batch.positions, batch.mask)
     logits: Tensor = network(*(tensor.to(accelerator.device) for tensor in inputs))
     return logits

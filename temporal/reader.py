@@ -16,10 +16,10 @@ from torch import Tensor
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.store import FeatureStore
 from .choices import Preload
+from .clips import Clip, Frames, Times
+from .dataset import Read
 
 FITTING_SHARE = 0.5  # of the free memory, that features may take
-
-Wanted = tuple[str, npt.NDArray[np.int64], int]  # video_id, frames [t], view
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,27 +37,40 @@ class FeatureReader:
     table: Tensor | None = None
     starts: dict[str, int] = field(default_factory=dict)
 
-    def read(self, wanted: Sequence[Wanted]) -> Tensor:
+    @property
+    def num_views(self) -> int:
+        """Of those stored."""
+        return self.store.num_views
+
+    def times(self, video_id: str) -> tuple[Frames, Times]:
+        """frame_index [T] and timestamps [T] of a video."""
+        return self.store.times(video_id)
+
+    def num_frames(self, video_id: str) -> int:
+        """T, of a video."""
+        return self.store.num_frames(video_id)
+
+    def read(self, clips: Sequence[Clip]) -> Read:
         """Features [B, T, D] float32, padded with zeros; on the device where the table lies.
 
         Raises:
             FeaturesError: one of them is not finite.
         """
-        longest = max(len(frames) for _, frames, _ in wanted)
+        longest = max(len(frames) for _, frames, _ in clips)
         if self.table is None:
-            features = np.zeros((len(wanted), longest, self.store.row_shape[-1]), np.float32)
-            for row, (video_id, frames, view) in zip(features, wanted, strict=True):
+            features = np.zeros((len(clips), longest, self.store.row_shape[-1]), np.float32)
+            for row, (video_id, frames, view) in zip(features, clips, strict=True):
                 row[: len(frames)] = _view(self.store.take(video_id, frames), view)
             if not np.isfinite(features).all():
-                for (video_id, _, _), row in zip(wanted, features, strict=True):
+                for (video_id, _, _), row in zip(clips, features, strict=True):
                     _check_finite(video_id, row, self.store)
-            return torch.from_numpy(features)
-        rows = np.full((len(wanted), longest), -1)
-        for row, (video_id, frames, view) in zip(rows, wanted, strict=True):
+            return Read(torch.from_numpy(features))
+        rows = np.full((len(clips), longest), -1)
+        for row, (video_id, frames, view) in zip(rows, clips, strict=True):
             row[: len(frames)] = (self.starts[video_id] + frames) * self.store.num_views + view
         index = torch.from_numpy(rows).to(self.table.device)
         read = self.table[index.clamp(min=0)].float()
-        return read.masked_fill_((index < 0)[..., None], 0.0)
+        return Read(read.masked_fill_((index < 0)[..., None], 0.0))
 
 
 def _view(features: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:

@@ -1,8 +1,8 @@
 """How a model is fitted: optimizer, schedule, batches; and how the loss is changed."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +65,24 @@ class Recipe:
             factor *= WARM_UP_FROM + (1 - WARM_UP_FROM) * epoch / self.warm_up_epochs
         return factor
 
-    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of all parameters that learn."""
-        learning = [p for p in module.parameters() if p.requires_grad]
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+    def make_optimizer(
+        self, module: nn.Module, lr_scales: Mapping[str, float] | None = None
+    ) -> torch.optim.Optimizer:
+        """The optimizer of all parameters that learn.
+
+        Args:
+            module: whose.
+            lr_scales: what the learning rate of a parameter is multiplied by; 1 for others.
+        """
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                scale = (lr_scales or {}).get(name, 1.0)
+                groups.setdefault(scale, []).append(parameter)
+        learning = [{"params": one, "lr": self.lr * scale} for scale, one in groups.items()]
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(learning, **options)
-        return torch.optim.SGD(learning, momentum=self.momentum, **options)
+            return torch.optim.AdamW(learning, weight_decay=self.weight_decay)
+        return torch.optim.SGD(learning, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def loss_options(self, targets: Tensor, config: TemporalConfig) -> LossOptions:
         """How the loss is changed, given all the training targets."""

@@ -1,23 +1,24 @@
-"""Which rows of a manifest take part: those of a split that have features."""
+"""Which rows of a manifest take part: those of a split whose features, or frames, can be had."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..manifests.errors import ManifestError
-from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsableRows:
-    """A split's rows that have features, and how many have not.
+    """A split's rows that can be used, and how many can't.
 
     Attributes:
+        what: they must have: features, or frames.
         num_partial: of `rows`.
         num_dropped: partial ones that were left out.
     """
 
     split: str
+    what: str
     rows: list[VideoRow]
     num_expected: int
     num_partial: int
@@ -25,14 +26,14 @@ class UsableRows:
 
     @property
     def num_missing(self) -> int:
-        """Rows without features."""
+        """Rows that have none."""
         return self.num_expected - len(self.rows) - self.num_dropped
 
     @property
     def gaps(self) -> str:
         """What is not as it should be, in words; empty where all is."""
         counts = {
-            "without features": self.num_missing,
+            f"without {self.what}": self.num_missing,
             "partial": self.num_partial,
             "partial and left out": self.num_dropped,
         }
@@ -41,25 +42,38 @@ class UsableRows:
 
 
 def usable_rows(
-    store: FeatureStore, rows: list[VideoRow], split: str, *, drop_partial: bool
+    statuses: Mapping[str, str],
+    rows: list[VideoRow],
+    split: str,
+    *,
+    what: str,
+    remedy: str,
+    drop_partial: bool = False,
 ) -> UsableRows:
-    """The rows of a split that are in the store.
+    """The rows of a split that can be used.
+
+    Args:
+        statuses: video_id → `ok`, `partial` or `failed`.
+        rows: of the manifest.
+        split: which of them.
+        what: they must have, in words.
+        remedy: where none has it.
+        drop_partial: leave out partial ones.
 
     Raises:
-        ManifestError: the split has no rows, or none with features.
+        ManifestError: the split has no rows, or none that can be used.
     """
     expected = rows_of_split(rows, split)
-    statuses = store.statuses
-    present = [row for row in expected if row.video_id in store]
+    present = [row for row in expected if statuses.get(row.video_id) in ("ok", "partial")]
     whole = [row for row in present if statuses[row.video_id] == "ok"]
     usable, num_partial = (whole if drop_partial else present), len(present) - len(whole)
     if not usable:
         raise ManifestError(
-            f"split {split!r}: none of its {len(expected)} videos has usable features in "
-            f"{store.folder.root}; extract them first"
+            f"split {split!r}: none of its {len(expected)} videos has usable {what}; {remedy}"
         )
     return UsableRows(
         split=split,
+        what=what,
         rows=usable,
         num_expected=len(expected),
         num_partial=0 if drop_partial else num_partial,

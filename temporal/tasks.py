@@ -49,8 +49,8 @@ def training_classes(
     for name in names:
         if not counts[name]:
             raise ManifestError(
-                f"split {split!r}: no video of class {name!r} has features, so it can't be "
-                "learned; extract its videos, or remove its rows"
+                f"split {split!r}: no video of class {name!r} can be used, so it can't be "
+                "learned; see to its videos, or remove its rows"
             )
     return names
 

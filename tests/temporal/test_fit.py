@@ -10,7 +10,7 @@ import torch
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
 from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
@@ -28,6 +28,7 @@ CONFIG = TemporalConfig(
     feature_dim=12, num_classes=2, num_layers=1, num_heads=2, intermediate_dim=24, head_dim=12
 )
 CLIPS = RandomClips(ClipSampling(num_frames=8, seconds=2.0))
+TIMES = ("videos_per_second", "waiting")
 MakeStore = Callable[..., FeatureStore]
 
 
@@ -54,7 +55,15 @@ def _fit(
             model=model,
             config=CONFIG,
             train=train,
-            validation=validation,
+            validate=lambda network, should_stop: predict_logits(
+                network,
+                validation,
+                batch_size=recipe.batch_size,
+                accelerator=accelerator,
+                should_stop=should_stop,
+            ),
+            validation_targets=targets,
+            save=lambda path: save_weights(model, path, prefix="temporal."),
             class_names=["a", "b"],
             recipe=recipe,
             folder=RunFolder(folder),
@@ -79,7 +88,7 @@ def _same_bits(one: RunFolder, other: RunFolder) -> None:
 
 def _timeless(run: RunFolder) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "videos_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def test_a_stopped_run_ends_with_the_same_bits(
@@ -98,7 +107,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     _same_bits(whole, stopped)
     lines = _timeless(stopped)
     assert list(lines[0]) == [
-        *("epoch", "lr", "train_loss"),
+        *("epoch", "lr", "train_loss", "lost_clips"),
         *("top1", "top5", "mean_class_accuracy", "loss", "is_best"),
     ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]

@@ -37,7 +37,7 @@ def test_class_order_is_the_sorted_labels_of_the_training_split() -> None:
     assert training_classes(_rows("1", "2"), _rows("1", "2"), "train", "regression") == []
     with pytest.raises(ManifestError, match="no row has a label"):
         training_classes(_rows("", ""), [], "train", "multi-label")
-    with pytest.raises(ManifestError, match="no video of class 'eat' has features"):
+    with pytest.raises(ManifestError, match="no video of class 'eat' can be used"):
         training_classes(several, several[2:3][:0], "train", "multi-label")
 
 

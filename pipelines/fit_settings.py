@@ -1,0 +1,120 @@
+"""The settings that fitting on stored features and fitting from video have in common."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..temporal.choices import (
+    ENCODERS,
+    ClassWeights,
+    Optimizer,
+    PositionEmbedding,
+    Precision,
+    Schedule,
+    Task,
+)
+from .options import above, at_least, between, check_settings, one_of_or_factory, setting
+
+OF_THE_PRESET = "By default, the preset's."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Where a default is None, the preset decides, or the model that a fit begins with."""
+
+    preset: str = setting(
+        "auto",
+        help="vit-b-vtn, vit-b-vtn-1layer, deit-b-vtn, deit-ti-vtn, r50-vtn, r101-vtn; auto: the "
+        "one with the backbone, else vit-b-vtn's shape on the backbone's features.",
+        metavar="NAME",
+    )
+    task: Task = setting(
+        "classification", help="multi-label: labels are a|b; regression: labels are numbers."
+    )
+    encoder: str | None = setting(
+        None,
+        help="By default longformer; full: exact attention; perceiver: transformers'; mean: sees "
+        "no order; or your own.",
+        check=one_of_or_factory(*ENCODERS),
+        metavar=f"{'|'.join(ENCODERS)}|package.module:factory",
+    )
+    layers: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
+    heads: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
+    window: int | None = setting(
+        None, help="Of the local attention, in frames; even, half to each side; by default 18."
+    )
+    intermediate: int | None = setting(
+        None, help=f"Dimensions inside each layer. {OF_THE_PRESET}", check=at_least(1)
+    )
+    head: str | None = setting(
+        None,
+        help="By default mlp, the paper's; or your own.",
+        check=one_of_or_factory("mlp"),
+        metavar="mlp|package.module:factory",
+    )
+    head_dim: int | None = setting(
+        None, help=f"Dimensions inside the head. {OF_THE_PRESET}", check=at_least(1)
+    )
+    position_embedding: PositionEmbedding | None = setting(
+        None, help="By default learned; sinusoidal: fixed; none: the encoder sees no positions."
+    )
+    max_positions: int | None = setting(
+        None, help="Rows of the learned position embedding; by default 288.", check=at_least(3)
+    )
+    positions: Literal["seconds", "frames"] | None = setting(
+        None, help="By default seconds; frames: a position is a frame's index, whatever its time."
+    )
+    position_fps: float | None = setting(
+        None, help="Positions a second; by default 25.", check=between(1e-3, 1e6)
+    )
+    dropout: float | None = setting(
+        None, help="In the encoder, attention included; by default 0.1.", check=between(0, 1)
+    )
+    head_dropout: float | None = setting(
+        None, help="In the head; by default 0.5.", check=between(0, 1)
+    )
+    epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
+    batch_size: int | None = setting(None, help=f"Clips a step. {OF_THE_PRESET}", check=at_least(1))
+    optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
+    lr: float = setting(1e-3, help="Learning rate at the start.", check=between(0, 1e30))
+    momentum: float = setting(0.9, help="Of SGD.", check=between(0, 1))
+    weight_decay: float = setting(0.0, help="Of either optimizer.", check=between(0, 1))
+    schedule: Schedule | None = setting(
+        None, help=f"steps: x0.1 at epoch 13 of 25, x0.01 at 24. {OF_THE_PRESET}"
+    )
+    warm_up_epochs: float = setting(
+        0.0, help="In which the learning rate rises from a hundredth.", check=between(0, 1e6)
+    )
+    gradient_accumulation: int = setting(
+        1, help="Parts that a batch is computed in: less memory, the same step.", check=at_least(1)
+    )
+    clip_gradients: float | None = setting(None, help="Largest norm of all.", check=above(0))
+    label_smoothing: float = setting(0.0, help="Share for all classes.", check=between(0, 1))
+    class_weights: ClassWeights = setting(
+        "none", help="balanced: rare classes count as much as frequent ones."
+    )
+    precision: Precision = setting("float32", help="That the model is computed in.")
+    patience: int | None = setting(
+        None, help="Stop after so many epochs without a better figure.", check=at_least(1)
+    )
+    clip_frames: int = setting(16, help="Frames of a training clip.", check=at_least(1))
+    clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
+    time_jitter: float = setting(
+        0.0, help="Moves each frame of a clip by up to this share of a gap.", check=between(0, 1)
+    )
+    frame_drop: float = setting(
+        0.0, help="Share of a clip's frames that is left out at random.", check=between(0, 1)
+    )
+    train_split: str = setting("train", help="The manifest's split to learn from.")
+    val_split: str = setting("val", help="The split that decides which epoch is the best.")
+    gradient_checkpointing: bool = setting(
+        False, help="Less memory for more time; the same weights."
+    )
+    checkpoint_minutes: float = setting(
+        10.0, help="Between checkpoints inside an epoch; each epoch has one.", check=at_least(0)
+    )
+    keep_checkpoints: int = setting(2, help="The newest that stay.", check=at_least(1))
+    seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
+    device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
