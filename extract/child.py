@@ -3,8 +3,8 @@ than itself.
 
 Started by `children.py` with CONNECTION RING LIFELINE MEMORY_BYTES (three file descriptors and a
 limit) as arguments. It says `ready`, then answers requests, each with an `end` at last: `decode`
-with `probe`, `chunk`s and perhaps `restart`; `glance` and `cut` with one `answer`. `alive` in
-between says that a long file is being read.
+with `probe`, `chunk`s and perhaps `restart`; `glance`, `cut` and `survey` with one `answer`.
+`alive` in between says that a long file is being read.
 """
 
 import dataclasses
@@ -148,7 +148,12 @@ def _cut(link: _Link, request: Message) -> Outcome:
     return Outcome(status="ok")
 
 
-_ANSWERS = {"decode": _decode, "glance": _glance, "cut": _cut}
+def _survey(link: _Link, request: Message) -> Outcome:
+    link.send(kind="answer", value=probe(**request, on_progress=link.tick).to_json())
+    return Outcome(status="ok")
+
+
+_ANSWERS = {"decode": _decode, "glance": _glance, "cut": _cut, "survey": _survey}
 
 
 def _answer(link: _Link, request: Message) -> Outcome:

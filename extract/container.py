@@ -21,6 +21,7 @@ av.logging.set_level(
 )  # FFmpeg's lines name no file; what matters is in our reasons
 
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
 HEAD_BYTES = 400  # enough for two packets of MPEG-TS
 MAX_PIXELS = 40_000_000  # 8K is 33 million
 
@@ -163,9 +164,9 @@ def open_window(path: str, window: Window) -> Iterator[tuple[Any, Any, Iterator[
 
 def _seek(container: Any, stream: Any, keyframe: Keyframe) -> Iterator[Any] | None:
     """The packets from a keyframe on, if a seek lands on it or shortly before it."""
+    if container.format.name not in SEEKABLE:
+        return None
     is_mov = container.format.name == MOV
-    if not is_mov and container.format.name != MATROSKA:
-        return None  # found by guesses into the file, or not at all
     to = keyframe.dts if is_mov and keyframe.dts is not None else keyframe.pts
     try:
         container.seek(to, stream=stream)

@@ -1,4 +1,4 @@
-"""Cutting a long video into parts, exactly: each part knows its frames, and where to decode from.
+"""Cutting a video into parts, exactly: each part knows its frames, and where to decode from.
 
 Decoding begins at a keyframe that needs nothing of what came before it (`keyframes.py`), a few
 frames before a part's first one, so that the decoder has settled on how many frames it reorders. In
@@ -10,21 +10,23 @@ reading from the beginning, as what a decoder makes up for them depends on where
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..manifests.plan import Cut
-from .container import WHOLE, Keyframe, Window
-from .probe import VideoInfo
+from .container import SEEKABLE, WHOLE, Keyframe, Window
 from .sampling import Sampling, select
+from .timeline import Timeline
 
 PREROLL_KEYFRAMES = 2
 SETTLING_FRAMES = 16  # as many as H.264 and HEVC may reorder
 MAX_PREROLL = 4  # times the part before it: decoding is cheap beside a backbone
+MIN_SKIPPED_FRAMES = 64  # opening a file again takes about as long as decoding so many
 
 
 def cut_video(
-    info: VideoInfo,
+    info: Timeline,
     offsets: Sequence[int],
     sampling: Sampling,
     *,
@@ -54,25 +56,53 @@ def cut_video(
         _, window_frame = window_around(info, first, stop)
         if not firsts or first - window_frame <= MAX_PREROLL * (first - firsts[-1]):
             firsts.append(first)
-    cuts = []
-    for first, last in zip(firsts, [*firsts[1:], stop], strict=True):
-        window, window_frame = window_around(info, first, last)
-        cut = Cut(
-            start=float(info.times[first]),
-            end=None if last == info.num_presented else float(info.times[last]),
-            first_frame=first,
-            stop_frame=last,
-            num_frames=int(((wanted >= first) & (wanted < last)).sum()),
-            origin_pts=info.origin_pts,
-            window_frame=window_frame,
-            keyframe=window.keyframe,
-            num_packets=window.num_packets,
-        )
-        cuts.append(cut)
+    cuts = [
+        _part(info, first, last, int(((wanted >= first) & (wanted < last)).sum()))
+        for first, last in zip(firsts, [*firsts[1:], stop], strict=True)
+    ]
     return cuts if len(cuts) > 1 else []
 
 
-def window_around(info: VideoInfo, first: int, stop: int) -> tuple[Window, int]:
+def cut_clip(info: Timeline, frames: Sequence[int]) -> list[tuple[Cut | None, list[int]]]:
+    """What is to be decoded for a few frames, and for which of them: pieces between which nothing
+    is read, where that is worth a seek.
+
+    Args:
+        info: of the whole file.
+        frames: ranks of those wanted, increasing.
+
+    Returns:
+        no cut means that the file is read from its beginning, as where frames are counted.
+    """
+    pieces = [[int(frames[0])]]
+    for before, frame in pairwise(map(int, frames)):
+        if info.keyframes and info.container in SEEKABLE:
+            _, window_frame = window_around(info, frame, frame + 1)
+            if window_frame - before > MIN_SKIPPED_FRAMES:
+                pieces.append([])
+        pieces[-1].append(frame)
+    if not info.keyframes:
+        return [(None, piece) for piece in pieces]
+    return [(_part(info, piece[0], piece[-1] + 1, len(piece)), piece) for piece in pieces]
+
+
+def _part(info: Timeline, first: int, stop: int, num_frames: int) -> Cut:
+    """The frames [first, stop), so many of which are wanted."""
+    window, window_frame = window_around(info, first, stop)
+    return Cut(
+        start=float(info.times[first]),
+        end=None if stop == info.num_presented else float(info.times[stop]),
+        first_frame=first,
+        stop_frame=stop,
+        num_frames=num_frames,
+        origin_pts=info.origin_pts,
+        window_frame=window_frame,
+        keyframe=window.keyframe,
+        num_packets=window.num_packets,
+    )
+
+
+def window_around(info: Timeline, first: int, stop: int) -> tuple[Window, int]:
     """The packets that the frames [first, stop) and the one after them need, and the rank of the
     first frame that they present.
 
@@ -93,7 +123,7 @@ def window_around(info: VideoInfo, first: int, stop: int) -> tuple[Window, int]:
     return Window(keyframe, num_packets), window_frame
 
 
-def _keyframe_before(info: VideoInfo, first: int) -> Keyframe | None:
+def _keyframe_before(info: Timeline, first: int) -> Keyframe | None:
     """Where to begin decoding so that a frame comes out right; None for the file's beginning."""
     pts = info.presented_pts
 

@@ -7,7 +7,7 @@ with the video.
 """
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -76,6 +76,7 @@ def read_frames(
     end: float | None = None,
     sampling: Sampling = EVERY_FRAME,
     cut: Cut | None = None,
+    frames: Sequence[int] | None = None,
     decoder: Decoder = "auto",
     on_probe: Callable[[int], None] = lambda num_frames: None,
     on_progress: Callable[[], None] = lambda: None,
@@ -92,6 +93,8 @@ def read_frames(
         end: the second before which it stops; None for the end.
         sampling: which of the span's frames.
         cut: a part of them, of which alone the packets are read.
+        frames: ranks of those that are wanted instead, increasing; `cut` holds them, if there is
+            one.
         decoder: `auto` takes decord where it is known to be right.
         on_probe: called once, before the first frame, with how many are wanted.
         on_progress: called often while the file is read without giving frames.
@@ -107,11 +110,16 @@ def read_frames(
         part = range(cut.first_frame - window_frame, cut.stop_frame - window_frame)
         if info.times[part.start : part.start + 1].tolist() != [cut.start]:
             raise VideoError("damaged", f"{path}: is not the file that was planned; plan it again")
-    is_whole = start is None and end is None and cut is None
+    is_whole = start is None and end is None and cut is None and frames is None
     refusal = decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
     if info.num_presented == 0:
         raise VideoError("no-frames", f"{path}: its video stream has no frames")
-    wanted = select(info.times, sampling, start=start, end=end, part=part)
+    if frames is None:
+        wanted = select(info.times, sampling, start=start, end=end, part=part)
+    else:
+        wanted = np.asarray(frames, dtype=np.int64) - window_frame
+        if wanted[-1] >= info.num_presented:
+            raise VideoError("damaged", f"{path}: is not the file that was planned; plan it again")
     if not len(wanted):
         until = "…" if end is None else f"{end:g}"
         raise VideoError(

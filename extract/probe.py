@@ -19,79 +19,39 @@ from ..manifests.errors import VideoError
 from .container import MAX_PIXELS, MOV, WHOLE, Keyframe, Window, decode, open_window
 from .keyframes import starts_afresh
 from .orientation import UPRIGHT, Orientation, orientation_of
+from .timeline import Timeline
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VideoInfo:
+class VideoInfo(Timeline):
     """What one pass over a file's packets, or over a window of them, tells.
 
     Attributes:
         path: the file.
-        container: FFmpeg's name of it.
         codec: FFmpeg's name of it.
         width: of a frame as coded, before it is turned; pixels.
         height: likewise.
-        presented_pts: [P] int64, sorted: the timestamps of the best stream's packets that are not
-            discarded, in `time_base` units; of a window, those from its keyframe's on. Empty where
-            timestamps are missing.
-        num_presented: how many packets are presented.
-        origin_pts: timestamp of the file's first presented frame.
-        packet_pts: [M] int64: of all packets in the file's order; empty as above.
-        keyframes: where decoding may begin, in order; none where frames are counted, or of a
-            window.
-        fresh_keyframes: numbers of the packets of those that need nothing from before them.
-        beyond_end_dts: [M] int64: decoding times of the samples in the file's index that its bytes
-            do not reach.
-        time_base: seconds per unit.
-        rate: frames per second as FFmpeg guesses it, for files without timestamps.
-        count_reason: why frames are indexed by counting them; empty where they are ranked by
-            timestamp.
+        beyond_end_dts: decoding times [num_beyond_end] int64 of the samples beyond the file's end.
         orientation: how to turn a coded frame upright.
         oddities: what keeps decord from this file.
     """
 
     path: str
-    container: str
     codec: str
     width: int
     height: int
-    presented_pts: npt.NDArray[np.int64]
-    num_presented: int
-    origin_pts: int
-    packet_pts: npt.NDArray[np.int64]
-    keyframes: tuple[Keyframe, ...]
-    fresh_keyframes: frozenset[int]
     beyond_end_dts: npt.NDArray[np.int64]
-    time_base: Fraction
-    rate: float
-    count_reason: str
     orientation: Orientation
     oddities: tuple[str, ...]
 
-    @property
-    def times(self) -> npt.NDArray[np.float64]:
-        """[P] seconds of the presented frames, in order; made up from `rate` without timestamps."""
-        if not len(self.presented_pts):
-            return np.arange(self.num_presented) / self.rate
-        return self.seconds(self.presented_pts)
-
-    @property
-    def num_beyond_end(self) -> int:
-        """How many samples are beyond the file's end."""
-        return len(self.beyond_end_dts)
-
     def num_beyond_end_in(self, start: float | None, end: float | None) -> int:
-        """How many of them lie in a span, by their decoding times, a few frames early."""
+        """How many samples beyond the end lie in a span, by their decoding times, a few frames
+        early.
+        """
         if not len(self.presented_pts):
             return self.num_beyond_end
         times = self.seconds(self.beyond_end_dts)
         return int(((times >= (start or 0.0)) & (times < (np.inf if end is None else end))).sum())
-
-    def seconds(self, pts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Timestamps [P] in seconds since the first presented frame."""
-        since_first = pts - self.origin_pts
-        units = since_first * self.time_base.numerator
-        return np.asarray(units / self.time_base.denominator, dtype=np.float64)
 
 
 def probe(
@@ -165,6 +125,7 @@ def probe(
             size = f"frames of {width}x{height} pass the limit of {MAX_PIXELS:,} pixels"
             raise VideoError("too-large", f"{path}: {size}")
         is_ranked = not count_reason and len(every_pts) == num_packets
+        may_begin = is_ranked and window == WHOLE
         return VideoInfo(
             path=path,
             container=container.format.name,
@@ -175,8 +136,9 @@ def probe(
             num_presented=num_presented,
             origin_pts=origin_pts if origin_pts is not None else int(presented[:1].sum()),
             packet_pts=np.array(every_pts if is_ranked else [], dtype=np.int64),
-            keyframes=tuple(keyframes) if is_ranked and window == WHOLE else (),
-            fresh_keyframes=frozenset(fresh),
+            keyframes=tuple(keyframes) if may_begin else (),
+            fresh_keyframes=frozenset(fresh if may_begin else ()),
+            num_beyond_end=len(beyond_end),
             beyond_end_dts=np.array(beyond_end, dtype=np.int64),
             time_base=stream.time_base or Fraction(1, 1000),
             rate=float(stream.guessed_rate or 25),

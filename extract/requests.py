@@ -12,6 +12,7 @@ from .frames import Outcome
 from .glance import Glance
 from .ring import Message
 from .sampling import EVERY_FRAME, Sampling
+from .timeline import Timeline
 
 
 class Decode(NamedTuple):
@@ -23,6 +24,7 @@ class Decode(NamedTuple):
     sampling: Sampling = EVERY_FRAME
     cut: Cut | None = None
     decoder: Decoder = "auto"
+    frames: list[int] | None = None  # ranks of those wanted, in place of a sampling
 
 
 class Look(NamedTuple):
@@ -42,12 +44,18 @@ class CutUp(NamedTuple):
     end: float | None = None
 
 
-Request = Decode | Look | CutUp
-_WORDS: dict[type, str] = {Decode: "decode", Look: "glance", CutUp: "cut"}
+class Survey(NamedTuple):
+    """A request for the `Timeline` of a file."""
+
+    path: str
+
+
+Request = Decode | Look | CutUp | Survey
+_WORDS: dict[type, str] = {Decode: "decode", Look: "glance", CutUp: "cut", Survey: "survey"}
 
 
 class Answer(NamedTuple):
-    """To a `Look` or a `CutUp`."""
+    """To a `Look`, a `CutUp` or a `Survey`."""
 
     value: Any
 
@@ -76,11 +84,15 @@ Event = Answer | Probed | Chunk | Restarted | Outcome
 def to_message(request: Request) -> Message:
     """The request as the child gets it."""
     message = {"what": _WORDS[type(request)], **request._asdict()}
-    if not isinstance(request, Look):
+    if isinstance(request, Decode | CutUp):
         message["sampling"] = asdict(request.sampling)
     return message
 
 
 def to_answer(request: Request, value: Any) -> Answer:
     """What a child's JSON means."""
-    return Answer(Glance(*value) if isinstance(request, Look) else list(map(Cut.from_json, value)))
+    if isinstance(request, Look):
+        return Answer(Glance(*value))
+    if isinstance(request, Survey):
+        return Answer(Timeline.from_json(value))
+    return Answer(list(map(Cut.from_json, value)))

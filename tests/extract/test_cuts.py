@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 from numbered_videos import draw_number, read_number, write_video
+from vtnpipe.extract import cuts as cuts_module
 from vtnpipe.extract import frames as frames_module
-from vtnpipe.extract.cuts import SETTLING_FRAMES, cut_video
+from vtnpipe.extract.cuts import SETTLING_FRAMES, cut_clip, cut_video
 from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
 from vtnpipe.extract.probe import probe
 from vtnpipe.extract.sampling import Sampling
@@ -51,6 +52,26 @@ def assert_parts_are_the_whole(path: Path, cuts: list[Cut], **options: Any) -> N
         assert len(part) == cut.num_frames or outcome.num_lost_frames
         assert part[0].time == cut.start
         assert cut.end is None or part[-1].time < cut.end
+
+
+def assert_clips_are_of_the_whole(path: Path) -> int:
+    """A few frames of a file, read alone, are those of a reading of everything; how many pieces."""
+    whole, _ = read(path, decoder="pyav")
+    info = probe(str(path))
+    generator = np.random.default_rng(0)
+    num_pieces = 0
+    drawn = [generator.choice(len(whole), count, replace=False) for count in (1, 2, 3, 8)]
+    for wanted in (*(sorted(one.tolist()) for one in drawn), [2, len(whole) - 3]):
+        pieces = cut_clip(info, wanted)
+        found = [read(path, cut=cut, frames=piece) for cut, piece in pieces]
+        frames = [frame for some, _ in found for frame in some]
+        assert [frame.frame_index for frame in frames] == wanted
+        assert all(outcome.status == "ok" for _, outcome in found)
+        for frame in frames:
+            assert frame.time == whole[frame.frame_index].time
+            np.testing.assert_array_equal(frame.image, whole[frame.frame_index].image)
+        num_pieces = max(num_pieces, len(pieces))
+    return num_pieces
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -122,6 +143,22 @@ def test_parts_are_the_whole(tmp_path: Path, kind: str) -> None:
         first = HIDDEN if kind == "edit list" else 0
         numbers = [read_number(f.image) for cut in cuts for f in read(path, cut=cut)[0]]
         assert numbers == list(range(first, NUM_FRAMES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_are_of_the_whole(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = KINDS[kind](tmp_path)
+    monkeypatch.setattr(cuts_module, "MIN_SKIPPED_FRAMES", NUM_FRAMES)
+    assert assert_clips_are_of_the_whole(path) == 1
+    monkeypatch.setattr(cuts_module, "MIN_SKIPPED_FRAMES", 2)
+    assert (assert_clips_are_of_the_whole(path) > 1) == (kind != "transport stream")
+
+
+def test_frames_that_are_counted_are_read_from_the_beginning(clips: dict[str, Path]) -> None:
+    assert cut_clip(probe(str(clips["d"])), [3, 40]) == [(None, [3, 40])]
+    assert assert_clips_are_of_the_whole(clips["d"]) == 1
+    with pytest.raises(VideoError, match="is not the file that was planned"):
+        read(clips["d"], frames=[41])
 
 
 LONG = {"g": "40", "keyint_min": "40"}
