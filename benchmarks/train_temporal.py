@@ -39,6 +39,7 @@ from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
 from vtnpipe.temporal.fit import Fit
+from vtnpipe.temporal.inference import Scored
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.order import training_batches
 from vtnpipe.temporal.presets import preset
@@ -123,7 +124,7 @@ def fit_of(dataset: ClipDataset, accelerator: Any, folder: Path, **recipe: Any) 
         model=model,
         config=config,
         train=dataset,
-        validate=lambda network, should_stop: torch.zeros(len(dataset), NUM_CLASSES),
+        validate=lambda network, should_stop: Scored(torch.zeros(len(dataset), NUM_CLASSES)),
         validation_targets=dataset.targets,
         save=lambda path: save_weights(model, path),
         class_names=[str(number) for number in range(NUM_CLASSES)],

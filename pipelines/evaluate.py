@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..manifests.videos import VideoRow
     from ..temporal.metrics import Counts, Metrics
-    from .network import NetworkConfig
+    from .model_folder import NetworkConfig
 
 MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
 
@@ -113,7 +113,7 @@ def evaluate(
     from ..temporal.reader import FeatureReader
     from ..temporal.splits import usable_rows
     from ..temporal.tasks import read_targets
-    from .network import check_features, load_temporal, read_config
+    from .model_folder import check_features, load_temporal, read_config
 
     settings = settings or EvaluateSettings()
     device = resolve_device(settings.device)

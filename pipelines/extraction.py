@@ -56,7 +56,7 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
     """
     from ..extract.backbone import build_backbone, evaluation_transform
     from ..extract.device import check_can_compile, resolve_device, resolve_precision
-    from .network import backbone_of_model
+    from .model_folder import backbone_of_model
 
     stored = None
     if folder.extraction.exists():
@@ -130,7 +130,7 @@ def with_model_settings(settings: "ExtractSettings", console: Console) -> "Extra
         SettingsError: a setting says otherwise than the model.
     """
     from ..temporal.checkpoint import RunFolder
-    from .network import read_config
+    from .model_folder import read_config
 
     model = _model_folder(settings)
     if model is None:

@@ -87,7 +87,7 @@ def import_checkpoint(
     from ..extract.weights import mismatches
     from ..temporal.checkpoint import RunFolder
     from ..temporal.model import TemporalClassifier
-    from .network import NetworkConfig, write_model
+    from .model_folder import NetworkConfig, write_model
 
     settings = settings or ImportCheckpointSettings()
     console = console or Console(quiet=True)

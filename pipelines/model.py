@@ -64,7 +64,7 @@ def _describe(name: str) -> tuple[str, "TemporalConfig"]:
     """The backbone's name and the temporal model."""
     from ..temporal.checkpoint import RunFolder
     from ..temporal.presets import PRESETS
-    from .network import read_config
+    from .model_folder import read_config
 
     if name in PRESETS:
         found = PRESETS[name]

@@ -248,7 +248,7 @@ def _logit_comparison(model: str, store: "FeatureStore") -> "Callable[..., Logit
     from ..temporal.batch import frame_positions
     from ..temporal.checkpoint import RunFolder
     from ..temporal.tasks import decision
-    from .network import check_features, load_temporal, read_config
+    from .model_folder import check_features, load_temporal, read_config
 
     files = RunFolder(Path(model))
     config = read_config(files)

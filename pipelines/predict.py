@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..temporal.model import TemporalClassifier
-    from .network import NetworkConfig, VideoTransformerNetwork
+    from .model_folder import NetworkConfig
+    from .network import VideoTransformerNetwork
 
 Mode = Literal["end-to-end", "chunked", "features"]
 
@@ -102,7 +103,8 @@ def predict(
     """
     from ..extract.device import resolve_device
     from ..temporal.checkpoint import RunFolder
-    from .network import VideoTransformerNetwork, load_temporal, read_config
+    from .model_folder import load_temporal, read_config
+    from .network import VideoTransformerNetwork
 
     settings = settings or PredictSettings()
     console = console or Console(quiet=True)
@@ -143,7 +145,7 @@ def _from_features(
 
     from ..manifests.shards import open_features
     from ..temporal.batch import frame_positions
-    from .network import check_features
+    from .model_folder import check_features
 
     store = open_features(features)
     check_features(config, store.extraction["identity"], store.folder.root)

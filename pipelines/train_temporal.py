@@ -71,10 +71,10 @@ def train_temporal(
     from ..manifests.videos import read_manifest
     from ..temporal.checkpoint import RunFolder, save_weights
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
-    from ..temporal.inference import predict_logits
+    from ..temporal.inference import Scored, predict_logits
     from ..temporal.model import TemporalClassifier
     from ..temporal.processes import accelerated
-    from .network import NetworkConfig, link_backbone, write_config
+    from .model_folder import NetworkConfig, link_backbone, write_config
     from .training import (
         choose_preset,
         clip_sampling,
@@ -145,13 +145,15 @@ def train_temporal(
                 settings,
                 splits,
                 train,
-                validate=lambda network, should_stop: predict_logits(
-                    network,
-                    validation,
-                    batch_size=recipe.batch_size,
-                    accelerator=accelerator,
-                    num_loaders=num_loaders,
-                    should_stop=should_stop,
+                validate=lambda network, should_stop: Scored(
+                    predict_logits(
+                        network,
+                        validation,
+                        batch_size=recipe.batch_size,
+                        accelerator=accelerator,
+                        num_loaders=num_loaders,
+                        should_stop=should_stop,
+                    )
                 ),
                 save=lambda path: save_weights(model, path, prefix="temporal."),
                 folder=files,

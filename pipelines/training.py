@@ -19,6 +19,7 @@ from ..temporal.clips import ClipSampling
 from ..temporal.config import TemporalConfig
 from ..temporal.dataset import ClipDataset
 from ..temporal.fit import Fit
+from ..temporal.inference import Scored
 from ..temporal.metrics import METRICS
 from ..temporal.presets import Preset, preset, preset_for, preset_like
 from ..temporal.processes import Accelerator
@@ -299,7 +300,7 @@ def run_fit(
     splits: Splits,
     train: ClipDataset,
     *,
-    validate: Callable[[nn.Module, Callable[[], bool]], Tensor],
+    validate: Callable[[nn.Module, Callable[[], bool]], Scored],
     save: Callable[[Path], None],
     folder: RunFolder,
     accelerator: Accelerator,

@@ -78,9 +78,9 @@ class TrainingLog:
     def on_epoch(self, report: "EpochReport") -> None:
         """Prints a line, and writes events."""
         say(self._console, _line(report, self._epochs))
-        say(self._console, *(f"  lost {fault}" for fault in report.lost_clips[:MAX_LOST_LISTED]))
-        if len(report.lost_clips) > MAX_LOST_LISTED:
-            more = len(report.lost_clips) - MAX_LOST_LISTED
+        say(self._console, *(f"  lost {fault}" for fault in report.lost[:MAX_LOST_LISTED]))
+        if len(report.lost) > MAX_LOST_LISTED:
+            more = len(report.lost) - MAX_LOST_LISTED
             say(self._console, f"  … and {more} more, in metrics.jsonl")
         if self._folder is None:
             return
@@ -91,7 +91,7 @@ class TrainingLog:
             self._writer = SummaryWriter(str(self._folder), purge_step=report.epoch)
         scalars = {"train/loss": report.train_loss, "train/lr": report.lr}
         scalars["train/videos_per_second"] = report.videos_per_second
-        scalars |= {"train/waiting": report.waiting, "train/lost_clips": len(report.lost_clips)}
+        scalars |= {"train/waiting": report.waiting, "train/lost": len(report.lost)}
         scalars |= {f"val/{name}": v for name, v in report.figures.items() if v is not None}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.epoch)

@@ -2,6 +2,7 @@
 
     config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
     metrics.jsonl  tensorboard/  predictions/
+    index.safetensors  failures.csv (where the model was fitted on videos)
 
 A checkpoint is one PyTorch file of plain tensors and numbers, loaded with `weights_only=True`.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,16 @@ class RunFolder:
         return self.root / "backbone.safetensors"
 
     @property
+    def index(self) -> Path:
+        """The timelines of the videos, where the model was fitted on them."""
+        return self.root / "index.safetensors"
+
+    @property
+    def failures(self) -> Path:
+        """Videos that could not be read, or not all of which could."""
+        return self.root / "failures.csv"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.root / "checkpoints"
@@ -77,13 +89,17 @@ class RunFolder:
         return self.root / ".lock"
 
 
-def save_weights(module: nn.Module, path: Path, *, prefix: str = "") -> None:
-    """Writes a module's state dict as safetensors, atomically, each key behind a prefix."""
+def save_weights(
+    module: nn.Module, path: Path, *, prefix: str = "", metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a module's state dict as safetensors, atomically, each key behind a prefix; the
+    metadata goes into the file's header.
+    """
     tensors = {
         f"{prefix}{key}": tensor.detach().cpu().clone().contiguous()
         for key, tensor in module.state_dict().items()
     }
-    write_bytes(safetensors.torch.save(tensors), path)
+    write_bytes(safetensors.torch.save(tensors, metadata), path)
 
 
 def save_checkpoint(
@@ -137,9 +153,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
-        raise FeaturesError(
-            f"{path}: missing; a run has it from the end of its first epoch on"
-        ) from None
+        raise FeaturesError(_missing(path)) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise FeaturesError(f"{path}: cannot be read ({error})") from None
+
+
+def _missing(path: Path) -> str:
+    return f"{path}: missing; a run has it from the end of its first epoch on"
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `save_weights` was given to put into a file's header.
+
+    Raises:
+        FeaturesError: it is missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise FeaturesError(_missing(path)) from None
     except (OSError, safetensors.SafetensorError) as error:
         raise FeaturesError(f"{path}: cannot be read ({error})") from None
 

@@ -23,7 +23,7 @@ from .batch import Batch
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, write_lines
 from .config import TemporalConfig
 from .dataset import ClipDataset, Key
-from .inference import load, run
+from .inference import Scored, load, run
 from .metrics import Metrics, task_metrics
 from .order import share_of, training_batches
 from .processes import Accelerator, all_of, any_says, sum_of
@@ -43,10 +43,9 @@ class Fit:
         model: left with the weights of the last epoch.
         config: of the task.
         train: clips to learn from.
-        validate: gives the logits [N, C] of the validation split, the same in every process, for
-            the model as accelerate has prepared it and for `watch.should_stop`, which it may
-            obey with a StoppedError. The epoch that is the best by the first of the task's figures
-            becomes the run's model.
+        validate: scores the validation split, the same in every process, by the model as
+            accelerate has prepared it; obeys `watch.should_stop` with a StoppedError. The epoch
+            that is the best by the first of the task's figures becomes the run's model.
         validation_targets: of that split.
         save: writes the model's weights to a path.
         class_names: [C].
@@ -61,7 +60,7 @@ class Fit:
     model: nn.Module
     config: TemporalConfig
     train: ClipDataset
-    validate: Callable[[nn.Module, Callable[[], bool]], Tensor]
+    validate: Callable[[nn.Module, Callable[[], bool]], Scored]
     validation_targets: Tensor
     save: Callable[[Path], None]
     class_names: list[str]
@@ -117,7 +116,7 @@ class Fit:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             progress = Progress(**state["progress"])
             if not self.accelerator.is_main_process:
-                progress.loss_sum, progress.lost_clips = 0.0, []  # they are those of all
+                progress.loss_sum, progress.lost = 0.0, []  # they are those of all
         if self.accelerator.is_main_process:
             # Those of the checkpoint, whatever a dying run left there.
             write_lines(progress.lines, self.folder.metrics)
@@ -126,7 +125,7 @@ class Fit:
     def _save(self, progress: Progress) -> None:
         """Writes a checkpoint."""
         loss_sum = sum_of(self.accelerator, progress.loss_sum)
-        lost_clips = self._lost_clips(progress)
+        lost = self._all_lost(progress)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -134,7 +133,7 @@ class Fit:
                 "optimizer": self._optimizer.state_dict(),
                 "scheduler": self._scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(replace(progress, loss_sum=loss_sum, lost_clips=lost_clips)),
+                "progress": asdict(replace(progress, loss_sum=loss_sum, lost=lost)),
             }
             place = (progress.epoch, progress.step)
             save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
@@ -210,7 +209,7 @@ class Fit:
             batch = next(samples)
             progress.waiting_seconds += time.perf_counter() - begun
             if share:
-                progress.lost_clips += batch.faults
+                progress.lost += batch.faults
             is_last = number == len(shares)
             with nullcontext() if is_last else self.accelerator.no_sync(self._network):
                 logits = run(self._network, batch, self.accelerator)
@@ -255,15 +254,20 @@ class Fit:
 
     def _evaluate(self, progress: Progress) -> Metrics:
         try:
-            logits = self.validate(self._network, self.watch.should_stop)
+            scored = self.validate(self._network, self.watch.should_stop)
         except StoppedError:
             self._save(progress)
             self._stop(progress)
-        return task_metrics(logits, self.validation_targets, self.class_names, self.config)
+        if self.accelerator.is_main_process:  # all have the same
+            progress.lost += scored.faults
+        targets = self.validation_targets
+        if scored.rows is not None:
+            targets = targets[scored.rows]
+        return task_metrics(scored.logits, targets, self.class_names, self.config)
 
-    def _lost_clips(self, progress: Progress) -> list[str]:
+    def _all_lost(self, progress: Progress) -> list[str]:
         """Of all processes."""
-        return [one for part in all_of(self.accelerator, progress.lost_clips) for one in part]
+        return [one for part in all_of(self.accelerator, progress.lost) for one in part]
 
     def _finish_epoch(self, progress: Progress, metrics: Metrics) -> Progress:
         """Writes what the epoch has led to; returns where the next one begins."""
@@ -276,7 +280,7 @@ class Fit:
             figures={name: getattr(metrics, name) for name in metrics.figures},
             videos_per_second=round(len(self.train) / progress.seconds, 1),
             waiting=round(progress.waiting_seconds / progress.seconds, 3),
-            lost_clips=self._lost_clips(progress),
+            lost=self._all_lost(progress),
             is_best=_is_best(metrics, progress.lines),
         )
         progress.lines.append(report.to_json())

@@ -3,7 +3,7 @@ together.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,20 @@ from .batch import Batch
 from .dataset import ClipDataset
 from .order import evaluation_batches
 from .processes import Accelerator, all_of
+
+
+class Scored(NamedTuple):
+    """Logits of a split's videos.
+
+    Attributes:
+        logits: [M, C].
+        rows: [M] numbers of the rows that they are of; None for all, in order.
+        faults: which rows could not be read, or not all of them, and why.
+    """
+
+    logits: Tensor
+    rows: Tensor | None = None
+    faults: tuple[str, ...] = ()
 
 
 def never() -> bool:

@@ -17,7 +17,7 @@ class EpochReport:
     figures: dict[str, float | None]  # of the validation split, see `temporal/metrics.py`
     videos_per_second: float
     waiting: float  # share of the training time in which no clip was ready
-    lost_clips: list[str]  # of which nothing or not all could be read, and why
+    lost: list[str]  # clips and videos of which nothing or not all could be read, and why
     is_best: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -63,5 +63,5 @@ class Progress:
     weight_sum: float = 0.0
     seconds: float = 0.0
     waiting_seconds: float = 0.0  # of these, for clips
-    lost_clips: list[str] = field(default_factory=list)  # in all processes, as `loss_sum`
+    lost: list[str] = field(default_factory=list)  # in all processes, as `loss_sum`
     lines: list[dict[str, Any]] = field(default_factory=list)

@@ -10,7 +10,7 @@ from command_line import run_cli
 from feature_folders import made_up_features
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
-from vtnpipe.pipelines.network import load_temporal, read_config
+from vtnpipe.pipelines.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
 from vtnpipe.temporal.checkpoint import RunFolder

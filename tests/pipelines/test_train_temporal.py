@@ -27,7 +27,8 @@ from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.extract import ExtractSettings
 from vtnpipe.pipelines.extraction import settle, with_model_settings
-from vtnpipe.pipelines.network import VideoTransformerNetwork, load_temporal, read_config
+from vtnpipe.pipelines.model_folder import load_temporal, read_config
+from vtnpipe.pipelines.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
 from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights

@@ -15,7 +15,7 @@ from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
 from vtnpipe.temporal.fit import Fit
-from vtnpipe.temporal.inference import predict_logits
+from vtnpipe.temporal.inference import Scored, predict_logits
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.processes import accelerated
 from vtnpipe.temporal.progress import EpochReport, Keeping, Watch
@@ -55,12 +55,14 @@ def _fit(
             model=model,
             config=CONFIG,
             train=train,
-            validate=lambda network, should_stop: predict_logits(
-                network,
-                validation,
-                batch_size=recipe.batch_size,
-                accelerator=accelerator,
-                should_stop=should_stop,
+            validate=lambda network, should_stop: Scored(
+                predict_logits(
+                    network,
+                    validation,
+                    batch_size=recipe.batch_size,
+                    accelerator=accelerator,
+                    should_stop=should_stop,
+                )
             ),
             validation_targets=targets,
             save=lambda path: save_weights(model, path, prefix="temporal."),
@@ -107,7 +109,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     _same_bits(whole, stopped)
     lines = _timeless(stopped)
     assert list(lines[0]) == [
-        *("epoch", "lr", "train_loss", "lost_clips"),
+        *("epoch", "lr", "train_loss", "lost"),
         *("top1", "top5", "mean_class_accuracy", "loss", "is_best"),
     ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
