@@ -306,6 +306,28 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
     return module
 
 
+def layers_of(module: nn.Module, name: str) -> list[list[str]]:
+    """The names of a backbone's parameters, layer by layer as timm divides it: what comes before
+    the blocks, then each block; norms after the last one belong to it.
+
+    Raises:
+        BackboneError: the module has no `group_matcher`, as timm's models have.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(module, "group_matcher"):
+        raise BackboneError(
+            f"backbone {name!r} has no group_matcher, as timm's models have, so its blocks are not "
+            "known; leave out --train-blocks and --layer-decay"
+        )
+    found = group_parameters(module, module.group_matcher(coarse=False))  # type: ignore[operator]
+    layers = [list(names) for _, names in sorted(found.items())]
+    parameters = dict(module.named_parameters())
+    if len(layers) > 1 and all(parameters[one].ndim < 2 for one in layers[-1]):
+        layers[-2] += layers.pop()
+    return layers
+
+
 @contextlib.contextmanager
 def _explain_import_errors() -> Iterator[None]:
     """Says in one line what a torch and a torchvision of different builds say in forty."""

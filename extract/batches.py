@@ -86,13 +86,26 @@ class GrowingVideo:
     def __init__(self, row: PlannedRow, place: Place) -> None:
         self.row = row
         self.place = place
-        self.outcome = Outcome(status="failed")
+        self.outcome: Outcome | None = None
         self.features: list[npt.NDArray[Any]] = []  # each [n, V, D], in the order of frame_index
         self.frame_index: list[int] = []
         self.timestamps: list[float] = []
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that there will be of it is there."""
+        if self.outcome is None or self.outcome.status == "failed":
+            return self.outcome is not None
+        return sum(map(len, self.features)) == len(self.frame_index)
+
     def part(self, row_shape: tuple[int, ...], store: str) -> VideoPart:
-        """What goes into the shard, sorted by frame index."""
+        """What is there of a complete one, sorted by frame index.
+
+        Args:
+            row_shape: (D,) or (V, D), of a frame's features.
+            store: their dtype.
+        """
+        assert self.outcome is not None
         kept = self.features if self.outcome.status != "failed" else []
         features = np.concatenate(
             [np.empty((0, *row_shape), store)] + [rows.reshape(-1, *row_shape) for rows in kept]

@@ -144,6 +144,8 @@ def read_frames(
         window, _ = window_around(info, int(wanted[0]), int(wanted[-1]) + 1)
     else:
         start = cut.start
+    if frames is not None:  # what the file does not hold beyond them is not missing
+        end = float(info.times[wanted[-1]])
     reading = _Reading(info, window, wanted, window_frame, start, end)
     return (yield from _read_pyav(reading, on_progress, decoder_reason=refusal))
 

@@ -23,12 +23,12 @@ from ..manifests.folder import FeatureFolder, read_extraction
 from ..manifests.plan import Speed, Task
 from ..manifests.shards import write_shard
 from .backbone import Backbone, evaluation_transform, load_backbone
-from .batches import Batch, Clock, GrowingVideo, Progress
+from .batches import Batch, Clock, Progress
 from .children import DecodingChildren
 from .choices import Decoder
-from .frames import Outcome
+from .gather import gather
 from .preprocessing import Preprocessing
-from .requests import Chunk, Decode, Event, Probed, Restarted
+from .requests import Decode
 from .sampling import Sampling
 
 
@@ -97,7 +97,13 @@ def run_task(
         backbone = worker_backbone(job.folder, job.device, speed, is_compiled=job.compile)
         store, clock = np.dtype(identity["store"]), Clock(report.seconds)
         batch = Batch(backbone, speed.batch_size, store, clock, on_progress)
-        videos = _gather(task, events, batch, on_progress)
+        expected = [row.num_frames for row in task.rows]
+
+        def expect(number: int, num_frames: int) -> None:
+            on_progress(Progress(num_unplanned_frames=num_frames - expected[number]))
+            expected[number] = num_frames
+
+        videos = list(gather(task.rows, events, batch, expect))
         report.end = time.time()
         report.seconds["decode"] = children.busy_seconds
     row_shape = tuple(extraction["row_shape"])
@@ -115,39 +121,6 @@ def run_task(
     report.num_frames = sum(len(part.features) for part in parts)
     report.num_videos = dict(Counter(part.status for part in parts))
     return report
-
-
-def _gather(
-    task: Task,
-    events: Iterator[tuple[int, Event]],
-    batch: Batch,
-    on_progress: Callable[[Progress], None],
-) -> list[GrowingVideo]:
-    """Runs the frames that come through the backbone; returns the rows with their features."""
-    videos: list[GrowingVideo] = []
-    expected = [row.num_frames for row in task.rows]
-
-    def expect(number: int, num_frames: int) -> None:
-        on_progress(Progress(num_unplanned_frames=num_frames - expected[number]))
-        expected[number] = num_frames
-
-    for number, event in batch.clock.while_iterating("wait", events):
-        if number == len(videos):
-            videos.append(GrowingVideo(task.rows[number], batch.place))
-        video = videos[number]
-        if isinstance(event, Chunk):
-            batch.add(video, event)
-        elif isinstance(event, Restarted):
-            videos[number] = GrowingVideo(video.row, batch.rewind(video.place))
-        elif isinstance(event, Probed):
-            expect(number, event.num_frames)
-        elif isinstance(event, Outcome):
-            video.outcome = event
-            if event.status == "failed":
-                batch.rewind(video.place)
-                expect(number, 0)
-    batch.finish()
-    return videos
 
 
 def set_up(device: str, num_threads: int) -> None:

@@ -29,7 +29,7 @@ from .extract_report import ExtractReport, Finished, write_report
 from .extraction import DEFAULT_BACKBONE, Extraction, settle, with_model_settings
 from .options import above, at_least, auto_or_at_least, check_settings, setting
 from .planning import LookedAt, divide, look_at_files, most_frames, task_size
-from .progress import FrameProgress, in_words, say
+from .progress import CountProgress, in_words, say
 from .tuning import Tuning, Workers, choose_workers, tune
 
 if TYPE_CHECKING:
@@ -303,8 +303,14 @@ def _run(
     reports: list[TaskReport] = []
     start = time.monotonic()
     ordered = sorted(tasks, key=lambda task: -task.num_frames)
-    with FrameProgress(num_frames, console) as progress:
-        run_tasks(client, ordered, job, on_progress=progress.add, on_finished=reports.append)
+    with CountProgress("extract", "frames", num_frames, console) as progress:
+        run_tasks(
+            client,
+            ordered,
+            job,
+            on_progress=lambda more: progress.count(more.num_frames, more.num_unplanned_frames),
+            on_finished=reports.append,
+        )
     return Finished(
         reports=reports, seconds=time.monotonic() - start, workers=workers, tuning=tuning
     )

@@ -2,8 +2,9 @@
 
 import csv
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
@@ -131,14 +132,19 @@ def write_report(
             tuning=finished.tuning,
         )
     failures = list(_failures(store, statuses, rows))
-    with atomic_text(folder.failures) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Failure._fields)
-        writer.writerows(failures)
+    write_failures(failures, folder.failures)
     if finished is not None or not folder.report.exists():
         write_json(asdict(report), folder.report)
     _print(report, failures, folder, console)
     return report
+
+
+def write_failures(failures: Iterable[Failure], path: Path) -> None:
+    """Writes failures.csv, atomically."""
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Failure._fields)
+        writer.writerows(failures)
 
 
 def pace_of(finished: Finished) -> Pace:

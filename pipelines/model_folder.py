@@ -68,6 +68,12 @@ def write_model(files: RunFolder, temporal: TemporalClassifier, config: NetworkC
     write_config(files, config)
 
 
+def save_network(network: nn.Module, backbone: nn.Module, path: Path) -> None:
+    """Writes all weights of a network whose backbone learns, with that one's digest."""
+    _, digest = weights_bytes(backbone.state_dict())
+    save_weights(network, path, metadata={DIGEST: digest})
+
+
 def backbone_of_model(folder: Path) -> BuiltBackbone:
     """The backbone of a model folder, for extracting features that fit the model.
 

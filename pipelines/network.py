@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..extract.backbone import weights_bytes
-from ..manifests.errors import FeaturesError, first_line
+from ..extract.backbone import layers_of, weights_bytes
+from ..manifests.errors import BackboneError, FeaturesError, first_line
 from ..manifests.factory import is_factory
 from ..temporal.checkpoint import RunFolder, read_weights, save_weights
 from ..temporal.model import TemporalClassifier
@@ -19,39 +21,113 @@ from .model_folder import NetworkConfig, backbone_module, read_backbone, read_co
 class VideoTransformerNetwork(
     nn.Module, ModelHubMixin, library_name="vtnpipe", tags=["video-classification"]
 ):
-    """Frames [B, T, 3, H, W], normalised, with positions [B, T] → logits [B, C].
+    """Frames [B, T, 3, H, W] with positions [B, T] → logits [B, C].
 
-    `save_pretrained(folder)` and `push_to_hub("user/name")` are huggingface_hub's, with a model
-    card; `from_pretrained` takes back what they wrote.
+    The backbone is frozen until `unfreeze` is called. `save_pretrained(folder)` and
+    `push_to_hub("user/name")` are huggingface_hub's, with a model card; `from_pretrained` takes
+    back what they wrote.
     """
+
+    _scale: Tensor
+    _bias: Tensor
 
     def __init__(self, backbone: nn.Module, temporal: TemporalClassifier, config: NetworkConfig):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.temporal = temporal
         self.config = config
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+            for values in (config.preprocessing.mean, config.preprocessing.std)
+        )
+        # (x / 255 - mean) / std as x * scale + bias
+        self.register_buffer("_scale", (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("_bias", (-mean / std).float(), persistent=False)
 
     def forward(self, frames: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Every frame through the backbone, then the temporal model once (`end-to-end`).
 
         Args:
-            frames: [B, T, 3, H, W] float, normalised as `config.preprocessing` says.
+            frames: [B, T, 3, H, W]: float, normalised as `config.preprocessing` says; or uint8,
+                which is normalised here.
             positions: [B, T] int.
             mask: [B, T] bool, True where there is a frame; None for everywhere.
 
         Returns:
             [B, C] logits.
         """
-        B, T = frames.shape[:2]
-        features = self.backbone(frames.flatten(0, 1)).unflatten(0, (B, T))
+        inputs = frames.flatten(0, 1) if mask is None else frames[mask.bool()]  # without padding
+        if not inputs.is_floating_point():
+            inputs = inputs.float() * self._scale + self._bias
+        found = self.backbone(inputs)
+        if mask is None:
+            features = found.unflatten(0, positions.shape)
+        else:
+            features = found.new_zeros(*positions.shape, found.shape[-1])
+            features[mask.bool()] = found
         logits: Tensor = self.temporal(features, positions, mask)
         return logits
 
     def train(self, mode: bool = True) -> "VideoTransformerNetwork":
-        """Sets the mode of the temporal model; the frozen backbone stays in eval mode."""
+        """Sets the mode of what learns; what is frozen stays in eval mode, and so does every
+        BatchNorm of the backbone, whose statistics would depend on how a batch is divided.
+        """
         super().train(mode)
-        self.backbone.eval()
+        _eval_what_is_frozen(self.backbone)
         return self
+
+    def unfreeze(self, num_blocks: int | None = None) -> None:
+        """Lets the backbone learn.
+
+        Args:
+            num_blocks: its last so many blocks; None for all of it.
+
+        Raises:
+            BackboneError: it has fewer, or can't be divided into blocks.
+        """
+        learning = {name for name, _ in self.backbone.named_parameters()}
+        if num_blocks is not None:
+            layers = layers_of(self.backbone, self.config.identity["backbone"])
+            if num_blocks >= len(layers):
+                raise BackboneError(
+                    f"--train-blocks {num_blocks}: {self.config.identity['backbone']} has "
+                    f"{len(layers) - 1} blocks; give fewer, or leave it out to train all of it"
+                )
+            learning = {name for names in layers[len(layers) - num_blocks :] for name in names}
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in learning)
+
+    def lr_scales(self, layer_decay: float) -> dict[str, float]:
+        """What the learning rate of each of the backbone's parameters is multiplied by: a power of
+        the decay, one more for each layer further from the temporal model (arXiv 2106.08254,
+        appendix; timm's `layer_decay`).
+
+        Raises:
+            BackboneError: the backbone can't be divided into layers.
+        """
+        if layer_decay == 1:
+            return {}
+        layers = layers_of(self.backbone, self.config.identity["backbone"])
+        return {
+            f"backbone.{name}": layer_decay ** (len(layers) - depth)
+            for depth, names in enumerate(layers)
+            for name in names
+        }
+
+    def use_gradient_checkpointing(self) -> None:
+        """From now on, training computes the backbone's blocks twice instead of keeping what lies
+        inside them.
+
+        Raises:
+            BackboneError: the backbone has no such way.
+        """
+        switch = getattr(self.backbone, "set_grad_checkpointing", None)
+        if switch is None:
+            raise BackboneError(
+                f"--gradient-checkpointing: backbone {self.config.identity['backbone']!r} has no "
+                "set_grad_checkpointing, as timm's models have; leave it out"
+            )
+        switch(True)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # with those of its options that are meant here
@@ -104,6 +180,19 @@ class VideoTransformerNetwork(
         files.backbone.unlink(missing_ok=True)
         identity = {**self.config.identity, "weights_digest": digest}
         write_config(files, replace(self.config, identity=identity))
+
+
+def _eval_what_is_frozen(module: nn.Module) -> None:
+    """Puts parts of which nothing learns into eval mode; parts without parameters go with what they
+    are in.
+    """
+    parameters = list(module.parameters())
+    is_frozen = bool(parameters) and not any(one.requires_grad for one in parameters)
+    if is_frozen or isinstance(module, _BatchNorm):
+        module.eval()
+        return
+    for child in module.children():
+        _eval_what_is_frozen(child)
 
 
 def _local_folder(folder: str | Path, revision: str | None, token: str | None) -> Path:

@@ -123,7 +123,7 @@ def predict(
     else:
         network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
         config = network.config
-        found = _from_videos(network, names, settings, device)
+        found = _from_videos(network, names, settings)
     classes = config.class_names
     predictions = []
     for prediction in found:
@@ -166,90 +166,29 @@ def _from_features(
         tensor = torch.from_numpy(video.features.astype("float32"))
         tensor = tensor if tensor.ndim == 3 else tensor[:, None]
         note = "" if video.status == "ok" else f"partial, {video.num_lost_frames} frames lost"
-        yield Prediction(video_id, _classify(temporal, tensor, positions, device), note)
+        places = torch.from_numpy(positions)[None].to(device)
+        with torch.inference_mode():
+            logits = [temporal(view[None].to(device), places)[0].cpu() for view in tensor.unbind(1)]
+        yield Prediction(video_id, torch.stack(logits).mean(0), note)
 
 
 def _from_videos(
-    network: "VideoTransformerNetwork",
-    paths: Sequence[str],
-    settings: PredictSettings,
-    device: str,
+    network: "VideoTransformerNetwork", paths: Sequence[str], settings: PredictSettings
 ) -> Iterator[Prediction]:
-    import numpy as np
-    import torch
-
-    from ..extract.backbone import Backbone, evaluation_transform
-    from ..extract.children import DecodingChildren
-    from ..extract.frames import Outcome
-    from ..extract.requests import Chunk, Decode, Restarted
+    from ..extract.requests import Decode
     from ..extract.sampling import Sampling
-    from ..temporal.batch import frame_positions
+    from .video_inference import Video, VideoClassifier
 
-    identity = network.config.identity
-    backbone = Backbone(
-        module=network.backbone,
-        transform=evaluation_transform(network.config.preprocessing, device, identity["views"]),
-        dtype=torch.float32,
-    )
-    is_chunked = settings.mode == "chunked"
-    sampling = Sampling.from_identity(identity)
-    requests = [
-        Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
-        for path in paths
-    ]
-    kept: list[Tensor] = []  # features of whole chunks, or with end-to-end resized frames
-    waiting: list[Tensor] = []  # frames for the next chunk
-    times: list[float] = []
-    indices: list[int] = []
-
-    def run_waiting() -> None:
-        chunks = torch.split(torch.cat(waiting), settings.chunk_frames)
-        kept.extend(backbone.features(chunk) for chunk in chunks)
-        waiting.clear()
-
-    def logits() -> "Tensor":
-        if waiting:
-            run_waiting()
-        order = np.argsort(indices, kind="stable")
-        positions = frame_positions(
-            np.array(times)[order],
-            np.array(indices)[order],
-            position_fps=network.config.temporal.position_fps,
-        )
-        inputs = torch.cat(kept)[torch.from_numpy(order)]
-        if is_chunked:
-            return _classify(network.temporal, inputs, positions, device)
-        return _classify(network, backbone.transform.normalise(inputs), positions, device)
-
-    with DecodingChildren() as children:
-        for number, event in children.run(requests):
-            if isinstance(event, Chunk):
-                transform = backbone.transform
-                images = transform.resize(transform.upload(event.images))
-                (waiting if is_chunked else kept).append(images)
-                times += event.timestamps
-                indices += event.frame_index
-                if sum(map(len, waiting)) >= settings.chunk_frames:
-                    run_waiting()
-                continue
-            if isinstance(event, Outcome):
-                if event.status == "failed":
-                    yield Prediction(paths[number], None, f"{event.reason}: {event.message}")
-                else:
-                    yield Prediction(paths[number], logits(), event.message)
-            if isinstance(event, Restarted | Outcome):
-                for part in (kept, waiting, times, indices):
-                    part.clear()
-
-
-def _classify(module: Any, inputs: "Tensor", positions: Any, device: str) -> "Tensor":
-    """Logits [C] of one clip, the mean over its views: inputs [T, V, ...], positions [T]."""
-    import torch
-
-    places = torch.from_numpy(positions)[None].to(device)
-    with torch.inference_mode():
-        logits = [module(view[None].to(device), places)[0].cpu() for view in inputs.unbind(1)]
-    return torch.stack(logits).mean(0)
+    sampling = Sampling.from_identity(network.config.identity)
+    videos = []
+    for path in paths:
+        request = Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
+        videos.append(Video(path, [[request]]))
+    mode: Any = settings.mode
+    classify = VideoClassifier(network=network, mode=mode, chunk_frames=settings.chunk_frames)
+    for found in classify(videos):
+        note = found.fault if found.logits is None else found.outcome.message
+        yield Prediction(found.name, found.logits, note)
 
 
 def _print(prediction: Prediction, config: "NetworkConfig", top: int, console: Console) -> None:

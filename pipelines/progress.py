@@ -5,13 +5,9 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-if TYPE_CHECKING:
-    from ..extract.batches import Progress as WorkerProgress
 
 LINE_SECONDS = 10.0
 
@@ -47,24 +43,29 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
-class FrameProgress:
-    """A context in which `add` may be called from any thread.
+class CountProgress:
+    """A context in which `count` may be called from any thread.
 
     Args:
-        num_frames: how many are expected.
+        work: in a word.
+        unit: of what is counted.
+        total: how many are expected.
         console: where to show it.
     """
 
-    def __init__(self, num_frames: int, console: Console) -> None:
-        self._num_expected = num_frames
+    def __init__(self, work: str, unit: str, total: int, console: Console) -> None:
+        self._work = work
+        self._unit = unit
+        self._num_expected = total
         self._console = console
         self._lock = threading.Lock()
-        self._frames = 0
+        self._done = 0
         self._start = self._last_line = time.monotonic()
         self._bar = Progress(
-            TextColumn("extract"),
+            TextColumn(work),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} frames"),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn(unit),
             TextColumn("{task.fields[rate]:,.1f}/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -72,9 +73,9 @@ class FrameProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("extract", total=num_frames, rate=0.0)
+        self._task = self._bar.add_task(work, total=total, rate=0.0)
 
-    def __enter__(self) -> "FrameProgress":
+    def __enter__(self) -> "CountProgress":
         self._bar.start()
         return self
 
@@ -86,15 +87,16 @@ class FrameProgress:
     ) -> None:
         self._bar.stop()
 
-    def add(self, progress: "WorkerProgress") -> None:
-        """Counts what came to the tasks, and shows it."""
+    def count(self, num_done: int = 1, num_unexpected: int = 0) -> None:
+        """Counts what is done, and what there is more to do than was expected; shows it."""
         with self._lock:
-            self._frames += progress.num_frames
-            self._num_expected += progress.num_unplanned_frames
-            total = max(self._frames, self._num_expected)
+            self._done += num_done
+            self._num_expected += num_unexpected
+            total = max(self._done, self._num_expected)
             now = time.monotonic()
-            rate = self._frames / max(1e-9, now - self._start)
-            self._bar.update(self._task, completed=self._frames, total=total, rate=rate)
+            rate = self._done / max(1e-9, now - self._start)
+            self._bar.update(self._task, completed=self._done, total=total, rate=rate)
             if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
                 self._last_line = now
-                say(self._console, f"extract: {self._frames:,}/{total:,} frames, {rate:,.1f}/s")
+                line = f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s"
+                say(self._console, line)

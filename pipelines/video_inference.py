@@ -1,0 +1,211 @@
+"""Classifying videos from their files, in two of VTN's three modes of inference.
+
+end-to-end  every frame through backbone and temporal model in one pass
+chunked     the backbone in chunks of frames, the temporal model once over all of them
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..extract.backbone import Backbone, evaluation_transform
+from ..extract.batches import Batch, Clock
+from ..extract.children import DecodingChildren
+from ..extract.frames import Outcome
+from ..extract.gather import gather
+from ..extract.requests import Chunk, Decode, Restarted
+from ..extract.transform import Transform
+from ..manifests.errors import StoppedError
+from ..manifests.plan import PlannedRow
+from ..temporal.batch import frame_positions
+from ..temporal.clips import generator_of
+from ..temporal.processes import Accelerator, all_of
+from .network import VideoTransformerNetwork
+
+Mode = Literal["end-to-end", "chunked"]
+
+
+class Video(NamedTuple):
+    """A video to classify.
+
+    Attributes:
+        name: its id or its path.
+        clips: what is to be decoded for each of its clips, piece by piece; of one, all of it.
+        first: time and rank of its first frame; None where the first that is decoded is that.
+    """
+
+    name: str
+    clips: list[list[Decode]]
+    first: tuple[float, int] | None = None
+
+
+class Classified(NamedTuple):
+    """A video's logits [C], the mean over its clips and views; None where nothing of it could be
+    decoded. `outcome` is that of the first piece that was not whole.
+    """
+
+    name: str
+    logits: Tensor | None
+    outcome: Outcome
+
+    @property
+    def fault(self) -> str:
+        """What could not be read, and why; empty where all could."""
+        reason = f"{self.outcome.reason}: {self.outcome.message}"
+        return "" if self.outcome.status == "ok" else reason
+
+
+class Piece(NamedTuple):
+    """What decoding a request gave: inputs [T, V, ...] of a network or its temporal model."""
+
+    inputs: Tensor
+    times: npt.NDArray[np.float64]
+    frame_index: npt.NDArray[np.int64]
+    outcome: Outcome
+
+
+@dataclass(kw_only=True)
+class VideoClassifier:
+    """A network with how it is to see videos.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        mode: which of the two.
+        chunk_frames: that go through the backbone at once; `chunked` only.
+        num_children: that decode.
+        shuffle_seed: give each clip's frames in a random order of this seed; None for their own.
+    """
+
+    network: VideoTransformerNetwork
+    mode: Mode = "chunked"
+    chunk_frames: int = 32
+    num_children: int = 1
+    shuffle_seed: int | None = None
+    transform: Transform = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.network.config
+        self._device = next(self.network.parameters()).device
+        self.transform = evaluation_transform(
+            config.preprocessing, str(self._device), config.identity["views"]
+        )
+
+    @torch.inference_mode()
+    def __call__(self, videos: Sequence[Video]) -> Iterator[Classified]:
+        """Yields each video's logits, in order."""
+        self.network.eval()
+        requests = [piece for video in videos for clip in video.clips for piece in clip]
+        owners = [
+            (number, clip)
+            for number, video in enumerate(videos)
+            for clip, pieces in enumerate(video.clips)
+            for _ in pieces
+        ]
+        count = max(1, min(self.num_children, len(requests)))
+        with DecodingChildren(count) as children:
+            found = self._features if self.mode == "chunked" else self._frames
+            pieces = zip(owners, found(requests, children), strict=True)
+            for number, of_video in groupby(pieces, lambda pair: pair[0][0]):
+                clips = [
+                    [piece for _, piece in of_clip]
+                    for _, of_clip in groupby(of_video, lambda pair: pair[0][1])
+                ]
+                yield self._classify(videos[number], clips)
+
+    def _features(self, requests: Sequence[Decode], children: DecodingChildren) -> Iterator[Piece]:
+        """Each request's frames as features [T, V, D], in chunks that are filled across videos."""
+        backbone = Backbone(
+            module=self.network.backbone, transform=self.transform, dtype=torch.float32
+        )
+        clock, float32 = Clock({}), np.dtype(np.float32)
+        batch = Batch(backbone, self.chunk_frames, float32, clock, lambda progress: None)
+        rows = [PlannedRow(one.path, one.path, one.start, one.end, None, None) for one in requests]
+        row_shape = (len(self.transform.views), self.network.config.temporal.feature_dim)
+        with closing(children.run(requests)) as events:
+            for video in gather(rows, events, batch):
+                part = video.part(row_shape, "float32")
+                assert video.outcome is not None
+                features = torch.from_numpy(part.features)
+                yield Piece(features, part.timestamps, part.frame_index, video.outcome)
+
+    def _frames(self, requests: Sequence[Decode], children: DecodingChildren) -> Iterator[Piece]:
+        """Each request's frames [T, V, 3, h, w], uint8."""
+        kept: list[Tensor] = []
+        times: list[float] = []
+        indices: list[int] = []
+        shape = (0, len(self.transform.views), *self.transform.preprocessing.input_size)
+        none = torch.empty(shape, dtype=torch.uint8, device=self._device)
+        with closing(children.run(requests)) as events:
+            for _, event in events:
+                if isinstance(event, Chunk):
+                    kept.append(self.transform.resize(self.transform.upload(event.images)))
+                    times += event.timestamps
+                    indices += event.frame_index
+                if isinstance(event, Outcome):
+                    if event.status == "failed":
+                        kept, times, indices = [], [], []
+                    order = np.argsort(indices, kind="stable")
+                    frames = torch.cat(
+                        [torch.empty(shape, dtype=torch.uint8).to(self._device), *kept]
+                    )
+                    yield Piece(
+                        frames[torch.from_numpy(order)],
+                        np.array(times, dtype=np.float64)[order],
+                        np.array(indices, dtype=np.int64)[order],
+                        event,
+                    )
+                if isinstance(event, Restarted | Outcome):
+                    kept, times, indices = [], [], []
+
+    def _classify(self, video: Video, clips: Sequence[Sequence[Piece]]) -> Classified:
+        outcomes = [piece.outcome for clip in clips for piece in clip]
+        outcome = next((one for one in outcomes if one.status != "ok"), outcomes[0])
+        found = [self._logits(video, clip) for clip in clips if any(len(p.times) for p in clip)]
+        logits = torch.stack(found).mean(0) if found else None
+        return Classified(video.name, logits, outcome)
+
+    def _logits(self, video: Video, clip: Sequence[Piece]) -> Tensor:
+        """Logits [C] of one clip, the mean over its views."""
+        inputs = torch.cat([piece.inputs for piece in clip])
+        positions = frame_positions(
+            np.concatenate([piece.times for piece in clip]),
+            np.concatenate([piece.frame_index for piece in clip]),
+            position_fps=self.network.config.temporal.position_fps,
+            first=video.first,
+        )
+        if self.shuffle_seed is not None:
+            order = generator_of(self.shuffle_seed, 0, video.name).permutation(len(inputs))
+            inputs = inputs[torch.from_numpy(order)]
+        places = torch.from_numpy(positions)[None].to(self._device)
+        model = self.network.temporal if self.mode == "chunked" else self.network
+        views = [view[None].to(self._device) for view in inputs.unbind(1)]
+        return torch.stack([model(view, places)[0].cpu() for view in views]).mean(0)
+
+
+def classify_together(
+    classify: Callable[[Sequence[Video]], Iterator[Classified]],
+    videos: Sequence[Video],
+    accelerator: Accelerator,
+    should_stop: Callable[[], bool],
+) -> list[Classified]:
+    """Classifies videos, by all processes together; each process gets all results, in order.
+
+    Raises:
+        StoppedError: `should_stop`, asked after each video, said so in one of the processes.
+    """
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    results: list[Classified] = []
+    mine = classify(videos[rank::num_processes])
+    for _ in range(0, len(videos), num_processes):
+        found = all_of(accelerator, (next(mine, None), should_stop()))
+        if any(stops for _, stops in found):
+            raise StoppedError("stopped while evaluating")
+        results += [one for one, _ in found if one is not None]
+    return results
