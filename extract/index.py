@@ -126,6 +126,10 @@ class VideoIndex:
             return False
         return {name: FileState(*one["state"]) for name, one in self._files.items()} == dict(states)
 
+    def state(self, name: str) -> FileState:
+        """A file as it was when it was read."""
+        return FileState(*self._files[name]["state"])
+
     def fault(self, name: str) -> Unreadable | None:
         """Why a file has no timeline."""
         fault = self._files[name].get("fault")

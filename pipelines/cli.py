@@ -25,6 +25,7 @@ from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
 from .extract import ExtractSettings, extract
 from .features import show_features, show_video
+from .finetune import FinetuneSettings, finetune
 from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
 from .manifest import SplitSettings, check_manifest, show_manifest, split_manifest
 from .model import PAPER_FRAMES, show_model
@@ -105,12 +106,26 @@ def train_temporal_command(features: str, run: str, **options: Any) -> int:
     return EXIT_OK
 
 
+@cli.command("finetune")
+@click.argument("manifest")
+@click.argument("run")
+@settings_options(FinetuneSettings)
+def finetune_command(manifest: str, run: str, **options: Any) -> int:
+    """Fit backbone and temporal model together on the videos in MANIFEST, in the run folder RUN.
+
+    Clips are decoded on the fly. The same command again resumes.
+    """
+    return finetune(manifest, run, FinetuneSettings(**options), console=LastingConsole()).exit_code
+
+
 @cli.command("evaluate")
 @click.argument("model")
 @click.argument("source")
 @settings_options(EvaluateSettings)
 def evaluate_command(model: str, source: str, **options: Any) -> int:
-    """Score MODEL (a model or run folder) on a split of SOURCE, a feature folder."""
+    """Score MODEL (a model or run folder) on a split of SOURCE: a feature folder, or a manifest,
+    whose videos are decoded.
+    """
     return evaluate(model, source, EvaluateSettings(**options), console=LastingConsole()).exit_code
 
 

@@ -30,6 +30,13 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_cpus_of_process(most: int = 8) -> int:
+    """The cores that each process of this machine may use where `torchrun` started several; at
+    least one.
+    """
+    return max(1, min(most, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def num_gpus(device: str) -> int:
     """How many GPUs `cuda` (all of them) or `cuda:N` (one) means."""
     import torch

@@ -1,18 +1,18 @@
-"""`vtnpipe evaluate`: a model's figures on a split of stored features."""
+"""`vtnpipe evaluate`: a model's figures on a split, from stored features or from the videos."""
 
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 from rich.console import Console
 
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
+from ..extract.choices import Decoder
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.files import atomic_path, atomic_text, write_json
-from ..manifests.videos import read_manifest
 from ..temporal.choices import Precision
 from .figures import figures_text
 from .options import at_least, between, check_settings, setting
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..manifests.videos import VideoRow
+    from ..temporal.clips import ClipSampling
     from ..temporal.metrics import Counts, Metrics
     from .model_folder import NetworkConfig
 
+MAX_FAULTS_SHOWN = 20
 MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
 
 
@@ -52,11 +54,38 @@ class EvaluateSettings:
         1000, help="Resamples for the 95% intervals; 0: none.", check=at_least(0)
     )
     precision: Precision = setting("float32", help="That the model is computed in.")
-    batch_size: int = setting(16, help="Videos or clips at once.", check=at_least(1))
+    batch_size: int = setting(
+        16, help="Videos or clips at once, from a feature folder.", check=at_least(1)
+    )
+    mode: Literal["auto", "features", "chunked", "end-to-end"] = setting(
+        "auto",
+        help="auto: features of a feature folder, chunked for a manifest; end-to-end holds all "
+        "frames of a video in memory at once.",
+    )
+    chunk_frames: int = setting(
+        32, help="Frames that go through the backbone at once.", check=at_least(1)
+    )
+    decoder: Decoder = setting(
+        "auto", help="auto: decord where it is known to be right, else PyAV."
+    )
     device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def sampling(self) -> "ClipSampling":
+        """Of clips; of whole videos without."""
+        from ..temporal.clips import WHOLE, ClipSampling
+
+        if not self.clips:
+            return WHOLE
+        return ClipSampling(num_frames=self.clip_frames, seconds=self.clip_seconds)
+
+    @property
+    def shuffle_seed(self) -> int | None:
+        """Of the order of frames; None for their own."""
+        return self.seed if self.shuffle_frames else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,65 +117,47 @@ def evaluate(
 ) -> EvaluateReport:
     """Scores a model on a split's videos: every frame at once, or the mean over clips.
 
-    Logits of several stored views are averaged. Writes MODEL/predictions/SPLIT.csv (a line a
-    video), SPLIT.npz (video_ids, logits, targets, classes) and SPLIT.json (the figures), where
-    SPLIT is followed by +10clips or +shuffled. Under `torchrun`, all processes share the work.
+    Logits of several views are averaged. Writes MODEL/predictions/SPLIT.csv (a line a video),
+    SPLIT.npz (video_ids, logits, targets, classes) and SPLIT.json (the figures), where SPLIT is
+    followed by +10clips or +shuffled. Under `torchrun`, all processes share the work.
 
     Args:
         model: a model or run folder.
-        source: a feature folder, made with the model's backbone.
+        source: a feature folder, made with the model's backbone; or a manifest.
         settings: by default, `EvaluateSettings()`.
         console: for the figures; by default, nothing is printed.
 
     Raises:
-        VtnpipeError: model, features, manifest or a setting breaks a rule.
+        VtnpipeError: model, source or a setting breaks a rule.
     """
     from ..extract.device import resolve_device
-    from ..manifests.shards import open_features
     from ..temporal.bootstrap import intervals
     from ..temporal.checkpoint import RunFolder
-    from ..temporal.clips import WHOLE, ClipSampling
-    from ..temporal.dataset import ClipDataset, EvenClips
-    from ..temporal.inference import predict_logits
     from ..temporal.metrics import Counts, task_metrics
     from ..temporal.processes import accelerated
-    from ..temporal.reader import FeatureReader
-    from ..temporal.splits import usable_rows
-    from ..temporal.tasks import read_targets
-    from .model_folder import check_features, load_temporal, read_config
+    from .model_folder import read_config
+    from .scoring import score_features, score_videos
 
     settings = settings or EvaluateSettings()
     device = resolve_device(settings.device)
     files = RunFolder(Path(model))
     config = read_config(files)
-    store = open_features(source)
-    check_features(config, store.extraction["identity"], store.folder.root)
-    rows = read_manifest(settings.manifest or store.folder.manifest)
-    usable = usable_rows(
-        store.statuses,
-        rows,
-        settings.split,
-        what="features",
-        remedy=f"extract them first, into {store.folder.root}",
-        drop_partial=settings.drop_partial,
-    )
-    targets = read_targets(usable.rows, config.class_names, config.temporal.task)
-    sampling = ClipSampling(num_frames=settings.clip_frames, seconds=settings.clip_seconds)
-    clips = EvenClips(
-        sampling=sampling if settings.clips else WHOLE,
-        num_clips=max(1, settings.clips),
-        shuffle_seed=settings.seed if settings.shuffle_frames else None,
-    )
-    position_fps = config.temporal.position_fps
-    dataset = ClipDataset(
-        FeatureReader(store), usable.rows, targets, clips, position_fps=position_fps
-    )
-    with accelerated(device, settings.precision) as accelerator:
-        network = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
-        logits = predict_logits(
-            network, dataset, batch_size=settings.batch_size, accelerator=accelerator
+    is_manifest = Path(source).is_file()
+    if is_manifest and (settings.mode == "features" or settings.manifest is not None):
+        raise SettingsError(
+            f"{source}: is a manifest, whose videos are decoded; leave out --mode features and "
+            "--manifest, or give a feature folder"
         )
+    if not is_manifest and settings.mode in ("chunked", "end-to-end"):
+        raise SettingsError(
+            f"--mode {settings.mode}: {source} is no manifest, whose videos could be decoded; "
+            "leave it out, or give one"
+        )
+    with accelerated(device, settings.precision) as accelerator:
+        score = score_videos if is_manifest else score_features
+        scored = score(files, config, source, settings, accelerator)
         is_main = accelerator.is_main_process
+    usable, logits, targets = scored.usable, scored.logits, scored.targets
     report = EvaluateReport(
         metrics=task_metrics(logits, targets, config.class_names, config.temporal),
         intervals=intervals(
@@ -163,12 +174,13 @@ def evaluate(
         name = _name(settings)
         values = {
             "settings": asdict(settings),
-            "features": store.extraction["fingerprint"],
+            "source": scored.source,
+            "faults": scored.faults,
             "classes": config.class_names,
             **asdict(report),
         }
         _write(files.predictions, name, usable.rows, logits, targets, config, values)
-        _print(report, settings, name, console or Console(quiet=True))
+        _print(report, scored.faults, settings, name, console or Console(quiet=True))
     return report
 
 
@@ -217,7 +229,17 @@ def _write_predictions(
             writer.writerow((row.video_id, row.label, decision(one, classes, task), *shares))
 
 
-def _print(report: EvaluateReport, settings: EvaluateSettings, name: str, console: Console) -> None:
+def _print(
+    report: EvaluateReport,
+    faults: Sequence[str],
+    settings: EvaluateSettings,
+    name: str,
+    console: Console,
+) -> None:
+    for fault in faults[:MAX_FAULTS_SHOWN]:
+        say(console, f"lost {fault}")
+    if len(faults) > MAX_FAULTS_SHOWN:
+        say(console, f"… and {len(faults) - MAX_FAULTS_SHOWN} more in predictions/{name}.json")
     for line in _class_lines(report.metrics, name):
         say(console, line)
     clips = f", {settings.clips} clips a video" if settings.clips else ""

@@ -87,12 +87,12 @@ def check_settings(settings: Any) -> None:
 
 
 def option_name(name: str) -> str:
-    """The option of a field.
+    """The option of a field, whose name ends in an underscore where it is a word of Python's.
 
-    >>> option_name("batch_size")
-    '--batch-size'
+    >>> option_name("batch_size"), option_name("from_")
+    ('--batch-size', '--from')
     """
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def _base_type(hint: Any) -> tuple[Any, bool]:
@@ -155,12 +155,18 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
         raise SettingsError(f"--config {value}: cannot be read as YAML ({error})") from None
     if not isinstance(config, Mapping):
         raise SettingsError(f"--config {value}: must be a mapping of option names to values")
-    known = [p.name for p in context.command.params if isinstance(p, click.Option) and p.name]
-    defaults = {str(key).replace("-", "_"): entry for key, entry in config.items()}
-    for key in defaults:
-        if key not in known:
+    known = {
+        p.name.rstrip("_"): p.name
+        for p in context.command.params
+        if isinstance(p, click.Option) and p.name
+    }
+    defaults = {}
+    for key, entry in config.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
             raise SettingsError(
-                f"--config {value}: unknown option {key!r}; this command has "
+                f"--config {value}: unknown option {name!r}; this command has "
                 f"{', '.join(sorted(known))}"
             )
+        defaults[known[name]] = entry
     context.default_map = {**(context.default_map or {}), **defaults}

@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 # What may change when a run is resumed:
 FREE = set(
-    "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints".split()
+    "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints "
+    "chunk_frames decoder".split()
 )
 
 
-def check_root(files: "RunFolder") -> None:
-    """Refuses a folder that holds something else than a run.
+def check_root(files: "RunFolder", *remains: Path) -> None:
+    """Refuses a folder that holds something else than a run, or what remains of a beginning.
 
     Raises:
         SettingsError: it does.
     """
     if not files.settings.exists():
-        check_new(files)
+        check_new(files, *remains)
 
 
 def check_new(files: "RunFolder", *remains: Path) -> None:

@@ -133,7 +133,12 @@ def read_splits(
     names = class_names
     if names is None:
         names = training_classes(rows, train.rows, settings.train_split, settings.task)
-    targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
+    try:
+        targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
+    except ManifestError as error:
+        if class_names is None:
+            raise
+        raise ManifestError(f"{error}; or give --new-head, for the manifest's classes") from None
     return Splits(
         train=train, validation=validation, targets=(targets[0], targets[1]), class_names=names
     )

@@ -18,16 +18,21 @@ from torch import Tensor
 from ..extract.backbone import Backbone, evaluation_transform
 from ..extract.batches import Batch, Clock
 from ..extract.children import DecodingChildren
+from ..extract.choices import Decoder
 from ..extract.frames import Outcome
 from ..extract.gather import gather
 from ..extract.requests import Chunk, Decode, Restarted
+from ..extract.sampling import Sampling
 from ..extract.transform import Transform
-from ..manifests.errors import StoppedError
+from ..manifests.errors import ManifestError, StoppedError
 from ..manifests.plan import PlannedRow
+from ..manifests.videos import VideoRow
 from ..temporal.batch import frame_positions
-from ..temporal.clips import generator_of
+from ..temporal.clips import ClipSampling, generator_of, lay_clip
+from ..temporal.inference import Scored, never
 from ..temporal.processes import Accelerator, all_of
 from .network import VideoTransformerNetwork
+from .video_reader import IndexedVideos
 
 Mode = Literal["end-to-end", "chunked"]
 
@@ -152,11 +157,8 @@ class VideoClassifier:
                     if event.status == "failed":
                         kept, times, indices = [], [], []
                     order = np.argsort(indices, kind="stable")
-                    frames = torch.cat(
-                        [torch.empty(shape, dtype=torch.uint8).to(self._device), *kept]
-                    )
                     yield Piece(
-                        frames[torch.from_numpy(order)],
+                        torch.cat([none, *kept])[torch.from_numpy(order)],
                         np.array(times, dtype=np.float64)[order],
                         np.array(indices, dtype=np.int64)[order],
                         event,
@@ -187,6 +189,52 @@ class VideoClassifier:
         model = self.network.temporal if self.mode == "chunked" else self.network
         views = [view[None].to(self._device) for view in inputs.unbind(1)]
         return torch.stack([model(view, places)[0].cpu() for view in views]).mean(0)
+
+
+def whole_videos(
+    rows: Sequence[VideoRow], sampling: Sampling, decoder: Decoder = "auto"
+) -> list[Video]:
+    """All wanted frames of each row at once."""
+    return [
+        Video(row.video_id, [[Decode(row.path, row.start, row.end, sampling, decoder=decoder)]])
+        for row in rows
+    ]
+
+
+def clips_of_videos(
+    rows: Sequence[VideoRow], videos: IndexedVideos, sampling: ClipSampling, num_clips: int
+) -> list[Video]:
+    """So many clips, evenly over each row."""
+    found = []
+    for row in rows:
+        ranks, times = videos.times(row.video_id)
+        laid = [lay_clip(times, sampling, number, num_clips) for number in range(num_clips)]
+        clips = [videos.requests(row.video_id, ranks[clip]) for clip in laid]
+        found.append(Video(row.video_id, clips, (float(times[0]), int(ranks[0]))))
+    return found
+
+
+def score(
+    classify: VideoClassifier,
+    videos: Sequence[Video],
+    accelerator: Accelerator,
+    should_stop: Callable[[], bool] = never,
+) -> Scored:
+    """Logits of videos for scoring them; those of which nothing can be decoded are left out.
+
+    Raises:
+        ManifestError: nothing of any of them can be decoded.
+        StoppedError: `should_stop` said so.
+    """
+    with accelerator.autocast():
+        results = classify_together(classify, videos, accelerator, should_stop)
+    found = {row: one.logits for row, one in enumerate(results) if one.logits is not None}
+    if not found:
+        raise ManifestError(
+            f"none of {len(videos)} videos can be decoded, the first because of {results[0].fault}"
+        )
+    faults = tuple(f"{one.name}: {one.fault}" for one in results if one.fault)
+    return Scored(torch.stack(list(found.values())), torch.tensor(list(found)), faults)
 
 
 def classify_together(

@@ -1,6 +1,7 @@
 """Clips decoded from video files on the fly: what finetuning reads in place of stored features."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from rich.console import Console
 from torch import Tensor
 
 from ..extract.augmentation import Augmentation
+from ..extract.backbone import evaluation_transform
 from ..extract.children import DecodingChildren
 from ..extract.choices import Decoder
 from ..extract.cuts import cut_clip
 from ..extract.frames import Outcome
-from ..extract.index import Unreadable, VideoIndex, file_state, survey, write_index
+from ..extract.index import FileState, Unreadable, VideoIndex, file_state, survey, write_index
+from ..extract.preprocessing import Preprocessing
 from ..extract.requests import Chunk, Decode, Restarted
 from ..extract.sampling import Sampling, select
 from ..extract.timeline import Timeline
-from ..extract.transform import Transform
 from ..manifests.videos import VideoRow
 from ..temporal.clips import Clip, Frames, Times
 from ..temporal.dataset import Read
@@ -28,6 +30,7 @@ from .extract_report import Failure
 from .planning import CHILDREN_PER_CPU
 from .progress import CountProgress
 
+WAITING_SECONDS = 1.0
 NUM_AUGMENTATIONS = 2**32  # ways to look at a clip
 
 
@@ -60,6 +63,10 @@ class IndexedVideos:
         if row.start is None and row.end is None and self.sampling == Sampling():
             return self.index.num_presented(row.path)
         return len(self.times(video_id)[0])
+
+    def state(self, video_id: str) -> FileState:
+        """Of a row's file, when it was indexed."""
+        return self.index.state(self.rows[video_id].path)
 
     def requests(self, video_id: str, ranks: Frames) -> list[Decode]:
         """What is to be decoded for some frames of a row, increasing."""
@@ -97,15 +104,18 @@ class VideoReader:
 
     Args:
         videos: to read from.
-        transform: what is done to frames without augmentation: evaluation's.
+        preprocessing: what is done to frames in evaluation.
         augmentation: what is done instead; None for none.
     """
 
     def __init__(
-        self, videos: IndexedVideos, transform: Transform, augmentation: Augmentation | None
+        self,
+        videos: IndexedVideos,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation | None,
     ) -> None:
         self._videos = videos
-        self._transform = transform
+        self._transform = evaluation_transform(preprocessing, "cpu")
         self._augmentation = augmentation
         # By process: those that a fork inherits are kept, as whoever forgets them ends them.
         self._children: dict[int, DecodingChildren] = {}
@@ -174,15 +184,20 @@ class VideoReader:
         return {**self.__dict__, "_children": {}}
 
 
-def index_videos(path: Path, rows: Iterable[VideoRow], console: Console) -> VideoIndex:
+def index_videos(
+    path: Path, rows: Iterable[VideoRow], console: Console, *, is_maker: bool = True
+) -> VideoIndex:
     """The index of the rows' files as they are now; made, unless it is there.
 
     Args:
         path: of the index.
         rows: of the manifest.
         console: for how far it is.
+        is_maker: make it; else wait until another process has made it, however long that takes.
     """
-    index, states = VideoIndex(path), {row.path: file_state(row.path) for row in rows}
+    states = {row.path: file_state(row.path) for row in rows}
+    while not (index := VideoIndex(path)).covers(states) and not is_maker:
+        time.sleep(WAITING_SECONDS)
     if index.covers(states):
         return index
     with CountProgress("index", "videos", len(states), console) as progress:

@@ -169,7 +169,7 @@ class Fit:
         )[progress.step :]
         # An empty share becomes a clip that counts nothing: every process takes every step.
         shares = [share or keys[:1] for keys in batches for share in self._shares(keys)]
-        samples = iter(load(self.train, shares, self.keeping.num_loaders))
+        samples = iter(load(self.train, shares, self.keeping.num_loaders, self.accelerator))
         losses: list[Tensor] = []
         self._network.train()
         then = time.perf_counter()

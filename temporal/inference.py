@@ -64,7 +64,7 @@ def predict_logits(
     network.eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
-    loader = iter(load(dataset, batches[rank::num_processes], num_loaders))
+    loader = iter(load(dataset, batches[rank::num_processes], num_loaders, accelerator))
     sums: Tensor | None = None
     for _ in range(0, len(batches), num_processes):
         batch = next(loader, None)
@@ -82,10 +82,21 @@ def predict_logits(
 
 
 def load(
-    dataset: ClipDataset, batches: list[list[tuple[int, int]]], num_loaders: int
+    dataset: ClipDataset,
+    batches: list[list[tuple[int, int]]],
+    num_loaders: int,
+    accelerator: Accelerator,
 ) -> DataLoader[Batch]:
-    """Reads batches of keys, in their order."""
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_as_it_is, num_workers=num_loaders)
+    """Reads batches of keys, in their order; what processes read ahead for a GPU lies in pinned
+    memory.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=num_loaders,
+        pin_memory=num_loaders > 0 and accelerator.device.type == "cuda",
+    )
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -95,5 +106,6 @@ def _as_it_is(batch: Any) -> Any:
 def run(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
     """Logits [B, C] of a batch, on the device."""
     inputs = (batch.inputs, batch.positions, batch.mask)
-    logits: Tensor = network(*(tensor.to(accelerator.device) for tensor in inputs))
+    here = (tensor.to(accelerator.device, non_blocking=True) for tensor in inputs)
+    logits: Tensor = network(*here)
     return logits

@@ -87,8 +87,8 @@ def _index(row: VideoRow, name: str, order: dict[str, int]) -> int:
         known = ", ".join([*order][:5]) + (", …" if len(order) > 5 else "")
         raise ManifestError(
             f"video_id {row.video_id!r}: label {name!r} is none of the model's {len(order)} "
-            f"classes ({known}), which are the labels of the training split; correct it, or give "
-            "the class training rows"
+            f"classes ({known}), the labels of its training split; correct it, or give the class "
+            "training rows"
         )
     return order[name]
 

@@ -1,0 +1,153 @@
+"""What `vtnpipe evaluate` scores: a split's stored features, or its videos."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..extract.sampling import Sampling
+from ..manifests.shards import open_features
+from ..manifests.videos import VideoRow, read_manifest
+from ..temporal.checkpoint import RunFolder
+from ..temporal.dataset import ClipDataset, EvenClips
+from ..temporal.inference import never, predict_logits
+from ..temporal.processes import Accelerator
+from ..temporal.reader import FeatureReader
+from ..temporal.splits import UsableRows, rows_of_split, usable_rows
+from ..temporal.tasks import read_targets
+from .cluster import num_cpus_of_process
+from .model_folder import NetworkConfig, check_features, load_temporal
+from .network import VideoTransformerNetwork
+from .video_inference import (
+    Video,
+    VideoClassifier,
+    classify_together,
+    clips_of_videos,
+    whole_videos,
+)
+from .video_reader import IndexedVideos, index_videos
+
+if TYPE_CHECKING:
+    from .evaluate import EvaluateSettings
+
+
+class ScoredSplit(NamedTuple):
+    """What was scored.
+
+    Attributes:
+        usable: the rows.
+        logits: [N, C].
+        targets: see `temporal/tasks.py`.
+        source: the features' fingerprint, or how the videos were seen.
+        faults: videos that could not be decoded, or not all of them, and why.
+    """
+
+    usable: UsableRows
+    logits: Tensor
+    targets: Tensor
+    source: str
+    faults: tuple[str, ...] = ()
+
+
+def score_features(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: "EvaluateSettings",
+    accelerator: Accelerator,
+) -> ScoredSplit:
+    """Logits of a split's stored features."""
+    store = open_features(source)
+    check_features(config, store.extraction["identity"], store.folder.root)
+    usable = usable_rows(
+        store.statuses,
+        read_manifest(settings.manifest or store.folder.manifest),
+        settings.split,
+        what="features",
+        remedy=f"extract them first, into {store.folder.root}",
+        drop_partial=settings.drop_partial,
+    )
+    targets = read_targets(usable.rows, config.class_names, config.temporal.task)
+    clips = EvenClips(
+        sampling=settings.sampling,
+        num_clips=max(1, settings.clips),
+        shuffle_seed=settings.shuffle_seed,
+    )
+    dataset = ClipDataset(
+        FeatureReader(store),
+        usable.rows,
+        targets,
+        clips,
+        position_fps=config.temporal.position_fps,
+    )
+    temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
+    logits = predict_logits(
+        temporal, dataset, batch_size=settings.batch_size, accelerator=accelerator
+    )
+    return ScoredSplit(usable, logits, targets, f"features {store.extraction['fingerprint']}")
+
+
+def score_videos(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: "EvaluateSettings",
+    accelerator: Accelerator,
+) -> ScoredSplit:
+    """Logits of a split's videos, which are decoded."""
+    rows = rows_of_split(read_manifest(source), settings.split)
+    read_targets(rows, config.class_names, config.temporal.task)  # refused before the work
+    network = VideoTransformerNetwork.from_pretrained(files.root).to(accelerator.device)
+    classify = VideoClassifier(
+        network=network,
+        mode="end-to-end" if settings.mode == "end-to-end" else "chunked",
+        chunk_frames=settings.chunk_frames,
+        num_children=num_cpus_of_process(),
+        shuffle_seed=settings.shuffle_seed,
+    )
+    videos, faults = _videos_to_see(rows, config, settings)
+    with accelerator.autocast():
+        results = classify_together(classify, videos, accelerator, never)
+    logits = {one.name: one.logits for one in results if one.logits is not None}
+    faults |= {one.name: one.fault for one in results if one.fault}
+    usable = usable_rows(
+        {name: "partial" if name in faults else "ok" for name in logits},
+        rows,
+        settings.split,
+        what="frames",
+        remedy=f"the first has none because of {next(iter(faults.values()), '')}",
+        drop_partial=settings.drop_partial,
+    )
+    return ScoredSplit(
+        usable,
+        torch.stack([logits[row.video_id] for row in usable.rows]),
+        read_targets(usable.rows, config.class_names, config.temporal.task),
+        f"videos, {classify.mode}",
+        tuple(f"{name}: {fault}" for name, fault in faults.items()),
+    )
+
+
+def _videos_to_see(
+    rows: list[VideoRow], config: NetworkConfig, settings: "EvaluateSettings"
+) -> tuple[list[Video], dict[str, str]]:
+    """What is to be decoded of each row, and what of them can't be: video_id → why."""
+    sampling = Sampling.from_identity(config.identity)
+    if not settings.clips:
+        return whole_videos(rows, sampling, settings.decoder), {}
+    with TemporaryDirectory(prefix="vtnpipe-evaluate-") as folder:
+        index = index_videos(Path(folder) / "index.safetensors", rows, Console(quiet=True))
+        by_id = {row.video_id: row for row in rows}
+        indexed = IndexedVideos(
+            rows=by_id, index=index, sampling=sampling, decoder=settings.decoder
+        )
+        failures = {one.video_id: one for one in indexed.failures()}
+        readable = [
+            row
+            for row in rows
+            if row.video_id not in failures or failures[row.video_id].status == "partial"
+        ]
+        videos = clips_of_videos(readable, indexed, settings.sampling, settings.clips)
+    return videos, {name: f"{one.reason}: {one.message}" for name, one in failures.items()}
