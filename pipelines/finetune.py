@@ -133,7 +133,7 @@ class FinetuneReport:
     @property
     def exit_code(self) -> int:
         """1 where something could not be read."""
-        is_whole = not self.failures and not self.training.last["lost"]
+        is_whole = not self.failures and not self.training.lost
         return EXIT_OK if is_whole else EXIT_WITH_FAILURES
 
 

@@ -86,7 +86,9 @@ class VideoTransformerNetwork(
             BackboneError: it has fewer, or can't be divided into blocks.
         """
         learning = {name for name, _ in self.backbone.named_parameters()}
-        if num_blocks is not None:
+        if num_blocks == 0:
+            learning = set()
+        elif num_blocks is not None:
             layers = layers_of(self.backbone, self.config.identity["backbone"])
             if num_blocks >= len(layers):
                 raise BackboneError(

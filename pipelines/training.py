@@ -91,15 +91,17 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """How a training ended: the line of its best epoch, from metrics.jsonl, and of its last.
+    """How a training ended.
 
     Attributes:
-        best: see `temporal/progress.py`.
-        last: likewise.
+        best: the line of its best epoch, from metrics.jsonl, see `temporal/progress.py`.
+        last: that of its last epoch.
+        lost: what could not be read in any of them, and why.
     """
 
     best: dict[str, Any]
     last: dict[str, Any]
+    lost: list[str]
 
 
 def read_splits(
@@ -349,4 +351,5 @@ def run_fit(
         f"{folder.root}: {len(lines)} epochs; best {figure_text(decisive, best[decisive])} (epoch "
         f"{best['epoch']}), last {figure_text(decisive, lines[-1][decisive])}",
     )
-    return TrainReport(best=best, last=lines[-1])
+    lost = sorted({fault for line in lines for fault in line["lost"]})
+    return TrainReport(best=best, last=lines[-1], lost=lost)

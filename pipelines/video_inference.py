@@ -6,7 +6,7 @@ chunked     the backbone in chunks of frames, the temporal model once over all o
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -81,7 +81,7 @@ class VideoClassifier:
     """A network with how it is to see videos.
 
     Attributes:
-        network: in evaluation mode, on its device.
+        network: that it puts into evaluation mode, wherever it is.
         mode: which of the two.
         chunk_frames: that go through the backbone at once; `chunked` only.
         num_children: that decode.
@@ -93,19 +93,16 @@ class VideoClassifier:
     chunk_frames: int = 32
     num_children: int = 1
     shuffle_seed: int | None = None
-    transform: Transform = field(init=False)
-
-    def __post_init__(self) -> None:
-        config = self.network.config
-        self._device = next(self.network.parameters()).device
-        self.transform = evaluation_transform(
-            config.preprocessing, str(self._device), config.identity["views"]
-        )
 
     @torch.inference_mode()
     def __call__(self, videos: Sequence[Video]) -> Iterator[Classified]:
         """Yields each video's logits, in order."""
         self.network.eval()
+        self._device = next(self.network.parameters()).device
+        config = self.network.config
+        transform = evaluation_transform(
+            config.preprocessing, str(self._device), config.identity["views"]
+        )
         requests = [piece for video in videos for clip in video.clips for piece in clip]
         owners = [
             (number, clip)
@@ -116,7 +113,7 @@ class VideoClassifier:
         count = max(1, min(self.num_children, len(requests)))
         with DecodingChildren(count) as children:
             found = self._features if self.mode == "chunked" else self._frames
-            pieces = zip(owners, found(requests, children), strict=True)
+            pieces = zip(owners, found(requests, children, transform), strict=True)
             for number, of_video in groupby(pieces, lambda pair: pair[0][0]):
                 clips = [
                     [piece for _, piece in of_clip]
@@ -124,15 +121,15 @@ class VideoClassifier:
                 ]
                 yield self._classify(videos[number], clips)
 
-    def _features(self, requests: Sequence[Decode], children: DecodingChildren) -> Iterator[Piece]:
+    def _features(
+        self, requests: Sequence[Decode], children: DecodingChildren, transform: Transform
+    ) -> Iterator[Piece]:
         """Each request's frames as features [T, V, D], in chunks that are filled across videos."""
-        backbone = Backbone(
-            module=self.network.backbone, transform=self.transform, dtype=torch.float32
-        )
+        backbone = Backbone(module=self.network.backbone, transform=transform, dtype=torch.float32)
         clock, float32 = Clock({}), np.dtype(np.float32)
         batch = Batch(backbone, self.chunk_frames, float32, clock, lambda progress: None)
         rows = [PlannedRow(one.path, one.path, one.start, one.end, None, None) for one in requests]
-        row_shape = (len(self.transform.views), self.network.config.temporal.feature_dim)
+        row_shape = (len(transform.views), self.network.config.temporal.feature_dim)
         with closing(children.run(requests)) as events:
             for video in gather(rows, events, batch):
                 part = video.part(row_shape, "float32")
@@ -140,17 +137,19 @@ class VideoClassifier:
                 features = torch.from_numpy(part.features)
                 yield Piece(features, part.timestamps, part.frame_index, video.outcome)
 
-    def _frames(self, requests: Sequence[Decode], children: DecodingChildren) -> Iterator[Piece]:
+    def _frames(
+        self, requests: Sequence[Decode], children: DecodingChildren, transform: Transform
+    ) -> Iterator[Piece]:
         """Each request's frames [T, V, 3, h, w], uint8."""
         kept: list[Tensor] = []
         times: list[float] = []
         indices: list[int] = []
-        shape = (0, len(self.transform.views), *self.transform.preprocessing.input_size)
+        shape = (0, len(transform.views), *transform.preprocessing.input_size)
         none = torch.empty(shape, dtype=torch.uint8, device=self._device)
         with closing(children.run(requests)) as events:
             for _, event in events:
                 if isinstance(event, Chunk):
-                    kept.append(self.transform.resize(self.transform.upload(event.images)))
+                    kept.append(transform.resize(transform.upload(event.images)))
                     times += event.timestamps
                     indices += event.frame_index
                 if isinstance(event, Outcome):
