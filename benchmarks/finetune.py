@@ -75,16 +75,14 @@ def main() -> None:
         print(one_step(arguments.one_step == "checkpointing", arguments.device))
         return
     torch.manual_seed(0)
-    result: dict[str, Any] = {"backbone": BACKBONE}
     with TemporaryDirectory(prefix="vtnpipe-benchmark-") as folder:
         for name in arguments.only:
             print(f"== {name}", file=sys.stderr, flush=True)
-            result[name] = PARTS[name](Path(folder), arguments.quick, arguments.device)
-            print(json.dumps({name: result[name]}), file=sys.stderr, flush=True)
-    if arguments.quick:
-        print(json.dumps(result))
-    else:
-        finish("finetune", result)
+            result = PARTS[name](Path(folder), arguments.quick, arguments.device)
+            if arguments.quick:
+                print(json.dumps({name: result}))
+            else:
+                finish(f"finetune_{name}", result)
 
 
 def untrained() -> VideoTransformerNetwork:
@@ -175,6 +173,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         "of which the loaders": round((one["decode"] + one["augment"]) / sum(one.values()), 3),
         "a run's waiting for clips": report.training.last["waiting"],
         "a run's clips a second": report.training.last["videos_per_second"],
+        "backbone": BACKBONE,
         "precision": "bfloat16",
         "loaders": 2,
         "clips an epoch": sum(row.split == "train" for row in rows),
@@ -189,6 +188,7 @@ def memory(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[kind] = json.loads(printed)
     return {
+        "backbone": BACKBONE,
         "clips a step": MEMORY_CLIPS,
         "MiB of a step": {kind: round(one["mib"]) for kind, one in found.items()},
         "seconds of a step": {kind: round(one["seconds"], 2) for kind, one in found.items()},
@@ -245,7 +245,7 @@ def textures(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             **HATCHING,
             backbone=HATCHING_BACKBONE,
             weights="none",
-            epochs=1 if is_quick else 10,
+            epochs=1 if is_quick else 30,
             warm_up_epochs=0.5 if is_quick else 2,
             weight_decay=0.05,
             clip_frames=1,
