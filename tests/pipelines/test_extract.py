@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from command_line import Vtnpipe, cli_environment, run_cli
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from rich.console import Console
+from vtnpipe.manifests.errors import VtnpipeError
 from vtnpipe.manifests.shards import open_features
+from vtnpipe.pipelines.cli import cli
 from vtnpipe.pipelines.extract import ExtractSettings, extract
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
@@ -129,8 +132,10 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 
 def test_bad_usage_exits_with_2_and_writes_nothing(
-    tmp_path: Path, manifest: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """All of it in this process, and each kind of error through a process of its own, too."""
+    monkeypatch.chdir(tmp_path)
     good = manifest.read_text()
     (tmp_path / "unknown.csv").write_text(good.replace("split", "side", 1))
     (tmp_path / "twice.csv").write_text(good + good.splitlines()[1] + "\n")
@@ -153,10 +158,22 @@ def test_bad_usage_exits_with_2_and_writes_nothing(
         ((manifest, "f", *MEANS, "--pool", "avg"), "is a factory, which pools as it is written"),
         ((manifest, "full", *MEANS), "not a feature folder and not empty"),
         ((manifest, manifest, *MEANS), "not a feature folder"),
-        ((manifest,), "Missing argument"),
+        ((manifest,), "Missing"),
+    ]:
+        with pytest.raises((VtnpipeError, click.ClickException)) as error:
+            cli.main(["extract", *map(str, arguments)], standalone_mode=False)
+        assert error.value.exit_code == 2
+        said = error.value
+        words = said.format_message() if isinstance(said, click.ClickException) else str(said)
+        assert message in words, arguments
+        assert _snapshot(tmp_path) == before
+    for arguments, message in [
+        (("none.csv", "f", *MEANS), "vtnpipe: none.csv: no such manifest"),
+        ((manifest, "f", *MEANS, "--precision", "int8"), "is not one of"),
+        ((manifest, "full", *MEANS), "not a feature folder and not empty"),
     ]:
         ran = vtnpipe("extract", *arguments, code=2)
-        assert message in ran.stderr, (arguments, ran.stderr)
+        assert message in ran.stderr
         assert "Traceback" not in ran.stderr
         assert _snapshot(tmp_path) == before
 
