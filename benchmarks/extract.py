@@ -121,7 +121,7 @@ def run(manifest: Path, features: Path, **options: Any) -> Pace:
 def bare_rate(features: Path, num_workers: int, num_threads: int = 1) -> float:
     """Frames/s of the bare backbone in so many processes at a time, at the folder's own speed."""
     speed = json.loads((features / "plan/000.json").read_text())["speed"]
-    with open_client(num_workers) as client:
+    with open_client(num_workers=num_workers) as client:
         rates = on_each_worker(
             client, bare_forward, str(features), num_threads, Speed(**speed), BARE_SECONDS
         )

@@ -11,6 +11,20 @@ from ..manifests.errors import SettingsError
 from .choices import Precision
 
 
+def resolve(
+    device: str, precision: Precision, *, is_compiled: bool = False
+) -> tuple[str, str, str]:
+    """Device and dtype to run in on this machine, and the reason for the dtype.
+
+    Raises:
+        SettingsError: this machine can't.
+    """
+    device = resolve_device(device)
+    if is_compiled:
+        check_can_compile(device)
+    return device, *resolve_precision(precision, device)
+
+
 def resolve_device(device: str) -> str:
     """`cpu`, `cuda` or `cuda:N` for `auto` or one of these.
 

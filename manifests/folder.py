@@ -61,9 +61,19 @@ class FeatureFolder:
         return self.root / "failures.csv"
 
     @property
+    def jobs(self) -> Path:
+        """Folder of the logs of batch jobs."""
+        return self.root / "jobs"
+
+    @property
     def lock(self) -> Path:
         """Held by the run that writes; gone afterwards."""
         return self.root / ".lock"
+
+    @property
+    def planning(self) -> Path:
+        """Held by the one of several runs that plans or reports; gone afterwards."""
+        return self.root / ".planning"
 
     @property
     def report(self) -> Path:
@@ -141,32 +151,70 @@ class WritableFolder(Protocol):
 
 
 @contextlib.contextmanager
-def locked(folder: WritableFolder) -> Iterator[None]:
+def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]:
     """Makes the folder and holds it for writing; the lock ends with the process, however that ends.
+
+    Args:
+        folder: which.
+        is_shared: with others that say so, too, but with nobody else.
 
     Raises:
         FeaturesError: another run writes there, or nothing can be written there.
     """
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise FeaturesError(
-            f"{folder.root}: cannot be written ({error.strerror}); give a folder that can"
-        ) from None
+        raise _not_writable(folder.root, error) from None
+    mode = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+    with _held(folder.lock, mode | fcntl.LOCK_NB):
+        yield
+
+
+@contextlib.contextmanager
+def planning(folder: FeatureFolder) -> Iterator[None]:
+    """Waits for its turn among those who hold a feature folder together: to plan, or to report."""
+    with _held(folder.planning, fcntl.LOCK_EX):
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, mode: int) -> Iterator[None]:
+    """Holds a lock file, which the last holder removes.
+
+    Raises:
+        FeaturesError: `mode` is not to wait, and another process holds it; or it can't be written.
+    """
+    descriptor = _opened(path, mode)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = os.fstat(descriptor).st_nlink > 0  # else its holder removed it just now
-        except BlockingIOError:
-            is_held = False
-        if not is_held:
-            raise FeaturesError(
-                f"{folder.root}: another run is writing there; wait for it, or give another folder"
-            )
-        try:
-            yield
-        finally:
-            folder.lock.unlink(missing_ok=True)
+        yield
     finally:
+        with contextlib.suppress(BlockingIOError):  # held by others, too: one of them removes it
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _opened(path: Path, mode: int) -> int:
+    """The descriptor of a lock file that is held."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _not_writable(path.parent, error) from None
+        try:
+            fcntl.flock(descriptor, mode)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise FeaturesError(
+                f"{path.parent}: another run is writing there; wait for it, or give another folder"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor
+        os.close(descriptor)  # its last holder removed it just now
+
+
+def _not_writable(root: Path, error: OSError) -> FeaturesError:
+    return FeaturesError(f"{root}: cannot be written ({error.strerror}); give a folder that can")

@@ -5,40 +5,42 @@ backbone and its weights. Then the files of rows that no plan holds yet are look
 started and measured, the rows are divided into tasks, and every task without a shard is run.
 """
 
+import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ..extract.choices import Decoder, Precision, Store, Views
-from ..manifests.errors import SettingsError
-from ..manifests.files import remove_temporaries, write_bytes
-from ..manifests.folder import (
-    FeatureFolder,
-    check_identity,
-    locked,
-    write_extraction,
-)
-from ..manifests.plan import PlannedRow, Task, TaskSize, read_plans, rows_to_plan, write_plan
-from ..manifests.videos import VideoRow, read_manifest, write_manifest
-from .extract_report import ExtractReport, Finished, write_report
+from ..manifests.errors import SettingsError, StoppedError
+from ..manifests.folder import FeatureFolder, locked, planning
+from ..manifests.plan import Task
+from ..manifests.videos import VideoRow, read_manifest
+from .cluster import GetClient, client_when_needed, run_tasks
+from .cluster_settings import ClusterSettings
+from .extract_report import ExtractReport, Finished, report_of_part, write_report
 from .extraction import DEFAULT_BACKBONE, Extraction, settle, with_model_settings
-from .options import above, at_least, auto_or_at_least, check_settings, setting
-from .planning import LookedAt, divide, look_at_files, most_frames, task_size
+from .options import above, at_least, auto_or_at_least, setting
+from .preparation import Crew, hire, prepare, remove_remains, tasks_to_do
 from .progress import CountProgress, in_words, say
-from .tuning import Tuning, Workers, choose_workers, tune
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
-    from ..manifests.store import FeatureStore
+
+_PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
+
+
+def _is_part(value: str) -> str:
+    """The rule that a value of --part breaks."""
+    found = _PART.fullmatch(value)
+    is_one = found is not None and int(found[1]) <= int(found[2])
+    return "" if is_one else "it must be I/N, from 1/N to N/N"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractSettings:
+class ExtractSettings(ClusterSettings):
     """The settings of `vtnpipe extract`."""
 
     backbone: str | None = setting(
@@ -90,7 +92,10 @@ class ExtractSettings:
     )
     compile: bool = setting(False, help="Compile the backbone: minutes at first, faster then.")
     workers: int | None = setting(
-        None, help="Worker processes; by default one per core, or one per GPU.", check=at_least(1)
+        None,
+        help="Worker processes, of this machine or of each batch job; by default one per core, or "
+        "one per GPU.",
+        check=at_least(1),
     )
     threads: int | None = setting(
         None,
@@ -106,13 +111,41 @@ class ExtractSettings:
         False, help="Extract videos again whose file or span has changed since."
     )
 
+    part: str | None = setting(
+        None,
+        help="Run only each Nth task, from the Ith on: for job arrays, whose jobs share the folder "
+        "and need no scheduler. The last to end writes the report.",
+        check=_is_part,
+        metavar="I/N",
+    )
+    finish: bool = setting(
+        False, help="Run nothing: write the report of parts, or say what they still have to do."
+    )
+
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
+        if self.part is not None and (self.finish or not self.is_here):
+            raise SettingsError(
+                f"--part {self.part} with --finish, --cluster or --scheduler: a part runs on its "
+                "own machine; leave out one of the two"
+            )
         if self.fps is not None and self.every != 1:
             raise SettingsError(
                 f"--fps {self.fps:g} with --every {self.every}: frames are chosen by time or by "
                 "count; leave out one of the two"
             )
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Which part this is, from 0, and of how many."""
+        number, of = (self.part or "1/1").split("/")
+        return int(number) - 1, int(of)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is kept with the features: not where they were made, nor a job's environment."""
+        elsewhere = {field.name for field in fields(ClusterSettings)} | {"part", "finish"}
+        return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
 
 def extract(
@@ -140,148 +173,71 @@ def extract(
     rows = read_manifest(manifest)
     folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
-    extraction = settle(folder, settings, console)
-    with locked(folder):
-        create_folder(folder, extraction)
-        tasks, new, store = _planned(folder, rows, settings)
-        all_rows = _refresh_manifest(folder, rows)
-        pending = [task for task in tasks if not task.shard(folder).exists()]
-        if not pending and not new:
-            return write_report(store, all_rows, None, console)
-        looked_at = look_at_files(new, extraction.sampling)
-        with open_workers(folder, extraction, settings, looked_at, pending, console) as opened:
-            client, workers, tuning = opened
-            if new:
-                size = size_of_tasks(looked_at, extraction, settings, workers, tuning)
-                planned = divide(looked_at, extraction.sampling, size)
-                fingerprint = store.extraction["fingerprint"]
-                pending += write_plan(folder, planned, fingerprint, tuning.speed)
-            finished = _run(client, folder, pending, extraction, settings, workers, tuning, console)
-        remove_temporaries(folder.shards)  # of workers that died
-        return write_report(store, all_rows, finished, console)
+    with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as get_client:
+        extraction = settle(folder, settings, console, get_client)
+        if settings.part is not None:
+            return _extract_part(folder, rows, settings, extraction, get_client, console)
+        with locked(folder):
+            remove_remains(folder)
+            work = prepare(folder, rows, settings, extraction, get_client, console)
+            tasks = tasks_to_do(work.tasks, folder)
+            if not tasks:
+                return write_report(work.store, work.rows, None, console)
+            if settings.finish:
+                raise StoppedError(
+                    f"{folder.root}: {len(tasks):,} of {len(work.tasks):,} tasks have no shard, "
+                    f"{tasks[0].name} for one; run their parts again, or all by leaving out "
+                    "--finish"
+                )
+            crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
+            finished = _run(folder, tasks, extraction, settings, crew, console)
+            remove_remains(folder)  # of workers that died
+            return write_report(work.store, work.rows, finished, console)
 
 
-def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
-    """Makes the folder: weights, then extraction.json; removes what a killed run left."""
-    remove_temporaries(folder.root)
-    if folder.extraction.exists():
-        check_identity(folder, extraction.identity)  # another run may have made it since
-    else:
-        assert extraction.weights is not None
-        write_bytes(extraction.weights, folder.backbone)
-        write_extraction(folder, extraction.identity, **extraction.records)
-    for path in (folder.plans, folder.shards):
-        path.mkdir(exist_ok=True)
-        remove_temporaries(path)
-
-
-def _planned(
-    folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings
-) -> tuple[list[Task], list[PlannedRow], "FeatureStore"]:
-    """All tasks of the folder, the rows that no plan holds, and what is stored."""
-    from ..manifests.shards import open_features
-
-    store = open_features(folder.root)
-    tasks = read_plans(folder, store.extraction["fingerprint"])
-    new = rows_to_plan(rows, tasks, store.statuses, redo_changed=settings.redo_changed)
-    return tasks, new, store
-
-
-def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[VideoRow]:
-    """Writes manifest.csv: the rows given, then those of earlier runs; returns them."""
-    given = {row.video_id for row in rows}
-    earlier = read_manifest(folder.manifest) if folder.manifest.exists() else []
-    rows = rows + [row for row in earlier if row.video_id not in given]
-    write_manifest(rows, folder.manifest)
-    return rows
-
-
-@contextmanager
-def open_workers(
+def _extract_part(
     folder: FeatureFolder,
-    extraction: Extraction,
+    rows: list[VideoRow],
     settings: ExtractSettings,
-    looked_at: list[LookedAt],
-    pending: list[Task],
+    extraction: Extraction,
+    get_client: GetClient,
     console: Console,
-) -> Iterator[tuple[Any, Workers, Tuning]]:
-    """Starts workers, and measures what they can do; yields their client, and both.
-
-    Args:
-        folder: with extraction.json and the weights.
-        extraction: what it is for.
-        settings: where they leave a choice, it is made here.
-        looked_at: rows that are to be planned.
-        pending: tasks of earlier plans.
-        console: for the reasons.
-    """
-    from .cluster import open_client
-
-    num_frames = sum(one.row.num_frames for one in looked_at)
-    num_frames += sum(task.num_frames for task in pending)
-    workers = choose_workers(settings, extraction.device, num_frames)
-    opened = sorted(
-        (one.glance.width * one.glance.height, index)
-        for index, one in enumerate(looked_at)
-        if one.glance is not None
-    )
-    sample = looked_at[opened[len(opened) // 2][1]] if opened else None
-    with open_client(workers.num_workers) as client:
-        tuning = tune(
-            client,
-            folder,
-            workers,
-            settings,
-            speed=pending[0].speed if pending else None,
-            sample=sample,
-            sampling=extraction.sampling,
+) -> ExtractReport:
+    """Runs each Nth task, while other parts may run on other hosts; the first of them plans."""
+    number, num_parts = settings.parts
+    with locked(folder, is_shared=True):
+        with planning(folder):
+            work = prepare(folder, rows, settings, extraction, get_client, console)
+        own = work.tasks[number::num_parts]
+        tasks = tasks_to_do(own, folder)
+        say(
+            console,
+            f"part {settings.part}: {len(own):,} of {len(work.tasks):,} tasks; "
+            f"{len(own) - len(tasks):,} are done",
         )
-        say(console, workers.reason, *tuning.reasons, f"dashboard {client.dashboard_link}")
-        yield client, workers, tuning
-
-
-def size_of_tasks(
-    looked_at: list[LookedAt],
-    extraction: Extraction,
-    settings: ExtractSettings,
-    workers: Workers,
-    tuning: Tuning,
-) -> TaskSize:
-    """How many frames a task gets.
-
-    Raises:
-        SettingsError: as many features as `--shard-frames` asks for are too much for one shard.
-    """
-    if settings.shard_frames == "auto":
-        return task_size(
-            sum(one.row.num_frames for one in looked_at),
-            frames_per_second=tuning.worker_fps,
-            bytes_per_frame=extraction.bytes_per_frame,
-            num_workers=workers.num_workers,
-        )
-    most = most_frames(extraction.bytes_per_frame)
-    if int(settings.shard_frames) > most:
-        raise SettingsError(
-            f"--shard-frames {settings.shard_frames}: features of {extraction.bytes_per_frame} "
-            f"bytes a frame would make a shard of more than 256 MiB; give at most {most}, or auto"
-        )
-    return TaskSize(int(settings.shard_frames))
+        finished = None
+        if tasks:
+            crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
+            finished = _run(folder, tasks, extraction, settings, crew, console)
+        num_left = len(tasks_to_do(work.tasks, folder))
+        if num_left:
+            return report_of_part(folder, finished, num_left, console)
+        with planning(folder):
+            return write_report(work.store, work.rows, finished, console)
 
 
 def _run(
-    client: Any,
     folder: FeatureFolder,
     tasks: list[Task],
     extraction: Extraction,
     settings: ExtractSettings,
-    workers: Workers,
-    tuning: Tuning,
+    crew: Crew,
     console: Console,
 ) -> Finished:
     """Runs tasks, the largest first."""
     from ..extract.worker import Job
-    from .cluster import run_tasks
 
+    workers, tuning = crew.workers, crew.tuning
     job = Job(
         folder=str(folder.root.absolute()),
         device=workers.device,
@@ -290,7 +246,7 @@ def _run(
         batch_size=settings.batch_size,
         compile=settings.compile,
         decoder=settings.decoder,
-        settings={**asdict(settings), "versions": extraction.records["versions"]},
+        settings={**settings.record, "versions": extraction.records["versions"]},
     )
     num_videos = len({row.video_id for task in tasks for row in task.rows})
     num_frames = sum(task.num_frames for task in tasks)
@@ -305,9 +261,10 @@ def _run(
     ordered = sorted(tasks, key=lambda task: -task.num_frames)
     with CountProgress("extract", "frames", num_frames, console) as progress:
         run_tasks(
-            client,
+            crew.client,
             ordered,
             job,
+            num_workers=workers.num_workers,
             on_progress=lambda more: progress.count(more.num_frames, more.num_unplanned_frames),
             on_finished=reports.append,
         )

@@ -4,6 +4,7 @@ import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -147,6 +148,35 @@ def write_failures(failures: Iterable[Failure], path: Path) -> None:
         writer.writerows(failures)
 
 
+def report_of_part(
+    folder: FeatureFolder, finished: Finished | None, num_left: int, console: Console
+) -> ExtractReport:
+    """Prints how a part ended while others are still at work; writes nothing.
+
+    Args:
+        folder: that all parts write to.
+        finished: what this one ran; None where it had nothing to do.
+        num_left: tasks of all parts without a shard.
+        console: where to print.
+    """
+    counts: Counter[str] = Counter()
+    for one in finished.reports if finished else ():
+        counts.update(one.num_videos)
+    num_frames = sum(one.num_frames for one in finished.reports) if finished else 0
+    say(
+        console,
+        f"{folder.root}: this part is done, {num_frames:,} frames; {num_left:,} tasks of other "
+        "parts are not yet: the last one writes the report, or the same command with --finish "
+        "instead of --part",
+    )
+    return ExtractReport(
+        num_videos={status: counts[status] for status in ("ok", "partial", "failed")},
+        num_frames=num_frames,
+        num_extracted_frames=num_frames,
+        pace=pace_of(finished) if finished else None,
+    )
+
+
 def pace_of(finished: Finished) -> Pace:
     """How fast a run was, and why not faster."""
     reports, workers, tuning = finished.reports, finished.workers, finished.tuning
@@ -154,18 +184,25 @@ def pace_of(finished: Finished) -> Pace:
     for one in reports:
         for stage, spent in one.seconds.items():
             stages[stage] += spent
+    num_workers = _most_at_once(reports) if workers.is_elastic else workers.num_workers
     in_turn = sum(one.end - one.begin for one in reports)
-    stages["idle"] = max(0.0, workers.num_workers * finished.seconds - in_turn)
+    stages["idle"] = max(0.0, num_workers * finished.seconds - in_turn)
     return Pace(
         seconds=round(finished.seconds, 3),
         frames_per_second=round(
             sum(one.num_frames for one in reports) / max(finished.seconds, 1e-9), 2
         ),
-        possible_frames_per_second=round(workers.num_workers * tuning.forward_fps, 2),
+        possible_frames_per_second=round(num_workers * tuning.forward_fps, 2),
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
-        busy_at_end=round(_busy_at_end(reports, workers.num_workers), 3),
+        busy_at_end=round(_busy_at_end(reports, num_workers), 3),
         limit=limit_of(stages),
     )
+
+
+def _most_at_once(reports: Sequence["TaskReport"]) -> int:
+    """How many tasks had a turn at the same time, at most."""
+    changes = sorted(change for one in reports for change in ((one.begin, 1), (one.end, -1)))
+    return max(accumulate(change for _, change in changes))
 
 
 def _busy_at_end(reports: Sequence["TaskReport"], num_workers: int) -> float:

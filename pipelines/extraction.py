@@ -3,7 +3,7 @@ precision, backbone, weights, preprocessing, sampling.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from ..extract.choices import VIEW_NAMES
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.folder import FeatureFolder, check_identity, read_extraction
+from .cluster import GetClient, on_one_worker
 from .doctor import package_versions
 from .options import option_name
 from .progress import say
@@ -50,12 +51,22 @@ class Extraction:
         return num_values * (4 if self.identity["store"] == "float32" else 2)
 
 
-def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console) -> Extraction:
+def settle(
+    folder: FeatureFolder,
+    settings: "ExtractSettings",
+    console: Console,
+    get_client: GetClient | None = None,
+) -> Extraction:
     """Settles everything that decides a stored value, without writing; compares it with the
     folder's.
+
+    Args:
+        folder: new, or with features.
+        settings: as given.
+        console: for the reasons.
+        get_client: for what only a worker elsewhere can tell; by default, the workers are here.
     """
     from ..extract.backbone import build_backbone, evaluation_transform
-    from ..extract.device import check_can_compile, resolve_device, resolve_precision
     from .model_folder import backbone_of_model
 
     stored = None
@@ -65,12 +76,9 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
         raise FeaturesError(
             f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
         )
-    device = resolve_device(settings.device)
-    if settings.compile:
-        check_can_compile(device)
-    precision, reason = resolve_precision(settings.precision, device)
-    if stored and settings.precision == "auto":
-        precision, reason = stored["identity"]["precision"], "the folder's"
+    device, precision, reason = _computing(
+        settings, stored["identity"]["precision"] if stored else None, get_client
+    )
     say(console, f"device {device}; precision {precision}: {reason}")
     identity: dict[str, Any] = {
         "backbone": settings.backbone,
@@ -114,12 +122,41 @@ def settle(folder: FeatureFolder, settings: "ExtractSettings", console: Console)
     records = {
         "row_shape": row_shape,
         "weights": source,
-        "settings": asdict(settings),
+        "settings": settings.record,
         "versions": package_versions("vtnpipe", "torch", "timm", "decord2", "av", "h5py"),
     }
     if stored:
         check_identity(folder, identity)
     return Extraction(identity=identity, records=records, device=device, weights=weights)
+
+
+def _computing(
+    settings: "ExtractSettings", stored: str | None, get_client: GetClient | None
+) -> tuple[str, str, str]:
+    """Device and precision on the machines that compute, and the reason for the latter.
+
+    Args:
+        settings: as given.
+        stored: precision of the folder, if it has one.
+        get_client: for what only a worker elsewhere can tell.
+    """
+    from ..extract.device import resolve
+
+    device, precision, reason = settings.device, str(settings.precision), "asked for"
+    if settings.is_here or get_client is None:
+        device, precision, reason = resolve(
+            device, settings.precision, is_compiled=settings.compile
+        )
+    else:
+        if device == "auto" and settings.scheduler is None:
+            device = "cuda" if settings.job.gpus else "cpu"
+        if device == "auto" or (precision == "auto" and stored is None):
+            device, precision, reason = on_one_worker(
+                get_client(settings.workers), resolve, device, settings.precision
+            )
+    if settings.precision == "auto" and stored is not None:
+        return device, stored, "the folder's"
+    return device, precision, reason
 
 
 def with_model_settings(settings: "ExtractSettings", console: Console) -> "ExtractSettings":
@@ -165,7 +202,7 @@ def _may_begin_in(folder: FeatureFolder) -> bool:
     """
     if not folder.root.is_dir():
         return False
-    left = {folder.backbone.name, folder.lock.name}
+    left = {folder.backbone.name, folder.lock.name, folder.planning.name, folder.jobs.name}
     return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
 
 

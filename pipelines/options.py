@@ -32,6 +32,17 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def section(name: str, read: Callable[[dict[str, Any]], Any], *, default: Any) -> Any:
+    """A field of a settings dataclass that no option gives, but a section of the config file.
+
+    Args:
+        name: of the section; its entry `kind` is the value of the option of that name.
+        read: makes the field's value of the section's other entries.
+        default: without such a section.
+    """
+    return dataclasses.field(default=default, metadata={"section": name, "read": read})
+
+
 def at_least(minimum: float) -> Check:
     """A check for numbers."""
     return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
@@ -62,8 +73,12 @@ def one_of_or_factory(*names: str) -> Check:
     return lambda value: "" if value in names or is_factory(value) else rule
 
 
-def check_settings(settings: Any) -> None:
+def check_settings(settings: Any, name: Callable[[str], str] | None = None) -> None:
     """Runs the checks of a settings dataclass; call it in `__post_init__`.
+
+    Args:
+        settings: the dataclass.
+        name: how an error calls a field; by default, as its option.
 
     Raises:
         SettingsError: names option, value, rule.
@@ -77,13 +92,13 @@ def check_settings(settings: Any) -> None:
         words = typing.get_args(base) if typing.get_origin(base) is typing.Literal else ()
         if words:
             rule = "" if value in words else f"it must be one of {', '.join(words)}"
-        elif not isinstance(value, (int, float) if base is float else base):
+        elif not isinstance(value, _runtime_type(base)):
             rule = f"it must be of type {base.__name__}"
         else:
             check = field.metadata.get("check")
             rule = check(value) if check else ""
         if rule:
-            raise SettingsError(f"{option_name(field.name)} {value!r}: {rule}")
+            raise SettingsError(f"{(name or option_name)(field.name)} {value!r}: {rule}")
 
 
 def option_name(name: str) -> str:
@@ -103,6 +118,11 @@ def _base_type(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def _runtime_type(base: Any) -> Any:
+    """What `isinstance` takes for a type: whole numbers are fine as float."""
+    return (int, float) if base is float else typing.get_origin(base) or base
+
+
 def settings_options(settings_class: type[S]) -> Callable[[F], F]:
     """A decorator that gives a click command one option per field, and `--config FILE.yaml`.
 
@@ -114,7 +134,16 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for field in reversed(fields):
-            command = _option(field, hints[field.name])(command)
+            if "section" in field.metadata:
+                command = click.option(
+                    option_name(field.name),
+                    field.name,
+                    type=_Section(field.metadata["section"], field.metadata["read"]),
+                    default=field.default,
+                    hidden=True,
+                )(command)
+            else:
+                command = _option(field, hints[field.name])(command)
         return click.option(
             "--config",
             type=click.Path(dir_okay=False),
@@ -126,6 +155,22 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
         )(command)
 
     return decorate
+
+
+class _Section(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
+    """The type of an option that only a section of the config file gives."""
+
+    name = "section"
+
+    def __init__(self, section: str, read: Callable[[dict[str, Any]], Any]) -> None:
+        self.section = section
+        self.read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The settings of a mapping; settings are left as they are."""
+        if isinstance(value, str):
+            raise SettingsError(f"{value}: only the section {self.section}: of --config gives that")
+        return self.read(dict(value)) if isinstance(value, Mapping) else value
 
 
 def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
@@ -160,9 +205,21 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
         for p in context.command.params
         if isinstance(p, click.Option) and p.name
     }
+    sections = {
+        p.type.section: p.name
+        for p in context.command.params
+        if isinstance(p.type, _Section) and p.name
+    }
+    known = {key: name for key, name in known.items() if name not in sections.values()}
     defaults = {}
     for key, entry in config.items():
         name = str(key).replace("-", "_")
+        if name in sections and isinstance(entry, Mapping):
+            values = dict(entry)
+            if "kind" in values:
+                defaults[known[name]] = values.pop("kind")
+            defaults[sections[name]] = values
+            continue
         if name not in known:
             raise SettingsError(
                 f"--config {value}: unknown option {name!r}; this command has "

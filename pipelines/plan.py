@@ -12,9 +12,11 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.folder import FeatureFolder
 from ..manifests.plan import PlannedRow, look_at
 from ..manifests.videos import read_manifest
-from .extract import ExtractSettings, create_folder, open_workers, size_of_tasks
+from .cluster import client_when_needed
+from .extract import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
 from .planning import LookedAt, divide, look_at_files
+from .preparation import create_folder, hire, size_of_tasks
 from .progress import in_words, say
 from .tuning import Tuning, Workers
 
@@ -70,9 +72,10 @@ def plan(
         create_folder(folder, extraction)
         looked_at = look_at_files(rows, extraction.sampling, with_orientation=True)
         say(console, *_videos(looked_at, extraction))
-        with open_workers(folder, extraction, settings, looked_at, [], console) as opened:
-            _, workers, tuning = opened
-            size = size_of_tasks(looked_at, extraction, settings, workers, tuning)
+        with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as client:
+            crew = hire(folder, extraction, settings, looked_at, [], client, console)
+            workers, tuning = crew.workers, crew.tuning
+            size = size_of_tasks(looked_at, extraction, settings, crew)
             tasks = divide(looked_at, extraction.sampling, size)
     num_frames = sum(row.num_frames for task in tasks for row in task)
     seconds = num_frames / (workers.num_workers * tuning.worker_fps)

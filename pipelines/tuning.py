@@ -1,14 +1,17 @@
 """What makes the work go fastest on this machine: measured before it, on all workers at a time."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..manifests.errors import SettingsError
 from ..manifests.folder import FeatureFolder
 from ..manifests.plan import Speed
-from .cluster import num_cpus, num_gpus, on_each_worker
+from .cluster import num_cpus, num_gpus, on_each_worker, on_one_worker, workers_of
+from .cluster_settings import workers_per_job
 
 if TYPE_CHECKING:
     from ..extract.backbone import Kinds
@@ -31,11 +34,22 @@ Measure = Callable[[Speed], tuple[float, "Kinds"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who computes: processes, each with its threads on a CPU or with a GPU."""
+    """Who computes: processes, each with its threads on a CPU or with a GPU.
+
+    Attributes:
+        device: on which.
+        num_workers: processes; of batch jobs, as many as may come.
+        num_threads: of each, on a CPU.
+        num_cpus: cores for each one and its decoding children.
+        is_elastic: whether they come and go.
+        reason: for the log.
+    """
 
     device: str
     num_workers: int
     num_threads: int
+    num_cpus: int = 1
+    is_elastic: bool = False
     reason: str
 
 
@@ -110,18 +124,17 @@ def _better(choice: Choice, variant: Speed, measure: Measure, name: str, other: 
 
 
 def choose_children(
-    forward_fps: float, decode_fps: float | None, *, num_cpus: int, num_workers: int, is_cpu: bool
+    forward_fps: float, decode_fps: float | None, *, num_cpus: int, is_cpu: bool
 ) -> tuple[int, str]:
     """How many decoding children a worker has, and why.
 
     Args:
         forward_fps: frames a second of a worker's backbone.
         decode_fps: wanted frames a second of one child; None where that is not known.
-        num_cpus: of the machine.
-        num_workers: on it.
-        is_cpu: whether the backbones run there, too.
+        num_cpus: for a worker and its children.
+        is_cpu: whether its backbone runs there, too.
     """
-    most = max(1, min(MAX_CHILDREN, num_cpus // num_workers - (0 if is_cpu else 1)))
+    most = max(1, min(MAX_CHILDREN, num_cpus - (0 if is_cpu else 1)))
     if decode_fps is None:
         number = 1 if is_cpu else most
         return number, f"decoding children a worker: {number}; no video is long enough to measure"
@@ -149,7 +162,39 @@ def choose_workers(settings: "ExtractSettings", device: str, num_frames: int) ->
         device=device,
         num_workers=num_workers,
         num_threads=num_threads,
+        num_cpus=max(1, num_cpus() // num_workers),
         reason=f"workers: {num_workers}{threads}; {reason}",
+    )
+
+
+def workers_elsewhere(client: Any, settings: "ExtractSettings", device: str) -> Workers:
+    """Those of a scheduler or of batch jobs, one per Dask worker.
+
+    Raises:
+        SettingsError: a GPU is asked for, and no worker has one.
+    """
+    hosts = workers_of(client, device.split(":")[0])
+    if not hosts:
+        raise SettingsError(
+            f"device {device}: no worker has a GPU; give the jobs some (gpus: in the cluster: "
+            "section), or start workers with `dask worker ... --resources GPU=1`"
+        )
+    on_host = Counter(hosts.values())
+    cores = on_each_worker(client, num_cpus)
+    share = max(1, min(cores) // max(on_host.values()))
+    num_threads = settings.threads or share
+    most = len(hosts)
+    words = f"workers: {len(hosts)} on {len(on_host)} hosts"
+    if settings.cluster != "local":
+        most = max(most, settings.num_jobs[1] * workers_per_job(settings.job, settings.workers))
+        words += f", up to {most}"
+    return Workers(
+        device=device,
+        num_workers=most,
+        num_threads=num_threads,
+        num_cpus=share,
+        is_elastic=True,
+        reason=words + (f", {num_threads} threads each" if device == "cpu" else ""),
     )
 
 
@@ -194,15 +239,14 @@ def tune(
         sizes = (COMPILED_BATCH_SIZE[kind],) if settings.compile else BATCH_SIZES[kind]
         sizes = sizes if asked is None else (asked,)
         choice = choose_speed(measure, sizes, is_cpu=kind == "cpu")
-    decode_fps = None if sample is None else decode_rate(sample.row.path)
+    decode_fps = None if sample is None else on_one_worker(client, decode_rate, sample.row.path)
     if decode_fps is not None and sample is not None and sample.glance is not None:
         whole = sample.row._replace(start=None, end=None)
         decode_fps *= wanted_frames(whole, sample.glance, sampling) / sample.glance.num_frames
     num_children, why = choose_children(
         choice.fps,
         decode_fps,
-        num_cpus=num_cpus(),
-        num_workers=workers.num_workers,
+        num_cpus=workers.num_cpus,
         is_cpu=device == "cpu",
     )
     if settings.decoding_children is not None:

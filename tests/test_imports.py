@@ -21,6 +21,7 @@ DOORS = {
     "timm": {"extract/backbone.py"},
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py"},
+    "dask_jobqueue": {"pipelines/cluster.py"},
     "transformers": {"temporal/encoders.py"},
     "accelerate": {"temporal/processes.py"},
     "huggingface_hub": {"pipelines/network.py"},

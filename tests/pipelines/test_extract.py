@@ -293,7 +293,7 @@ def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:
         "from vtnpipe.pipelines.cluster import open_client\n"
         "import os, sys\n"
         "if __name__ == '__main__':\n"
-        "    with open_client(2) as client:\n"
+        "    with open_client(num_workers=2) as client:\n"
         "        print(client.dashboard_link)\n"
         "        for line in open('/proc/net/tcp').readlines()[1:]:\n"
         "            fields = line.split()\n"

@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from vtnpipe.manifests.errors import SettingsError
+from vtnpipe.pipelines.cluster_settings import JobSettings
 from vtnpipe.pipelines.extract import ExtractSettings
 from vtnpipe.pipelines.options import at_least, check_settings, setting, settings_options
 
@@ -87,5 +88,7 @@ def test_a_bad_config_has_its_error(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for field in fields(ExtractSettings):
-        assert field.metadata["help"].endswith(".")
+    sections = [field for field in fields(ExtractSettings) if "section" in field.metadata]
+    assert [field.metadata["section"] for field in sections] == ["cluster"]
+    for field in (*fields(ExtractSettings), *fields(JobSettings)):
+        assert field in sections or field.metadata["help"].endswith(".")

@@ -63,12 +63,12 @@ def test_attention_without_the_fused_kernel_where_it_pays() -> None:
 @pytest.mark.parametrize(
     ("forward", "decode", "options", "number"),
     [
-        (15.0, 2000.0, {"num_cpus": 2, "num_workers": 2, "is_cpu": True}, 1),
-        (3000.0, 1500.0, {"num_cpus": 16, "num_workers": 1, "is_cpu": False}, 3),
-        (3000.0, 100.0, {"num_cpus": 16, "num_workers": 1, "is_cpu": False}, 8),
-        (3000.0, 100.0, {"num_cpus": 8, "num_workers": 4, "is_cpu": False}, 1),
-        (3000.0, None, {"num_cpus": 6, "num_workers": 1, "is_cpu": False}, 5),
-        (15.0, None, {"num_cpus": 64, "num_workers": 1, "is_cpu": True}, 1),
+        (15.0, 2000.0, {"num_cpus": 1, "is_cpu": True}, 1),
+        (3000.0, 1500.0, {"num_cpus": 16, "is_cpu": False}, 3),
+        (3000.0, 100.0, {"num_cpus": 16, "is_cpu": False}, 8),
+        (3000.0, 100.0, {"num_cpus": 2, "is_cpu": False}, 1),
+        (3000.0, None, {"num_cpus": 6, "is_cpu": False}, 5),
+        (15.0, None, {"num_cpus": 64, "is_cpu": True}, 1),
     ],
 )
 def test_as_many_children_as_keep_the_backbone_busy(

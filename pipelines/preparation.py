@@ -1,0 +1,194 @@
+"""What an extraction does before its work: the folder, what is left to do, who does it, and the
+plan.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..manifests.errors import SettingsError, StoppedError
+from ..manifests.files import remove_temporaries, write_bytes
+from ..manifests.folder import FeatureFolder, check_identity, write_extraction
+from ..manifests.plan import Task, TaskSize, read_plans, rows_to_plan, write_plan
+from ..manifests.videos import VideoRow, read_manifest, write_manifest
+from .cluster import GetClient, dashboard
+from .extraction import Extraction
+from .planning import LookedAt, divide, look_at_files, most_frames, task_size
+from .progress import say
+from .tuning import Tuning, Workers, choose_workers, tune, workers_elsewhere
+
+if TYPE_CHECKING:
+    from ..manifests.store import FeatureStore
+    from .extract import ExtractSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who does the work: a client of the workers, what they are, and what was measured."""
+
+    client: Any
+    workers: Workers
+    tuning: Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What there is to do.
+
+    Attributes:
+        tasks: all of the folder, of all plans.
+        store: what was stored before.
+        rows: of the folder's manifest.
+        crew: who planned new tasks; None where there were none.
+    """
+
+    tasks: list[Task]
+    store: "FeatureStore"
+    rows: list[VideoRow]
+    crew: Crew | None
+
+
+def prepare(
+    folder: FeatureFolder,
+    rows: list[VideoRow],
+    settings: "ExtractSettings",
+    extraction: Extraction,
+    get_client: GetClient,
+    console: Console,
+) -> Work:
+    """Makes the folder if it is new, and plans the rows that no plan holds yet.
+
+    Raises:
+        VtnpipeError: the folder holds something else, or a file has changed.
+        StoppedError: there is something to plan, and the settings say to finish.
+    """
+    from ..manifests.shards import open_features
+
+    create_folder(folder, extraction)
+    store = open_features(folder.root)
+    fingerprint = store.extraction["fingerprint"]
+    tasks = read_plans(folder, fingerprint)
+    new = rows_to_plan(rows, tasks, store.statuses, redo_changed=settings.redo_changed)
+    all_rows = _refresh_manifest(folder, rows)
+    crew = None
+    if new and settings.finish:
+        raise StoppedError(
+            f"{folder.root}: {len(new):,} videos are in no plan yet, {new[0].video_id!r} for one; "
+            "run the parts, or all by leaving out --finish"
+        )
+    if new:
+        looked_at = look_at_files(new, extraction.sampling)
+        pending = tasks_to_do(tasks, folder)
+        crew = hire(folder, extraction, settings, looked_at, pending, get_client, console)
+        size = size_of_tasks(looked_at, extraction, settings, crew)
+        planned = divide(looked_at, extraction.sampling, size)
+        tasks += write_plan(folder, planned, fingerprint, crew.tuning.speed)
+    return Work(tasks=tasks, store=store, rows=all_rows, crew=crew)
+
+
+def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
+    """Makes the folder: weights, then extraction.json."""
+    if folder.extraction.exists():
+        check_identity(folder, extraction.identity)  # another run may have made it since
+    else:
+        assert extraction.weights is not None
+        write_bytes(extraction.weights, folder.backbone)
+        write_extraction(folder, extraction.identity, **extraction.records)
+    for path in (folder.plans, folder.shards):
+        path.mkdir(exist_ok=True)
+
+
+def remove_remains(folder: FeatureFolder) -> None:
+    """Removes what killed runs left; only where no other run is at work."""
+    for path in (folder.root, folder.plans, folder.shards):
+        remove_temporaries(path)
+
+
+def tasks_to_do(tasks: Sequence[Task], folder: FeatureFolder) -> list[Task]:
+    """Those without a shard."""
+    return [task for task in tasks if not task.shard(folder).exists()]
+
+
+def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[VideoRow]:
+    """Writes manifest.csv: the rows given, then those of earlier runs; returns them."""
+    given = {row.video_id for row in rows}
+    earlier = read_manifest(folder.manifest) if folder.manifest.exists() else []
+    rows = rows + [row for row in earlier if row.video_id not in given]
+    write_manifest(rows, folder.manifest)
+    return rows
+
+
+def hire(
+    folder: FeatureFolder,
+    extraction: Extraction,
+    settings: "ExtractSettings",
+    looked_at: list[LookedAt],
+    pending: list[Task],
+    get_client: GetClient,
+    console: Console,
+) -> Crew:
+    """Starts workers, or finds those that are there, and measures what they can do.
+
+    Args:
+        folder: with extraction.json and the weights.
+        extraction: what it is for.
+        settings: where they leave a choice, it is made here.
+        looked_at: rows that are to be planned.
+        pending: tasks of earlier plans.
+        get_client: gives the run's client.
+        console: for the reasons.
+    """
+    opened = sorted(
+        (one.glance.width * one.glance.height, index)
+        for index, one in enumerate(looked_at)
+        if one.glance is not None
+    )
+    sample = looked_at[opened[len(opened) // 2][1]] if opened else None
+    if settings.is_here:
+        num_frames = sum(one.row.num_frames for one in looked_at)
+        num_frames += sum(task.num_frames for task in pending)
+        workers = choose_workers(settings, extraction.device, num_frames)
+        client = get_client(workers.num_workers)
+    else:
+        client = get_client(settings.workers)
+        workers = workers_elsewhere(client, settings, extraction.device)
+    tuning = tune(
+        client,
+        folder,
+        workers,
+        settings,
+        speed=pending[0].speed if pending else None,
+        sample=sample,
+        sampling=extraction.sampling,
+    )
+    say(console, workers.reason, *tuning.reasons, dashboard(client))
+    return Crew(client=client, workers=workers, tuning=tuning)
+
+
+def size_of_tasks(
+    looked_at: list[LookedAt],
+    extraction: Extraction,
+    settings: "ExtractSettings",
+    crew: Crew,
+) -> TaskSize:
+    """How many frames a task gets.
+
+    Raises:
+        SettingsError: as many features as `--shard-frames` asks for are too much for one shard.
+    """
+    if settings.shard_frames == "auto":
+        return task_size(
+            sum(one.row.num_frames for one in looked_at),
+            frames_per_second=crew.tuning.worker_fps,
+            bytes_per_frame=extraction.bytes_per_frame,
+            num_workers=settings.parts[1] * crew.workers.num_workers,
+        )
+    most = most_frames(extraction.bytes_per_frame)
+    if int(settings.shard_frames) > most:
+        raise SettingsError(
+            f"--shard-frames {settings.shard_frames}: features of {extraction.bytes_per_frame} "
+            f"bytes a frame would make a shard of more than 256 MiB; give at most {most}, or auto"
+        )
+    return TaskSize(int(settings.shard_frames))
