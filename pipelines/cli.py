@@ -8,7 +8,7 @@ decoder.
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import click
 
@@ -20,6 +20,13 @@ from ..manifests.errors import (
     VtnpipeError,
 )
 from .build_manifest import BuildSettings, build_manifest
+from .cluster_templates import (
+    ScriptSettings,
+    Template,
+    TemplateSystem,
+    cluster_script,
+    cluster_template,
+)
 from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
@@ -184,6 +191,30 @@ def features_show(features: str, video_id: tuple[str, ...]) -> int:
     for one in video_id:
         for line in show_video(features, one):
             click.echo(line)
+    return EXIT_OK
+
+
+@cli.group("cluster")
+def cluster_group() -> None:
+    """Run on a cluster: job scripts, and batch files to start from."""
+
+
+@cluster_group.command("script")
+@settings_options(ScriptSettings)
+def cluster_script_command(**options: Any) -> int:
+    """Print the script of the jobs that `vtnpipe extract --cluster ...` submits; submit nothing."""
+    click.echo(cluster_script(ScriptSettings(**options)), nl=False)
+    return EXIT_OK
+
+
+@cluster_group.command("template")
+@click.argument("name", type=click.Choice(get_args(Template)))
+@click.option(
+    "--system", type=click.Choice(get_args(TemplateSystem)), default="slurm", show_default=True
+)
+def cluster_template_command(name: Template, system: TemplateSystem) -> int:
+    """Print a commented batch file to edit and submit: `> job.slurm`, then `sbatch job.slurm`."""
+    click.echo(cluster_template(name, system), nl=False)
     return EXIT_OK
 
 

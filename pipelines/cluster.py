@@ -246,8 +246,13 @@ def _jobqueue_class(settings: ClusterSettings) -> Any:
     return getattr(dask_jobqueue, names.get(settings.cluster, f"{settings.cluster.upper()}Cluster"))
 
 
-def job_script(settings: ClusterSettings, num_workers: int | None, logs: str | Path) -> str:
+def job_script(settings: ClusterSettings, num_workers: int | None, logs: str) -> str:
     """The script that `open_client` would submit for each job.
+
+    Args:
+        settings: of a batch system.
+        num_workers: of each job; None for a job's own number.
+        logs: what stands for the folder of logs.
 
     Raises:
         SettingsError: the workers are not batch jobs, or a library is missing.
@@ -255,8 +260,10 @@ def job_script(settings: ClusterSettings, num_workers: int | None, logs: str | P
     if settings.cluster == "local":
         raise SettingsError("--cluster local: there is no job; give --cluster slurm, for instance")
     job_class = _jobqueue_class(settings).job_cls
-    arguments = _jobqueue_arguments(settings, num_workers, Path(logs))
-    script: str = job_class("tcp://SCHEDULER:PORT", name="NAME", **arguments).job_script()
+    with TemporaryDirectory() as folder:  # dask-jobqueue makes it, whatever is then submitted
+        arguments = _jobqueue_arguments(settings, num_workers, Path(folder))
+        job = job_class("tcp://SCHEDULER:PORT", name="NAME", **arguments)
+        script: str = job.job_script().replace(folder, logs)
     return script
 
 

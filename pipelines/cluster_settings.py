@@ -39,7 +39,9 @@ class JobSettings:
         None, help="[HOURS:]MINUTES:SECONDS or DAYS-HOURS:MINUTES:SECONDS; its workers end earlier."
     )
     memory: str = setting("8GiB", help="Of a job.")
-    cores: int = setting(1, help="Of a job.", check=at_least(1))
+    cores: int = setting(
+        1, help="Of a job; SGE is told by a directive, as -pe smp 8.", check=at_least(1)
+    )
     gpus: int = setting(0, help="Of a job; it runs one worker for each.", check=at_least(0))
     directives: tuple[str, ...] = setting((), help="More lines for the batch system.")
     prologue: tuple[str, ...] = setting((), help="Shell lines before the workers start.")
@@ -169,15 +171,16 @@ def cluster_arguments(
         logs: folder of the jobs' logs.
     """
     environment = {**ENVIRONMENT, **dict(job.env)}
-    options = ["--nthreads", str(THREADS_PER_WORKER), "--memory-limit", "0"]
+    options = ["--memory-limit", "0", "--no-dashboard"]  # the batch system limits memory
     if job.gpus:
         options += ["--resources", "GPU=1"]
     if job.lifetime_seconds is not None:
         options += ["--lifetime", f"{job.lifetime_seconds}s"]
+    processes = workers_per_job(job, num_workers)
     arguments: dict[str, Any] = {
-        "cores": job.cores,
+        "cores": processes * THREADS_PER_WORKER,  # Dask's: what they compute on is said below
         "memory": job.memory,
-        "processes": workers_per_job(job, num_workers),
+        "processes": processes,
         "job_name": "vtnpipe",
         "log_directory": logs,
         "interface": job.interface,
@@ -194,8 +197,21 @@ def cluster_arguments(
         return arguments | _htcondor_arguments(job)
     arguments |= {"queue": job.queue, "walltime": _walltime(system, job)}
     arguments["account" if system in ("slurm", "pbs") else "project"] = job.account
-    if job.gpus:
-        _ask_for_gpus(system, job, arguments)
+    directives = arguments["job_extra_directives"]
+    if system == "slurm":
+        arguments["job_cpu"] = job.cores
+        if job.gpus:
+            directives.insert(0, f"--gres=gpu:{job.gpus}")
+    elif system == "pbs":
+        memory = job.memory.replace(" ", "").replace("i", "").lower()
+        gpus = f":ngpus={job.gpus}" if job.gpus else ""
+        arguments["resource_spec"] = f"select=1:ncpus={job.cores}:mem={memory}{gpus}"
+    elif system == "lsf":
+        arguments["ncpus"] = job.cores
+        if job.gpus:
+            directives.insert(0, f'-gpu "num={job.gpus}"')
+    elif job.gpus:
+        directives.insert(0, f"-l gpu={job.gpus}")
     return arguments
 
 
@@ -208,22 +224,9 @@ def _walltime(system: BatchSystem, job: JobSettings) -> str | None:
     return text if system == "lsf" else f"{text}:{seconds:02d}"
 
 
-def _ask_for_gpus(system: BatchSystem, job: JobSettings, arguments: dict[str, Any]) -> None:
-    directives = arguments["job_extra_directives"]
-    if system == "slurm":
-        directives.insert(0, f"--gres=gpu:{job.gpus}")
-    elif system == "pbs":
-        memory = job.memory.replace(" ", "").replace("i", "").lower()
-        arguments["resource_spec"] = f"select=1:ncpus={job.cores}:mem={memory}:ngpus={job.gpus}"
-    elif system == "lsf":
-        directives.insert(0, f'-gpu "num={job.gpus}"')
-    elif system == "sge":
-        directives.insert(0, f"-l gpu={job.gpus}")
-
-
 def _htcondor_arguments(job: JobSettings) -> dict[str, Any]:
     """HTCondor has no queues, and its directives are pairs."""
-    pairs: dict[str, Any] = {}
+    pairs: dict[str, Any] = {"RequestCpus": job.cores}
     for line in job.directives:
         name, sign, value = line.partition("=")
         if not sign:

@@ -1,5 +1,7 @@
 """Backbones for tests: quick to make, and their features say which frame they saw."""
 
+import time
+
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +43,20 @@ def block_means() -> nn.Module:
     return BlockMeans()
 
 
+class SlowMixer(Mixer):
+    """The same, a hundred frames a second at most: for runs that something is to happen to."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        time.sleep(0.01 * len(frames))
+        return super().forward(frames)
+
+
 def mixer() -> nn.Module:
     return Mixer()
+
+
+def slow_mixer() -> nn.Module:
+    return SlowMixer()
 
 
 def huge() -> nn.Module:
