@@ -1,5 +1,6 @@
 """Backbones for tests: quick to make, and their features say which frame they saw."""
 
+import os
 import time
 
 import torch
@@ -44,10 +45,10 @@ def block_means() -> nn.Module:
 
 
 class SlowMixer(Mixer):
-    """The same, a hundred frames a second at most: for runs that something is to happen to."""
+    """The same, as slow as TOY_MILLISECONDS a frame: for runs that something is to happen to."""
 
     def forward(self, frames: Tensor) -> Tensor:
-        time.sleep(0.01 * len(frames))
+        time.sleep(len(frames) * float(os.environ.get("TOY_MILLISECONDS", "0")) / 1000)
         return super().forward(frames)
 
 

@@ -1,5 +1,6 @@
 """On a real SLURM: `.ci/slurm && pytest -m slurm`."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import cli_environment, run_cli
+from feature_folders import made_up_features
 from numbered_videos import write_video
 from vtnpipe.manifests.shards import open_features
 
@@ -77,29 +79,140 @@ def assert_as_made_here(folder: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_jobs_that_are_cancelled_and_that_hit_their_walltime(
-    tmp_path: Path, manifest: Path
-) -> None:
-    # The walltime is one that the workers don't know, so it does end them in mid-task.
-    (tmp_path / "c.yaml").write_text(CLUSTER + '  directives: ["--time=1"]\n')
-    command = ["extract", "m.csv", "f", *MEANS, "--config", "c.yaml", "--jobs", "2"]
+def assert_run_ends(folder: Path, happens: Callable[[], object], *command: str) -> str:
+    """Starts `vtnpipe extract m.csv f` on the cluster, lets something happen to it, and waits; what
+    it printed.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "vtnpipe", *command],
-        cwd=tmp_path,
-        env=cli_environment(),
+        [sys.executable, "-m", "vtnpipe", "extract", "m.csv", "f", *MEANS, *command],
+        cwd=folder,
+        env=cli_environment(TOY_MILLISECONDS="10"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        wait_until(lambda: num_shards(tmp_path / "f") > 0)
-        cancelled, timed_out = running_jobs()
-        slurm("scancel", cancelled)
+        happens()
         printed, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, printed
-    assert state(cancelled) == "CANCELLED"
-    assert state(timed_out) == "TIMEOUT"
+    return printed
+
+
+def test_jobs_that_are_cancelled_and_that_hit_their_walltime(
+    tmp_path: Path, manifest: Path
+) -> None:
+    # The walltime is one that the workers don't know, so it does end them in mid-task.
+    (tmp_path / "c.yaml").write_text(CLUSTER + '  directives: ["--time=1"]\n')
+    ended: list[str] = []
+
+    def cancel_one() -> None:
+        wait_until(lambda: num_shards(tmp_path / "f") > 0)
+        ended.extend(running_jobs())
+        slurm("scancel", ended[0])
+
+    assert_run_ends(tmp_path, cancel_one, "--config", "c.yaml", "--jobs", "2")
+    assert [state(job) for job in ended] == ["CANCELLED", "TIMEOUT"]
     assert_as_made_here(tmp_path / "f")
     assert not running_jobs()
+
+
+def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
+    tmp_path: Path, manifest: Path
+) -> None:
+    # SLURM counts in minutes; the workers end after four fifths of these seconds.
+    (tmp_path / "c.yaml").write_text(CLUSTER + '  walltime: "0:25"\n')
+    seen: set[str] = set()
+
+    def watch() -> None:
+        wait_until(lambda: seen.update(running_jobs()) or len(seen) > 3)
+
+    printed = assert_run_ends(tmp_path, watch, "--config", "c.yaml", "--jobs", "1:2", "--tls")
+    assert "up to 2" in printed
+    assert {state(job) for job in seen} <= {"COMPLETED", "CANCELLED"}
+    assert "COMPLETED" in {state(job) for job in seen}
+    assert_as_made_here(tmp_path / "f")
+
+
+def submit(folder: Path, template: str, *options: str, **changes: str) -> str:
+    """Submits a template in which a person has changed something; the job's number."""
+    text = run_cli(folder, "cluster", "template", template).stdout
+    for old, new in {"--cpus-per-task=8": "--cpus-per-task=1", "--mem=32G": "--mem=1G"}.items():
+        assert old in text
+        text = text.replace(old, new)
+    for name, value in changes.items():
+        text, count = re.subn(rf"^{name}=.*", f"{name}={value}", text, flags=re.MULTILINE)
+        assert count == 1
+    (folder / "job.slurm").write_text(text)
+    ran = subprocess.run(
+        ["sbatch", "--parsable", *options, "job.slurm"],
+        cwd=folder,
+        env=cli_environment(
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", TOY_MILLISECONDS="4"
+        ),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout.strip()
+
+
+def is_over(job: str) -> bool:
+    """Whether a job, or all of an array, is neither at work nor in the queue."""
+    states = slurm("squeue", "-h", "-j", job, "-t", "all", "-o", "%T").split()
+    return set(states) <= {"COMPLETED", "CANCELLED", "FAILED"}
+
+
+def test_array_with_a_part_that_is_killed_and_submitted_again(
+    tmp_path: Path, manifest: Path
+) -> None:
+    changes = {"MANIFEST": "m.csv", "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
+    array = submit(tmp_path, "extract-array", **changes)
+    wait_until(lambda: num_shards(tmp_path / "f") > 2)
+    running = slurm("squeue", "-h", "-j", array, "-t", "running", "-o", "%K").split()
+    slurm("scancel", f"{array}_{running[0]}")
+    wait_until(lambda: is_over(array), 200)
+    assert not (tmp_path / "f/report.json").exists()
+    assert (
+        "tasks have no shard"
+        in run_cli(tmp_path, "extract", "m.csv", "f", *MEANS, "--finish", code=3).stderr
+    )
+    again = submit(tmp_path, "extract-array", f"--array={running[0]}", **changes)
+    wait_until(lambda: is_over(again), 200)
+    assert state(again) == "COMPLETED"
+    assert (tmp_path / "f/report.json").exists()
+    assert_as_made_here(tmp_path / "f")
+
+
+def test_training_that_is_requeued_ends_with_the_same_weights(tmp_path: Path) -> None:
+    labels = {
+        split: {f"{split}{n}": "abc"[n % 3] for n in range(count)}
+        for split, count in (("train", 60), ("val", 6))
+    }
+    made_up_features(tmp_path / "f", labels)
+    options = "--layers 1 --heads 2 --intermediate 16 --head-dim 8 --epochs 150 --device cpu"
+    train = ("train-temporal", "f")
+    run_cli(tmp_path, *train, "here", *options.split())
+    metrics = tmp_path / "there/metrics.jsonl"
+
+    def num_epochs() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    job = submit(tmp_path, "train", COMMAND=f"({' '.join(train)} there {options})")
+    wait_until(lambda: num_epochs() > 3)
+    slurm("scontrol", "requeue", job)
+    wait_until(lambda: state(job) == "PENDING", 30)
+    assert num_epochs() < 140
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # it would wait two minutes
+    before = num_epochs()
+    wait_until(lambda: num_epochs() > before + 3)
+    slurm("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the walltime
+    wait_until(lambda: state(job) == "PENDING", 60)
+    assert num_epochs() < 150
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait_until(lambda: is_over(job), 200)
+    log = next(tmp_path.glob("vtnpipe-train-*.log")).read_text()
+    assert state(job) == "COMPLETED", log
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
