@@ -6,6 +6,7 @@ Dask.
 import contextlib
 import importlib.util
 import itertools
+import json
 import logging
 import os
 import re
@@ -38,6 +39,7 @@ GPU = "GPU"  # the resource of which a worker with a GPU has one
 TASK_SECONDS = (
     "90s"  # about what a task takes, before the first has: a job is worth starting for it
 )
+CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 5.0  # for more workers, once one has come
 SAY_SECONDS = 60.0
 LOST_SECONDS = 5.0  # after which a job whose workers have gone is replaced
@@ -167,10 +169,11 @@ def _client_of(scheduler: str, *, is_secret: bool) -> Any:
     from distributed.security import Security
 
     security = Security(require_encryption=True) if is_secret else None
-    where = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
-        client = Client(**where, security=security, timeout="10s")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        path = Path(scheduler)
+        address = json.loads(path.read_text())["address"] if path.is_file() else scheduler
+        client = Client(address, security=security, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SettingsError(
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); give its address "
             "(tcp://HOST:PORT, or tls:// with --tls) or the file that it was started with"

@@ -16,6 +16,7 @@ import yaml
 
 from ..manifests.errors import SettingsError
 from ..manifests.factory import is_factory
+from .progress import log_json
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,6 +145,14 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
                 )(command)
             else:
                 command = _option(field, hints[field.name])(command)
+        command = click.option(
+            "--log-json",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=lambda context, parameter, is_set: log_json() if is_set else None,
+            help="Print a JSON object a line: time, message, and what progress is made of.",
+        )(command)
         return click.option(
             "--config",
             type=click.Path(dir_okay=False),

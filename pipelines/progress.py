@@ -1,22 +1,36 @@
 """What a person sees of a run: lines, and how far it is, as a bar on a terminal."""
 
+import json
 import os
 import sys
 import threading
 import time
+from datetime import datetime, timezone
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_SECONDS = 10.0
+LINE_SECONDS = (10.0, 60.0)  # between lines, at first and later
+LINE_SHARE = 0.05  # of the time since the start
 
 
 class LastingConsole(Console):
     """A console that falls silent when its reader is gone (`| head`), while the work goes on.
 
     rich's own would end the thread that prints, and that may be the one that talks to Dask.
+
+    Attributes:
+        is_json: whether it gets a JSON object a line, and nothing else.
     """
+
+    is_json = False
+
+    def __init__(self, **options: Any) -> None:
+        if self.is_json:
+            options["force_terminal"] = False  # no bar, no colours
+        super().__init__(**options)
 
     def on_broken_pipe(self) -> None:
         """Sends what is still printed nowhere."""
@@ -26,10 +40,24 @@ class LastingConsole(Console):
         os.close(nowhere)
 
 
-def say(console: Console, *lines: str) -> None:
-    """Prints lines as they are: names hold brackets, and a log is not to be wrapped."""
+def say(console: Console, *lines: str, **values: Any) -> None:
+    """Prints lines as they are: names hold brackets, and a log is not to be wrapped.
+
+    Args:
+        console: where; one of a log in JSON gets an object a line.
+        lines: what.
+        values: what the line says, for programs.
+    """
     for line in lines:
+        if isinstance(console, LastingConsole) and console.is_json:
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            line = json.dumps({"time": now, "message": line, **values}, ensure_ascii=False)
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def log_json() -> None:
+    """Makes every console of this process one of JSON lines."""
+    LastingConsole.is_json = True
 
 
 def in_words(seconds: float) -> str:
@@ -41,6 +69,27 @@ def in_words(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+class LineClock:
+    """Says when the next line is due where there is no bar: often at first, then each minute."""
+
+    def __init__(self) -> None:
+        self.start = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def is_due(self) -> bool:
+        """Whether it is; the next one is due later then."""
+        least, most = LINE_SECONDS
+        wait = min(most, max(least, LINE_SHARE * self.seconds))
+        if time.monotonic() - self._last < wait:
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 class CountProgress:
@@ -60,7 +109,7 @@ class CountProgress:
         self._console = console
         self._lock = threading.Lock()
         self._done = 0
-        self._start = self._last_line = time.monotonic()
+        self._clock = LineClock()
         self._bar = Progress(
             TextColumn(work),
             BarColumn(),
@@ -93,10 +142,17 @@ class CountProgress:
             self._done += num_done
             self._num_expected += num_unexpected
             total = max(self._done, self._num_expected)
-            now = time.monotonic()
-            rate = self._done / max(1e-9, now - self._start)
+            rate = self._done / max(1e-9, self._clock.seconds)
             self._bar.update(self._task, completed=self._done, total=total, rate=rate)
-            if not self._console.is_terminal and now - self._last_line >= LINE_SECONDS:
-                self._last_line = now
+            if not self._console.is_terminal and self._clock.is_due():
+                left = (total - self._done) / max(1e-9, rate)
                 line = f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s"
-                say(self._console, line)
+                say(
+                    self._console,
+                    f"{line}, {in_words(left)} left",
+                    work=self._work,
+                    done=self._done,
+                    total=total,
+                    per_second=round(rate, 3),
+                    seconds_left=round(left, 1),
+                )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .figures import figures_text
-from .progress import say
+from .progress import LineClock, in_words, say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +44,8 @@ class TrainingLog:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("train", total=None)
+        self._clock = LineClock()
+        self._begun: float | None = None  # epochs that were done when this process began
 
     def __enter__(self) -> "TrainingLog":
         self._bar.start()
@@ -67,6 +69,18 @@ class TrainingLog:
             done: steps of it.
             total: steps of an epoch.
         """
+        now = epoch + done / total
+        if self._begun is None:
+            self._begun = now
+        if not self._console.is_terminal and self._clock.is_due():
+            left = self._seconds_left(now)
+            say(
+                self._console,
+                f"epoch {epoch + 1:3d}/{self._epochs}: step {done:,}/{total:,}, "
+                f"{in_words(left)} left",
+                **{"epoch": epoch + 1, "step": done, "steps": total},
+                seconds_left=round(left, 1),
+            )
         self._bar.update(
             self._task,
             description=f"epoch {epoch + 1}/{self._epochs}"
@@ -75,9 +89,13 @@ class TrainingLog:
             total=total,
         )
 
+    def _seconds_left(self, epochs_done: float) -> float:
+        done = max(1e-9, epochs_done - (self._begun or 0.0))
+        return self._clock.seconds * (self._epochs - epochs_done) / done
+
     def on_epoch(self, report: "EpochReport") -> None:
         """Prints a line, and writes events."""
-        say(self._console, _line(report, self._epochs))
+        say(self._console, _line(report, self._epochs), **report.to_json())
         say(self._console, *(f"  lost {fault}" for fault in report.lost[:MAX_LOST_LISTED]))
         if len(report.lost) > MAX_LOST_LISTED:
             more = len(report.lost) - MAX_LOST_LISTED

@@ -89,9 +89,10 @@ def test_extract_resume_and_show(
     (tmp_path / "bad.mp4").write_text("no video")
     with manifest.open("a") as file:
         file.write("e,e.mp4,E,val\nbad,bad.mp4,B,val\n")
-    ran = vtnpipe("extract", manifest, "f", *MEANS, code=1)
-    assert "9 frames" in ran.stdout
-    assert "failed bad: not-a-video" in ran.stdout
+    ran = vtnpipe("extract", manifest, "f", *MEANS, "--tls", "--log-json", code=1)
+    messages = [json.loads(line)["message"] for line in ran.stdout.splitlines()]
+    assert any("9 frames" in message for message in messages)
+    assert any(message.startswith("failed bad: not-a-video") for message in messages)
     after = _snapshot(tmp_path / "f/shards")
     assert shards.items() <= after.items()
     assert list(open_features(tmp_path / "f")) == [*CLIP_LENGTHS, "e"]
@@ -254,7 +255,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
 def test_views_of_some_frames_in_small_tasks_with_a_report(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtnpipe.pipelines.progress.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("vtnpipe.pipelines.progress.LINE_SECONDS", (0.0, 0.0))
     printed = io.StringIO()
     settings = ExtractSettings(
         backbone="toy_backbones:block_means",
