@@ -42,6 +42,7 @@ TASK_SECONDS = (
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 5.0  # for more workers, once one has come
 SAY_SECONDS = 60.0
+COUNT_SECONDS = 10.0  # between looks at how many workers have come
 LOST_SECONDS = 5.0  # after which a job whose workers have gone is replaced
 # How often a task's worker may die: of batch jobs, most do for no fault of the task.
 MAX_DEATHS, MAX_DEATHS_OF_JOBS = 3, 10
@@ -411,8 +412,12 @@ def run_tasks(
     running = as_completed()
     options = {"resources": {GPU: 1 / THREADS_PER_WORKER}} if job.device == "cuda" else {}
 
+    counted, present = 0.0, 0
+
     def submit_ahead() -> None:
-        present = len(client.scheduler_info(n_workers=-1)["workers"])
+        nonlocal counted, present
+        if time.monotonic() - counted > COUNT_SECONDS:  # of thousands, each time would be too often
+            counted, present = time.monotonic(), len(client.scheduler_info(n_workers=-1)["workers"])
         wanted = THREADS_PER_WORKER * max(num_workers, present)
         for task in itertools.islice(queue, max(0, wanted - running.count())):
             key = f"extract-{run}-{task.name}"
