@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    cluster._run_on_worker = nothing  # type: ignore[assignment]
+    cluster._run_on_worker = nothing
     runs = [
         run(num_tasks, num_ahead)
         for num_tasks in (NUM_TASKS[:1] if quick else NUM_TASKS)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
@@ -44,10 +44,12 @@ from vtnpipe.manifests.plan import Speed, Task
 from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
 from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines import extract as pipeline
+from vtnpipe.pipelines import preparation
 from vtnpipe.pipelines.cluster import on_each_worker, open_client
 from vtnpipe.pipelines.extract import ExtractSettings, extract
 from vtnpipe.pipelines.extract_report import Finished, Pace
 from vtnpipe.pipelines.planning import LookedAt
+from vtnpipe.pipelines.preparation import Crew
 from vtnpipe.pipelines.tuning import Tuning, Workers
 
 FPS = 25
@@ -384,11 +386,10 @@ def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
     def look_at_files(rows: Any, sampling: Any) -> list[LookedAt]:
         return [LookedAt(row=row._replace(num_frames=250), glance=look) for row in rows]
 
-    @contextmanager
-    def open_workers(*arguments: Any) -> Iterator[Any]:
-        yield None, workers, tuning
+    def hire(*arguments: Any) -> Crew:
+        return Crew(client=None, workers=workers, tuning=tuning)
 
-    def run_tasks(client: Any, features: FeatureFolder, tasks: list[Task], *rest: Any) -> Finished:
+    def run_tasks(features: FeatureFolder, tasks: list[Task], *rest: Any) -> Finished:
         nonlocal spent
         start = time.perf_counter()
         done = tasks[: round(len(tasks) * share)]
@@ -401,13 +402,9 @@ def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
         reports = [TaskReport(task=task.name, num_frames=len(task.rows), end=1.0) for task in done]
         return Finished(reports=reports, seconds=1.0, workers=workers, tuning=tuning)
 
-    replaced: dict[str, Callable[..., Any]] = {
-        "look_at_files": look_at_files,
-        "open_workers": open_workers,
-        "_run": run_tasks,
-    }
-    for name, stand_in in replaced.items():
-        setattr(pipeline, name, stand_in)
+    preparation.look_at_files = look_at_files
+    preparation.hire = pipeline.hire = hire
+    pipeline._run = run_tasks
     settings = ExtractSettings(backbone="test_vit", weights="none")
     start = time.perf_counter()
     extract(folder / "videos.csv", folder / "features", settings)

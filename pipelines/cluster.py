@@ -117,7 +117,7 @@ def open_client(
             say(f"{settings.cluster}: {settings.jobs} jobs; their logs are in {logs}")
         stack.enter_context(cluster)
         client = stack.enter_context(Client(cluster))
-        _wait_for_workers(client, say)
+        _wait_for_workers(client, say, logs)
         yield client
 
 
@@ -295,7 +295,7 @@ class _LostJobs:
                 del self._last_seen[name], self._cluster.worker_spec[name]
 
 
-def _wait_for_workers(client: Any, say: Callable[[str], None]) -> None:
+def _wait_for_workers(client: Any, say: Callable[[str], None], logs: str | Path) -> None:
     """Returns when a worker is there, and a few seconds later if there are to be more."""
     from distributed import TimeoutError as TooLate
 
@@ -305,7 +305,10 @@ def _wait_for_workers(client: Any, say: Callable[[str], None]) -> None:
             client.wait_for_workers(1, timeout=SAY_SECONDS)
             break
         waited += SAY_SECONDS
-        say(f"no worker has come for {waited / 60:.0f} min: are the jobs still in the queue?")
+        say(
+            f"no worker has come for {waited / 60:.0f} min: are the jobs still in the queue? If "
+            f"not, {logs} says why"
+        )
     with contextlib.suppress(TooLate):
         client.wait_for_workers(len(client.cluster.plan), timeout=WAIT_SECONDS)
 

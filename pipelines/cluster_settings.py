@@ -140,6 +140,12 @@ class ClusterSettings:
         if not 1 <= least <= most:
             raise SettingsError(f"--jobs {self.jobs!r}: it must be N or MIN:MAX, at least 1")
 
+        if self.is_here and self.jobs != "1":
+            raise SettingsError(
+                f"--jobs {self.jobs}: there are jobs with --cluster slurm, for instance; on this "
+                "machine, give --workers"
+            )
+
     @property
     def is_here(self) -> bool:
         """Whether the workers are this machine's own processes."""

@@ -65,6 +65,9 @@ def plan(
     rows = [look_at(row) for row in read_manifest(manifest)]
     if settings.weights == "pretrained":
         settings = replace(settings, weights="none")  # they are as fast, and nothing is downloaded
+    if not settings.is_here:
+        say(console, "measured on this machine, not where --cluster or --scheduler would run it")
+    settings = replace(settings, cluster="local", scheduler=None, jobs="1")
     settings = with_model_settings(settings, console)
     with TemporaryDirectory(prefix="vtnpipe-plan-") as temporary:
         folder = FeatureFolder(Path(temporary))

@@ -108,6 +108,7 @@ def test_a_bad_section_has_its_error(section: dict[str, Any], message: str, tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"jobs": "4"}, "on this machine, give --workers"),
         ({"jobs": "3:2"}, "--jobs '3:2'"),
         ({"jobs": "0"}, "--jobs '0'"),
         ({"jobs": "many"}, "--jobs 'many'"),
@@ -121,7 +122,7 @@ def test_a_bad_section_has_its_error(section: dict[str, Any], message: str, tmp_
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         ExtractSettings(**settings)
-    assert ClusterSettings(jobs="2:8").num_jobs == (2, 8)
+    assert ClusterSettings(jobs="2:8", cluster="slurm").num_jobs == (2, 8)
 
 
 def test_features_do_not_keep_a_jobs_environment() -> None:

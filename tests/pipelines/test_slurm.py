@@ -60,7 +60,12 @@ def num_shards(folder: Path) -> int:
     return len(list(folder.glob("shards/*.h5")))
 
 
-def assert_run_ends(folder: Path, happens: Callable[[], object], *command: str) -> str:
+def run_on_cluster(
+    folder: Path,
+    happens: Callable[["subprocess.Popen[str]"], object],
+    *command: str,
+    code: int = 0,
+) -> str:
     """Starts `vtnpipe extract m.csv f` on the cluster, lets something happen to it, and waits; what
     it printed.
     """
@@ -73,11 +78,11 @@ def assert_run_ends(folder: Path, happens: Callable[[], object], *command: str) 
         text=True,
     )
     try:
-        happens()
+        happens(process)
         printed, _ = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 0, printed
+    assert process.returncode == code, printed
     return printed
 
 
@@ -88,12 +93,12 @@ def test_jobs_that_are_cancelled_and_that_hit_their_walltime(
     (tmp_path / "c.yaml").write_text(CLUSTER + '  directives: ["--time=1"]\n')
     ended: list[str] = []
 
-    def cancel_one() -> None:
+    def cancel_one(process: "subprocess.Popen[str]") -> None:
         wait_until(lambda: num_shards(tmp_path / "f") > 0)
         ended.extend(running_jobs())
         slurm("scancel", ended[0])
 
-    assert_run_ends(tmp_path, cancel_one, "--config", "c.yaml", "--jobs", "2")
+    run_on_cluster(tmp_path, cancel_one, "--config", "c.yaml", "--jobs", "2")
     assert [state(job) for job in ended] == ["CANCELLED", "TIMEOUT"]
     assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
     assert not running_jobs()
@@ -106,10 +111,10 @@ def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
     (tmp_path / "c.yaml").write_text(CLUSTER + '  walltime: "0:25"\n')
     seen: set[str] = set()
 
-    def watch() -> None:
+    def watch(process: "subprocess.Popen[str]") -> None:
         wait_until(lambda: seen.update(running_jobs()) or len(seen) > 3)
 
-    printed = assert_run_ends(tmp_path, watch, "--config", "c.yaml", "--jobs", "1:2", "--tls")
+    printed = run_on_cluster(tmp_path, watch, "--config", "c.yaml", "--jobs", "1:2", "--tls")
     assert "up to 2" in printed
     assert {state(job) for job in seen} <= {"COMPLETED", "CANCELLED"}  # by vtnpipe, once idle
     logs = [path.read_text() for path in (tmp_path / "f/jobs").glob("*.err")]
@@ -144,6 +149,32 @@ def is_over(job: str) -> bool:
     """Whether a job, or all of an array, is neither at work nor in the queue."""
     states = slurm("squeue", "-h", "-j", job, "-t", "all", "-o", "%T").split()
     return set(states) <= {"COMPLETED", "CANCELLED", "FAILED"}
+
+
+def test_a_command_that_is_stopped_cancels_its_jobs(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "c.yaml").write_text(CLUSTER)
+
+    def stop(process: "subprocess.Popen[str]") -> None:
+        wait_until(lambda: num_shards(tmp_path / "f") > 0)
+        process.terminate()
+
+    run_on_cluster(tmp_path, stop, "--config", "c.yaml", "--jobs", "2", code=3)
+    wait_until(lambda: not running_jobs(), 10)
+
+
+def test_extraction_that_is_warned_of_its_walltime_is_requeued(
+    tmp_path: Path, manifest: Path
+) -> None:
+    changes = {"MANIFEST": "m.csv", "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
+    job = submit(tmp_path, "extract", **changes)
+    wait_until(lambda: num_shards(tmp_path / "f") > 2)
+    slurm("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the walltime
+    wait_until(lambda: state(job) == "PENDING", 60)
+    assert not (tmp_path / "f/report.json").exists()
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # it would wait two minutes
+    wait_until(lambda: is_over(job), 200)
+    assert state(job) == "COMPLETED"
+    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
 
 
 def test_array_with_a_part_that_is_killed_and_submitted_again(
