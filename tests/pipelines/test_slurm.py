@@ -64,6 +64,7 @@ def run_on_cluster(
     folder: Path,
     happens: Callable[["subprocess.Popen[str]"], object],
     *command: str,
+    milliseconds: int = 5,
     code: int = 0,
 ) -> str:
     """Starts `vtnpipe extract m.csv f` on the cluster, lets something happen to it, and waits; what
@@ -72,7 +73,7 @@ def run_on_cluster(
     process = subprocess.Popen(
         [sys.executable, "-m", "vtnpipe", "extract", "m.csv", "f", *MEANS, *command],
         cwd=folder,
-        env=cli_environment(TOY_MILLISECONDS="10"),
+        env=cli_environment(TOY_MILLISECONDS=str(milliseconds)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -98,7 +99,9 @@ def test_jobs_that_are_cancelled_and_that_hit_their_walltime(
         ended.extend(running_jobs())
         slurm("scancel", ended[0])
 
-    run_on_cluster(tmp_path, cancel_one, "--config", "c.yaml", "--jobs", "2")
+    # SLURM looks every half minute: the work takes two workers over 90 seconds.
+    command = ("--config", "c.yaml", "--jobs", "2")
+    run_on_cluster(tmp_path, cancel_one, *command, milliseconds=15)
     assert [state(job) for job in ended] == ["CANCELLED", "TIMEOUT"]
     assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
     assert not running_jobs()
@@ -136,7 +139,7 @@ def submit(folder: Path, template: str, *options: str, **changes: str) -> str:
         ["sbatch", "--parsable", *options, "job.slurm"],
         cwd=folder,
         env=cli_environment(
-            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", TOY_MILLISECONDS="4"
+            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", TOY_MILLISECONDS="2"
         ),
         capture_output=True,
         text=True,
