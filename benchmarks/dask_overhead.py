@@ -21,7 +21,7 @@ import psutil
 from measure import finish
 from vtnpipe.extract.worker import Job, TaskReport
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task
-from vtnpipe.pipelines import cluster
+from vtnpipe.pipelines import cluster, dask_tasks
 from vtnpipe.pipelines.cluster_settings import THREADS_PER_WORKER, ClusterSettings
 
 NUM_TASKS = (1_000, 10_000, 100_000)
@@ -80,7 +80,7 @@ def run(num_tasks: int, num_ahead: int) -> dict[str, Any]:
 
             def feed(tasks: list[Task]) -> int:
                 reports: list[TaskReport] = []
-                cluster.run_tasks(
+                dask_tasks.run_tasks(
                     client,
                     tasks,
                     job,
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    cluster._run_on_worker = nothing
+    dask_tasks._run_on_worker = nothing
     runs = [
         run(num_tasks, num_ahead)
         for num_tasks in (NUM_TASKS[:1] if quick else NUM_TASKS)

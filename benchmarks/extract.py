@@ -45,9 +45,11 @@ from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
 from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines import extract as pipeline
 from vtnpipe.pipelines import preparation
-from vtnpipe.pipelines.cluster import on_each_worker, open_client
-from vtnpipe.pipelines.extract import ExtractSettings, extract
+from vtnpipe.pipelines.cluster import open_client
+from vtnpipe.pipelines.dask_tasks import on_each_worker
+from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extract_report import Finished, Pace
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.planning import LookedAt
 from vtnpipe.pipelines.preparation import Crew
 from vtnpipe.pipelines.tuning import Tuning, Workers
@@ -383,7 +385,7 @@ def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
         speed=Speed(32), forward_fps=1200.0, decode_fps=None, num_children=1, reasons=[]
     )
 
-    def look_at_files(rows: Any, sampling: Any) -> list[LookedAt]:
+    def look_at_files(rows: Any, sampling: Any, limits: Any) -> list[LookedAt]:
         return [LookedAt(row=row._replace(num_frames=250), glance=look) for row in rows]
 
     def hire(*arguments: Any) -> Crew:

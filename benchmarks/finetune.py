@@ -37,7 +37,8 @@ from vtnpipe.extract.sampling import EVERY_FRAME
 from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.pipelines.demo import RECIPE, write_videos
 from vtnpipe.pipelines.evaluate import evaluate
-from vtnpipe.pipelines.extract import ExtractSettings, extract
+from vtnpipe.pipelines.extract import extract
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
 from vtnpipe.pipelines.model_folder import NetworkConfig
 from vtnpipe.pipelines.network import VideoTransformerNetwork

@@ -1,15 +1,14 @@
 """The decoding child: a process of its own that opens video files, so that a bad one costs no more
 than itself.
 
-Started by `children.py` with CONNECTION RING LIFELINE MEMORY_BYTES (three file descriptors and a
-limit) as arguments. It says `ready`, then answers requests, each with an `end` at last: `decode`
-with `probe`, `chunk`s and perhaps `restart`; `glance`, `cut` and `survey` with one `answer`.
-`alive` in between says that a long file is being read.
+Started by `children.py` with CONNECTION RING LIFELINE MEMORY_BYTES MAX_PIXELS (three file
+descriptors and two limits) as arguments. It says `ready`, then answers requests, each with an `end`
+at last: `decode` with `probe`, `chunk`s and perhaps `restart`; `glance`, `cut` and `survey` with
+one `answer`. `alive` in between says that a long file is being read.
 """
 
 import dataclasses
 import os
-import resource
 import signal
 import sys
 import threading
@@ -20,12 +19,12 @@ from multiprocessing.connection import Connection
 
 from ..manifests.errors import VideoError
 from ..manifests.plan import Cut
-from .container import MAX_PIXELS
 from .cuts import cut_video
 from .frames import Frame, Outcome, Restart, read_frames
 from .glance import glance
+from .limits import Limits, keep, limits
 from .probe import probe
-from .ring import NUM_SLOTS, SLOT_BYTES, Message, Ring, frames_per_chunk, receive, send
+from .ring import NUM_SLOTS, Message, Ring, frames_per_chunk, receive, send
 from .sampling import Sampling
 
 ALIVE_SECONDS = 1.0
@@ -79,8 +78,8 @@ class _Chunk:
 
     def add(self, frame: Frame) -> None:
         height, width, _ = frame.image.shape
-        if frame.image.nbytes > SLOT_BYTES:
-            size = f"a frame of {width}x{height} passes the limit of {MAX_PIXELS:,} pixels"
+        if height * width > limits().max_pixels:
+            size = f"a frame of {width}x{height} passes --max-megapixels"
             raise VideoError("too-large", f"{self._path}: {size}")
         if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
             self.flush()
@@ -175,12 +174,11 @@ def _end_with_parent(lifeline: int) -> None:
 
 def main() -> None:
     """Serves requests until the parent is gone."""
-    connection_fd, ring_fd, lifeline_fd, memory_bytes = map(int, sys.argv[1:])
+    connection_fd, ring_fd, lifeline_fd, memory_bytes, max_pixels = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep(Limits(memory_bytes=memory_bytes, max_pixels=max_pixels))
     threading.Thread(target=_end_with_parent, args=(lifeline_fd,), daemon=True).start()
-    link = _Link(Connection(connection_fd), Ring(ring_fd))
+    link = _Link(Connection(connection_fd), Ring(max_pixels, ring_fd))
     try:
         link.send(kind="ready")
         while True:

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from ..manifests.errors import StoppedError
 from .frames import Outcome
+from .limits import Limits
 from .requests import (
     Chunk,
     Decode,
@@ -33,8 +34,6 @@ from .requests import (
 )
 from .ring import Message, Ring, receive, send
 
-MEMORY_BYTES = 4 * 2**30
-STALL_SECONDS = 120.0
 QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
 MAX_TRIES = 2
 
@@ -52,8 +51,8 @@ class _GoneError(Exception):
 class _Child:
     """One decoding process, with the numbers of the rows that it has been sent, in order."""
 
-    def __init__(self, memory_bytes: int) -> None:
-        self.ring = Ring()
+    def __init__(self, limits: Limits) -> None:
+        self.ring = Ring(limits.max_pixels)
         self.rows: deque[int] = deque()
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
@@ -62,7 +61,7 @@ class _Child:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-c", _START.format(path=sys.path)),
-                *(str(argument) for argument in (*inherited, memory_bytes)),
+                *map(str, (*inherited, limits.memory_bytes, limits.max_pixels)),
             ],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
@@ -116,21 +115,13 @@ class DecodingChildren:
 
     Args:
         num_children: how many.
-        memory_bytes: limit on each one's own memory.
-        stall_seconds: a child that sends nothing for so long while it is waited for is ended.
+        limits: of each one.
     """
 
-    def __init__(
-        self,
-        num_children: int = 1,
-        *,
-        memory_bytes: int = MEMORY_BYTES,
-        stall_seconds: float = STALL_SECONDS,
-    ) -> None:
+    def __init__(self, num_children: int = 1, limits: Limits | None = None) -> None:
         self._children: list[_Child | None] = [None] * num_children
         self._finalizer = weakref.finalize(self, _end_all, self._children)  # also at exit
-        self._memory_bytes = memory_bytes
-        self._stall_seconds = stall_seconds
+        self._limits = limits or Limits()
         self.busy_seconds = 0.0  # of the children, added up, without waiting for room
 
     def __enter__(self) -> "DecodingChildren":
@@ -213,7 +204,7 @@ class DecodingChildren:
 
     def _events(self, child: _Child, request: Request) -> Iterator[Event]:
         while True:
-            message = child.next_message(self._stall_seconds)
+            message = child.next_message(self._limits.stall_seconds)
             kind = message.pop("kind")
             if kind == "chunk":
                 slot = message["slot"]
@@ -236,7 +227,7 @@ class DecodingChildren:
     def _child(self, number: int) -> _Child:
         child = self._children[number]
         if child is None:
-            child = self._children[number] = _Child(self._memory_bytes)
+            child = self._children[number] = _Child(self._limits)
         return child
 
     def _request(self, row: int, request: Request) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from ..manifests.errors import VideoError
+from .limits import limits, opening
 
 av.logging.set_level(
     av.logging.PANIC
@@ -23,7 +24,6 @@ av.logging.set_level(
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
 HEAD_BYTES = 400  # enough for two packets of MPEG-TS
-MAX_PIXELS = 40_000_000  # 8K is 33 million
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
 # the pair.
@@ -111,6 +111,15 @@ def check_file(path: str) -> str:
     )
 
 
+def absolute(path: str) -> str:
+    """The path as one that no reader can take for an option or a protocol.
+
+    >>> absolute("/videos/concat:a|b.ts"), absolute("-i.mp4")[:1]
+    ('/videos/concat:a|b.ts', '/')
+    """
+    return os.path.abspath(path)  # noqa: PTH100
+
+
 @contextmanager
 def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
     """Opens a checked file with PyAV; yields (container, best video stream), with one decoding
@@ -121,9 +130,12 @@ def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
     """
     options = {"format_whitelist": check_file(path), "protocol_whitelist": "file"}
     try:
-        container = av.open(os.path.abspath(path), metadata_errors="ignore", options=options)  # noqa: PTH100
+        with opening(path):
+            container = av.open(absolute(path), metadata_errors="ignore", options=options)
     except MemoryError:
-        raise VideoError("too-large", f"{path}: passes the memory limit when opened") from None
+        raise VideoError(
+            "too-large", f"{path}: passes the memory limit when opened; its header claims too much"
+        ) from None
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("damaged", f"{path}: cannot be opened ({error})") from None
     with container:
@@ -134,7 +146,7 @@ def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
             raise VideoError("unsupported-codec", f"{path}: no decoder for its video stream")
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.options = {"max_pixels": str(limits().max_pixels)}
         yield container, stream
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import first_line
-from .container import MATROSKA, MOV
+from .container import MATROSKA, MOV, absolute
 from .probe import VideoInfo
 
 MIN_WIDTH = 64
@@ -49,7 +49,7 @@ def read_decord(
     is_wanted = np.zeros(info.num_presented, dtype=bool)
     is_wanted[wanted] = True
     try:
-        reader = decord.VideoReader(info.path, ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(absolute(info.path), ctx=decord.cpu(0), num_threads=1)
         stated = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
     except (RuntimeError, AssertionError, decord.DECORDError) as error:
         raise DecordFaultError(f"cannot open it ({_decord_says(error)})") from None

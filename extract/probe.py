@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import VideoError
-from .container import MAX_PIXELS, MOV, WHOLE, Keyframe, Window, decode, open_window
+from .container import MOV, WHOLE, Keyframe, Window, decode, open_window
 from .keyframes import starts_afresh
+from .limits import limits
 from .orientation import UPRIGHT, Orientation, orientation_of
 from .timeline import Timeline
 
@@ -121,9 +122,10 @@ def probe(
         else:
             count_reason = "" if (np.diff(presented) > 0).all() else "timestamps are not unique"
         width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_PIXELS:
-            size = f"frames of {width}x{height} pass the limit of {MAX_PIXELS:,} pixels"
-            raise VideoError("too-large", f"{path}: {size}")
+        if width * height > limits().max_pixels:
+            raise VideoError(
+                "too-large", f"{path}: frames of {width}x{height} pass --max-megapixels"
+            )
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE
         return VideoInfo(

@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .container import MAX_PIXELS
-
 NUM_SLOTS = 4  # how far a child may decode ahead
-SLOT_BYTES = 3 * MAX_PIXELS  # any frame that may be decoded fits
 CHUNK_BYTES = 16 * 2**20
 CHUNK_FRAMES = 32
 
@@ -27,15 +24,21 @@ Message = dict[str, Any]
 
 
 class Ring:
-    """The slots, as arrays over shared memory."""
+    """The slots, as arrays over shared memory.
 
-    def __init__(self, descriptor: int | None = None) -> None:
+    Attributes:
+        slot_bytes: of a slot: any frame that may be decoded fits.
+    """
+
+    def __init__(self, max_pixels: int, descriptor: int | None = None) -> None:
         """Maps the ring behind a file descriptor, or makes one."""
+        self.slot_bytes = 3 * max_pixels
+        size = NUM_SLOTS * self.slot_bytes
         if descriptor is None:
             descriptor = os.memfd_create("vtnpipe-frames")
-            os.ftruncate(descriptor, NUM_SLOTS * SLOT_BYTES)
+            os.ftruncate(descriptor, size)
         self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, NUM_SLOTS * SLOT_BYTES)
+        self._memory = mmap.mmap(descriptor, size)
 
     def frames(self, slot: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
         """The first frames of a slot, [n, H, W, 3], as a view.
@@ -45,7 +48,7 @@ class Ring:
             shape: (n, H, W).
         """
         array = np.frombuffer(
-            self._memory, np.uint8, count=3 * int(np.prod(shape)), offset=slot * SLOT_BYTES
+            self._memory, np.uint8, count=3 * int(np.prod(shape)), offset=slot * self.slot_bytes
         )
         return array.reshape(*shape, 3)
 

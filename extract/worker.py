@@ -27,6 +27,7 @@ from .batches import Batch, Clock, Progress
 from .children import DecodingChildren
 from .choices import Decoder
 from .gather import gather
+from .limits import Limits
 from .preprocessing import Preprocessing
 from .requests import Decode
 from .sampling import Sampling
@@ -40,6 +41,7 @@ class Job:
     device: str
     num_threads: int  # of the backbone, on a CPU
     num_children: int
+    limits: Limits  # of each child
     batch_size: int | None  # None: as the task's plan says
     compile: bool
     decoder: Decoder
@@ -53,7 +55,9 @@ class TaskReport:
     Attributes:
         task: its name.
         num_frames: stored.
-        num_videos: by status.
+        num_videos: by status; a long video counts with its first part.
+        num_failed: of them, by reason.
+        example: what one of those says.
         seconds: by stage: `decode` in the children; `copy`, `preprocess`, `forward` and `wait`
             (for frames) in this process, one after the other; `write`, while the next task runs.
         begin: when its turn at the backbone began, in seconds of the machine's clock.
@@ -63,6 +67,8 @@ class TaskReport:
     task: str
     num_frames: int = 0
     num_videos: dict[str, int] = field(default_factory=dict)
+    num_failed: dict[str, int] = field(default_factory=dict)
+    example: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     begin: float = 0.0
     end: float = 0.0
@@ -90,7 +96,11 @@ def run_task(
     requests = [
         Decode(row.path, row.start, row.end, sampling, row.cut, job.decoder) for row in task.rows
     ]
-    with _children(job.num_children) as children, closing(children.run(requests)) as events, _turn:
+    with (
+        _children(job.num_children, job.limits) as children,
+        closing(children.run(requests)) as events,
+        _turn,
+    ):
         report.begin = time.time()
         set_up(job.device, job.num_threads)
         speed = task.speed._replace(batch_size=job.batch_size or task.speed.batch_size)
@@ -119,7 +129,11 @@ def run_task(
             settings=job.settings,
         )
     report.num_frames = sum(len(part.features) for part in parts)
-    report.num_videos = dict(Counter(part.status for part in parts))
+    firsts = [part for part in parts if part.part == 0]
+    report.num_videos = dict(Counter(part.status for part in firsts))
+    failed = [part for part in firsts if part.status == "failed"]
+    report.num_failed = dict(Counter(part.reason for part in failed))
+    report.example = failed[0].message if failed else ""
     return report
 
 
@@ -155,14 +169,14 @@ def _load(folder: str, device: str, speed: Speed, is_compiled: bool) -> Backbone
     )
 
 
-_idle: defaultdict[int, list[DecodingChildren]] = defaultdict(list)
+_idle: defaultdict[tuple[int, Limits], list[DecodingChildren]] = defaultdict(list)
 
 
 @contextmanager
-def _children(num_children: int) -> Iterator[DecodingChildren]:
+def _children(num_children: int, limits: Limits) -> Iterator[DecodingChildren]:
     """Decoding children that no other task uses; kept between tasks, they end with this process."""
-    idle = _idle[num_children]
-    children = idle.pop() if idle else DecodingChildren(num_children)
+    idle = _idle[num_children, limits]
+    children = idle.pop() if idle else DecodingChildren(num_children, limits)
     children.busy_seconds = 0.0
     try:
         yield children

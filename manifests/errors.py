@@ -63,6 +63,10 @@ class StoppedError(VtnpipeError):
     exit_code = EXIT_STOPPED
 
 
+class StorageError(StoppedError):
+    """A file can't be written: a full or lost disk, or one that may not be written."""
+
+
 class VideoError(VtnpipeError):
     """One video can't be decoded. It costs that video, never the run.
 

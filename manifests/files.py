@@ -5,6 +5,7 @@ The temporary name begins with a dot and ends in `.tmp`, so that what a killed p
 recognised.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -13,11 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import StorageError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` at the end, or removes it on an
     exception.
+
+    Raises:
+        StorageError: the disk is full, lost, or may not be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -25,8 +31,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(temporary)
         temporary.replace(path)
         _fsync(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); mend that, and the same "
+            "command goes on"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is gone
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -36,7 +48,7 @@ def atomic_text(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def write_bytes(data: bytes, path: Path) -> None:
+def write_bytes(data: bytes | memoryview, path: Path) -> None:
     """Writes a file, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,13 +162,21 @@ def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]
     Raises:
         FeaturesError: another run writes there, or nothing can be written there.
     """
+    if folder.root.is_file():
+        raise FeaturesError(f"{folder.root}: is a file, not a feature folder or run; give a folder")
+    is_new = not folder.root.exists()
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(folder.root, error) from None
     mode = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
-    with _held(folder.lock, mode | fcntl.LOCK_NB):
-        yield
+    try:
+        with _held(folder.lock, mode | fcntl.LOCK_NB):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it stays, unless nothing was written
+                folder.root.rmdir()
 
 
 @contextlib.contextmanager
@@ -203,17 +212,27 @@ def _opened(path: Path, mode: int) -> int:
             raise _not_writable(path.parent, error) from None
         try:
             fcntl.flock(descriptor, mode)
+            if os.fstat(descriptor).st_nlink > 0:  # else its last holder removed it just now
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
         except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise FeaturesError(
-                f"{path.parent}: another run is writing there; wait for it, or give another folder"
+                f"{path.parent}: another run is writing there ({holder or 'just begun'}); wait for "
+                "it, or give another folder"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise FeaturesError(
+                f"{path}: cannot be locked ({error.strerror}); two runs must not write there at "
+                "once: give a folder on a file system that keeps flock"
             ) from None
         except BaseException:
             os.close(descriptor)
             raise
-        if os.fstat(descriptor).st_nlink > 0:
-            return descriptor
-        os.close(descriptor)  # its last holder removed it just now
+        os.close(descriptor)
 
 
 def _not_writable(root: Path, error: OSError) -> FeaturesError:

@@ -7,7 +7,7 @@ or a file that changed adds a plan; of an id in several plans the newest finishe
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,17 +238,23 @@ def _task(plan: int, index: int, rows: Iterable[PlannedRow], speed: Speed) -> Ta
 def rows_to_plan(
     rows: Iterable[VideoRow],
     tasks: Iterable[Task],
-    statuses: Mapping[str, str],
+    outcomes: Mapping[str, tuple[str, str]],
     *,
     redo_changed: bool = False,
+    retry: Container[str] = (),
+    pending: Container[str] = (),
 ) -> list[PlannedRow]:
-    """The manifest's rows that no plan holds as they are now.
+    """The manifest's rows that no plan holds as they are now, and those to be tried again.
+
+    A video whose file was missing is tried again by itself, once the file is there.
 
     Args:
         rows: the manifest.
         tasks: of all plans, oldest first.
-        statuses: id → `ok`, `partial` or `failed`, of the videos that are finished.
+        outcomes: id → (`ok`, `partial` or `failed`, the reason), of the videos that are finished.
         redo_changed: extract rows again whose file or span has changed since.
+        retry: reasons for which a video that failed or is partial is extracted again.
+        pending: ids in tasks that are still to be done, which need no other one.
 
     Raises:
         ManifestError: a row with stored features has changed, and `redo_changed` is not set.
@@ -258,10 +264,13 @@ def rows_to_plan(
     for row in rows:
         now, before = look_at(row), planned.get(row.video_id)
         if before is not None:
-            is_stored = statuses.get(row.video_id) in ("ok", "partial")
+            status, reason = outcomes.get(row.video_id, ("", ""))
+            is_stored = status in ("ok", "partial")
             if before.is_same_video(now) or (is_stored and now.size is None):  # gone is not changed
-                continue
-            if is_stored:
+                may_help = now.size is not None and row.video_id not in pending
+                if not may_help or not (reason in retry or reason == "missing"):
+                    continue
+            elif is_stored:
                 changed.append((before, now))
         new.append(now)
     if changed and not redo_changed:

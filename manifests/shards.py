@@ -7,6 +7,7 @@ an id that several plans made, the newest complete entry counts. This is the onl
 HDF5.
 """
 
+import io
 import json
 import re
 import zlib
@@ -20,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FeaturesError
-from .files import atomic_path
+from .files import write_bytes
 from .times import frame_rate
 
 if TYPE_CHECKING:
+    import mmap
+
     from .store import FeatureStore
 
 FORMAT, VERSION = "vtnpipe.features", 1
@@ -110,6 +113,9 @@ def write_shard(
         fingerprint: of the folder that the shard belongs to.
         views: a name for each view of a frame.
         settings: recorded with the shard.
+
+    Raises:
+        StorageError: the disk is full, lost, or may not be written.
     """
     lengths = [len(part.features) for part in parts]
     offsets = np.cumsum([0, *lengths])
@@ -133,7 +139,10 @@ def write_shard(
         for part, offset, length in zip(parts, offsets, lengths, strict=False)
     ]
     num_rows = int(offsets[-1])
-    with atomic_path(path) as temporary, h5py.File(temporary, "x", libver="v110") as file:
+    # Made in memory, where its rows are anyway: HDF5 neither locks a file then, which some network
+    # file systems refuse, nor closes one without a word that the disk had no room for.
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver="v110") as file:
         file.attrs.update(
             format=FORMAT,
             version=VERSION,
@@ -155,6 +164,7 @@ def write_shard(
         table = file.create_group("videos")
         for name in Entry._fields:
             table[name] = _column([getattr(entry, name) for entry in entries])
+    write_bytes(image.getbuffer(), path)
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
@@ -216,13 +226,15 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
         if isinstance(error, FeaturesError):
             raise
         raise FeaturesError(
-            f"{path}: not a readable shard ({error}); remove it, and extract makes it again"
+            f"{path}: not a readable shard ({error}); `vtnpipe features verify --drop` removes "
+            "it, and extract makes it again"
         ) from None
     ends = np.cumsum([0] + [entry.length for entry in shard.entries])
     packed = [entry.offset for entry in shard.entries] == ends[:-1].tolist()
     if not (packed and num_rows == {int(ends[-1])} and dtypes_fit and _features_fit(shard)):
         raise FeaturesError(
-            f"{path}: its table and its arrays disagree; remove it, and extract makes it again"
+            f"{path}: its table and its arrays disagree; `vtnpipe features verify --drop` removes "
+            "it, and extract makes it again"
         )
     return shard
 
@@ -256,6 +268,26 @@ def _values(column: npt.NDArray[Any]) -> list[Any]:
         raise ValueError("a column of its table is not a list")
     values: list[Any] = column.tolist()
     return [value.decode() for value in values] if column.dtype.kind == "S" else values
+
+
+def rows_of(shard: Shard, data: "mmap.mmap", entry: Entry, name: str) -> npt.NDArray[Any]:
+    """One entry's rows [length, ...] of one array, as a view.
+
+    Args:
+        shard: what the file says of itself.
+        data: the whole file.
+        entry: one of the shard's.
+        name: `features`, `frame_index` or `timestamps`.
+    """
+    row_shape = shard.row_shape if name == "features" else ()
+    dtype = shard.dtype if name == "features" else ROW_DTYPES[name]
+    width = int(np.prod(row_shape))
+    return np.frombuffer(
+        data,
+        dtype,
+        count=entry.length * width,
+        offset=shard.starts[name] + entry.offset * width * dtype.itemsize,
+    ).reshape(entry.length, *row_shape)
 
 
 def open_features(folder: str | Path) -> "FeatureStore":

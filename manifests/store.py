@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .folder import FeatureFolder, read_extraction
-from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard
+from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
@@ -89,9 +89,14 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         return self._shards[0].dtype if self._shards else np.dtype(np.float16)
 
     @property
+    def outcomes(self) -> dict[str, tuple[Status, str]]:
+        """Id → `ok`, `partial` or `failed`, and the reason, of every video that is finished."""
+        return {video_id: overall_status(parts) for video_id, parts in self.entries.items()}
+
+    @property
     def statuses(self) -> dict[str, Status]:
         """Id → `ok`, `partial` or `failed`, of every video that is finished."""
-        return {video_id: overall_status(parts)[0] for video_id, parts in self.entries.items()}
+        return {video_id: status for video_id, (status, _) in self.outcomes.items()}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -161,16 +166,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
     def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
         """A view [length, ...] of one entry's rows of one array."""
-        shard = self._shards[index]
-        row_shape = shard.row_shape if name == "features" else ()
-        dtype = shard.dtype if name == "features" else ROW_DTYPES[name]
-        width = int(np.prod(row_shape))
-        return np.frombuffer(
-            self._map(index),
-            dtype,
-            count=entry.length * width,
-            offset=shard.starts[name] + entry.offset * width * dtype.itemsize,
-        ).reshape(entry.length, *row_shape)
+        return rows_of(self._shards[index], self._map(index), entry, name)
 
     def _map(self, index: int) -> mmap.mmap:
         if index not in self._maps:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ManifestError
+from .errors import ManifestError, StorageError
 from .files import atomic_text
 
 COLUMNS = ("video_id", "path", "label", "split")
@@ -182,17 +182,18 @@ def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> No
     `start` and `end` are written only where a row has them.
 
     Raises:
-        ManifestError: the file can't be written, or a name is no text.
+        ManifestError: its folder does not exist, or a name is no text.
+        StorageError: the disk is full, lost, or may not be written.
     """
     rows = list(rows)
     base = os.path.abspath(Path(path).parent)  # noqa: PTH100
     has_spans = any(row.start is not None or row.end is not None for row in rows)
     try:
         _write(rows, Path(path), base, has_spans=has_spans)
-    except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be written ({error.strerror}); give a file in a folder that exists"
-        ) from None
+    except StorageError as error:
+        if Path(path).parent.is_dir():
+            raise
+        raise ManifestError(f"{error}; give a file in a folder that exists") from None
     except UnicodeEncodeError as error:
         raise ManifestError(
             f"{path}: {error.object!r} is not text in UTF-8; rename the file"

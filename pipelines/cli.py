@@ -30,8 +30,9 @@ from .cluster_templates import (
 from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
-from .extract import ExtractSettings, extract
-from .features import show_features, show_video
+from .extract import extract
+from .extract_settings import ExtractSettings
+from .features import show_features, show_video, verify_features
 from .finetune import FinetuneSettings, finetune
 from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
 from .manifest import SplitSettings, check_manifest, show_manifest, split_manifest
@@ -194,6 +195,16 @@ def features_show(features: str, video_id: tuple[str, ...]) -> int:
     return EXIT_OK
 
 
+@features_group.command("verify")
+@click.argument("features")
+@click.option(
+    "--drop", is_flag=True, help="Remove damaged shards, so that extract makes them again."
+)
+def features_verify(features: str, drop: bool) -> int:
+    """Check every byte of FEATURES: checksums, values, counts against the plan."""
+    return verify_features(features, drop=drop, console=LastingConsole())
+
+
 @cli.group("cluster")
 def cluster_group() -> None:
     """Run on a cluster: job scripts, and batch files to start from."""
@@ -288,8 +299,9 @@ def doctor_command() -> int:
 
 def main() -> NoReturn:
     """Runs the command line and exits with the code that `manifests/errors.py` gives."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
+            signal.signal(number, _interrupt)
     try:
         code = cli.main(prog_name="vtnpipe", standalone_mode=False) or EXIT_OK
     except click.ClickException as error:

@@ -13,8 +13,9 @@ from .options import at_least, check_settings, section, setting
 BatchSystem = Literal["slurm", "pbs", "lsf", "sge", "htcondor"]
 Cluster = Literal["local", "slurm", "pbs", "lsf", "sge", "htcondor"]
 
+GPU = "GPU"  # the resource of which a worker with a GPU has one
 THREADS_PER_WORKER = 2  # Dask's: one task at the backbone, the next one's first frames are decoded
-LIFETIME_MARGIN_SECONDS = 120  # before its walltime, a worker takes no more tasks and ends
+LIFETIME_MARGIN_SECONDS = 120  # before its walltime, a worker ends, and others take its tasks
 LIFETIME_SHARE = 0.8  # of a short walltime
 HTCONDOR_DISK = "1GiB"  # which dask-jobqueue must be given; workers store nothing of their own
 ENVIRONMENT = {
@@ -24,9 +25,22 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
 
-_WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)")
+_DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)")
 _MEMORY = re.compile(r"\d+(\.\d+)? ?[KMGT]i?B")
 _TEXT_LISTS = ("directives", "prologue")
+
+
+def duration_seconds(text: str) -> int | None:
+    """Of [[DAYS-]HOURS:]MINUTES:SECONDS; None for anything else.
+
+    >>> duration_seconds("1-02:00:30"), duration_seconds("90:00"), duration_seconds("soon")
+    (93630, 5400, None)
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((24 * days + hours) * 60 + minutes) * 60 + seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +64,13 @@ class JobSettings:
     python: str | None = setting(None, help="Of the workers; by default, this one.")
 
     def __post_init__(self) -> None:
-        if self.walltime is not None and not _WALLTIME.fullmatch(str(self.walltime)):
+        if self.walltime is not None and duration_seconds(str(self.walltime)) is None:
             raise SettingsError(
                 f"cluster: walltime {self.walltime!r}: it must be HOURS:MINUTES:SECONDS, in quotes"
             )
+        check_settings(self, name=lambda field: f"cluster: {field}")
         if not _MEMORY.fullmatch(self.memory):
             raise SettingsError(f"cluster: memory {self.memory!r}: it must be as 16GiB")
-        check_settings(self, name=lambda field: f"cluster: {field}")
 
     @classmethod
     def from_yaml(cls, values: dict[str, Any]) -> "JobSettings":
@@ -84,24 +98,21 @@ class JobSettings:
 
     @property
     def walltime_seconds(self) -> int | None:
-        """None for no limit.
-
-        >>> JobSettings(walltime="1-02:00:30").walltime_seconds
-        93630
-        """
-        found = _WALLTIME.fullmatch(self.walltime or "")
-        if found is None:
-            return None
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        return ((24 * days + hours) * 60 + minutes) * 60 + seconds
+        """None for the queue's own, of which workers do not know."""
+        return duration_seconds(self.walltime or "")
 
     @property
     def lifetime_seconds(self) -> int | None:
-        """After which a worker ends by itself, so that the walltime never ends it in mid-task."""
+        """After which a worker ends by itself: the walltime would count against its tasks."""
         seconds = self.walltime_seconds
         if seconds is None:
             return None
         return max(seconds - LIFETIME_MARGIN_SECONDS, int(LIFETIME_SHARE * seconds))
+
+    @property
+    def stagger_seconds(self) -> int:
+        """By which a worker may end earlier or later."""
+        return ((self.walltime_seconds or 0) - (self.lifetime_seconds or 0)) // 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +192,9 @@ def cluster_arguments(
     if job.gpus:
         options += ["--resources", "GPU=1"]
     if job.lifetime_seconds is not None:
+        # Not all at the same time, that some are there to take the others' tasks.
         options += ["--lifetime", f"{job.lifetime_seconds}s"]
+        options += ["--lifetime-stagger", f"{job.stagger_seconds}s"]
     processes = workers_per_job(job, num_workers)
     arguments: dict[str, Any] = {
         "cores": processes * THREADS_PER_WORKER,  # Dask's: what they compute on is said below

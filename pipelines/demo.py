@@ -20,7 +20,8 @@ from rich.console import Console
 from ..manifests.files import atomic_path
 from ..manifests.videos import VideoRow, write_manifest
 from .evaluate import EvaluateSettings, evaluate
-from .extract import ExtractSettings, extract
+from .extract import extract
+from .extract_settings import ExtractSettings
 from .options import at_least, check_settings, option_name, setting
 from .progress import say
 from .train_temporal import TrainTemporalSettings, train_temporal

@@ -1,6 +1,7 @@
 """What an extraction says at its end: failures.csv, report.json, and the same in a few lines."""
 
 import csv
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -134,8 +135,12 @@ def write_report(
         )
     failures = list(_failures(store, statuses, rows))
     write_failures(failures, folder.failures)
-    if finished is not None or not folder.report.exists():
-        write_json(asdict(report), folder.report)
+    record = asdict(report)
+    if finished is None and folder.report.exists():  # how the last run went stays there
+        kept = ("num_extracted_frames", "pace", "workers", "tuning")
+        before = json.loads(folder.report.read_text(encoding="utf-8"))
+        record |= {key: before.get(key) for key in kept}
+    write_json(record, folder.report)
     _print(report, failures, folder, console)
     return report
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from ..extract.choices import VIEW_NAMES
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.folder import FeatureFolder, check_identity, read_extraction
-from .cluster import GetClient, on_one_worker
+from .cluster import GetClient
+from .dask_tasks import on_one_worker
 from .doctor import package_versions
 from .options import option_name
 from .progress import say
@@ -20,7 +21,7 @@ from .progress import say
 if TYPE_CHECKING:
     from ..extract.backbone import BuiltBackbone
     from ..extract.sampling import Sampling
-    from .extract import ExtractSettings
+    from .extract_settings import ExtractSettings
 
 DEFAULT_BACKBONE = "vit_base_patch16_224"
 SAMPLING: dict[str, Any] = {"fps": None, "every": 1, "views": ["centre"], "pool": None}

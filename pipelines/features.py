@@ -1,11 +1,18 @@
-"""`vtnpipe features show`: what lies in a feature folder."""
+"""`vtnpipe features`: what lies in a feature folder, and whether every byte of it is sound."""
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..manifests.errors import FeaturesError
+from rich.console import Console
+
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError
+from ..manifests.folder import FeatureFolder, locked, read_extraction
+from ..manifests.plan import read_plans
 from ..manifests.videos import read_manifest
+from .cluster import num_cpus
+from .progress import CountProgress, say
 
 
 def show_features(features: str | Path) -> Iterator[str]:
@@ -69,3 +76,64 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
     yield f"  seconds      {begin:.3f} to {end:.3f} ({video.fps:.3f} fps)"
     reason = store.entries[video_id][0].decoder_reason
     yield f"  decoder      {video.decoder}{f' ({reason})' if reason else ''}"
+
+
+def verify_features(
+    features: str | Path, *, drop: bool = False, console: Console | None = None
+) -> int:
+    """Checks every byte of a folder: weights, plans, and each shard's table, checksums and values.
+
+    Args:
+        features: the folder; it need not be writable unless shards are to be dropped.
+        drop: remove shards that are damaged, so that extract makes them again.
+        console: where to print what is wrong; by default, nowhere.
+
+    Returns:
+        the exit code: 1 where anything is damaged.
+
+    Raises:
+        FeaturesError: it is not a feature folder, a plan is damaged, or a run is writing there that
+            would not know of dropped shards.
+    """
+    from ..manifests.verify import faults_of_backbone, faults_of_shard
+
+    console = console or Console(quiet=True)
+    folder = FeatureFolder(Path(features))
+    extraction = read_extraction(folder)
+    tasks = {task.name: task for task in read_plans(folder, extraction["fingerprint"])}
+    shards = sorted(folder.shards.glob("*.h5"))
+    faults = list(faults_of_backbone(folder, extraction))
+    damaged = []
+    with (
+        ThreadPoolExecutor(num_cpus()) as pool,
+        CountProgress("verify", "shards", len(shards), console) as progress,
+    ):
+        check = lambda path: list(faults_of_shard(path, extraction, tasks))  # noqa: E731
+        for path, found in zip(shards, pool.map(check, shards), strict=True):
+            progress.count()
+            faults += found
+            if found:
+                damaged.append(path)
+    say(console, *faults)
+    num_missing = len(tasks) - len({path.stem for path in shards} & tasks.keys())
+    if num_missing:
+        say(console, f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet")
+    if not faults:
+        say(console, f"{folder.root}: {len(shards):,} shards are sound")
+        return EXIT_OK
+    if drop and damaged:
+        with locked(folder):
+            for path in damaged:
+                path.unlink(missing_ok=True)
+        say(
+            console,
+            f"{folder.root}: removed {len(damaged):,} of {len(shards):,} shards; the extract "
+            "command that made them makes them again",
+        )
+    else:
+        say(
+            console,
+            f"{folder.root}: {len(damaged):,} of {len(shards):,} shards are damaged; --drop "
+            "removes them, so that extract makes them again",
+        )
+    return EXIT_WITH_FAILURES

@@ -13,7 +13,7 @@ from ..manifests.folder import FeatureFolder
 from ..manifests.plan import PlannedRow, look_at
 from ..manifests.videos import read_manifest
 from .cluster import client_when_needed
-from .extract import ExtractSettings
+from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
 from .planning import LookedAt, divide, look_at_files
 from .preparation import create_folder, hire, size_of_tasks
@@ -63,6 +63,7 @@ def plan(
     settings = settings or ExtractSettings()
     console = console or Console(quiet=True)
     rows = [look_at(row) for row in read_manifest(manifest)]
+    limits = settings.limits
     if settings.weights == "pretrained":
         settings = replace(settings, weights="none")  # they are as fast, and nothing is downloaded
     if not settings.is_here:
@@ -73,13 +74,13 @@ def plan(
         folder = FeatureFolder(Path(temporary))
         extraction = settle(folder, settings, console)
         create_folder(folder, extraction)
-        looked_at = look_at_files(rows, extraction.sampling, with_orientation=True)
+        looked_at = look_at_files(rows, extraction.sampling, limits, with_orientation=True)
         say(console, *_videos(looked_at, extraction))
         with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as client:
             crew = hire(folder, extraction, settings, looked_at, [], client, console)
             workers, tuning = crew.workers, crew.tuning
             size = size_of_tasks(looked_at, extraction, settings, crew)
-            tasks = divide(looked_at, extraction.sampling, size)
+            tasks = divide(looked_at, extraction.sampling, size, limits)
     num_frames = sum(row.num_frames for task in tasks for row in task)
     seconds = num_frames / (workers.num_workers * tuning.worker_fps)
     say(console, *_work(tasks, num_frames, seconds, workers, tuning))

@@ -10,6 +10,7 @@ from .cluster import num_cpus
 
 if TYPE_CHECKING:
     from ..extract.glance import Glance
+    from ..extract.limits import Limits
     from ..extract.sampling import Sampling
 
 CHILDREN_PER_CPU = 2  # that look at files: part of their time they wait for the disk
@@ -42,6 +43,7 @@ class LookedAt:
 def look_at_files(
     rows: Sequence[PlannedRow],
     sampling: "Sampling",
+    limits: "Limits | None" = None,
     *,
     with_orientation: bool = False,
 ) -> list[LookedAt]:
@@ -50,6 +52,7 @@ def look_at_files(
     Args:
         rows: which.
         sampling: of their frames.
+        limits: of what a file may take; by default, `Limits()`.
         with_orientation: decode each file's first frame, too.
     """
     from ..extract.children import DecodingChildren
@@ -60,7 +63,7 @@ def look_at_files(
     glances: dict[str, Glance] = {}
     faults: dict[str, tuple[str, str]] = {}
     num_children = min(len(paths), CHILDREN_PER_CPU * num_cpus())
-    with DecodingChildren(max(1, num_children)) as children:
+    with DecodingChildren(max(1, num_children), limits) as children:
         for number, event in children.run([Look(path, with_orientation) for path in paths]):
             if isinstance(event, Answer):
                 glances[paths[number]] = event.value
@@ -125,14 +128,17 @@ def task_size(
 
 
 def divide(
-    looked_at: Sequence[LookedAt], sampling: "Sampling", size: TaskSize
+    looked_at: Sequence[LookedAt],
+    sampling: "Sampling",
+    size: TaskSize,
+    limits: "Limits | None" = None,
 ) -> list[list[PlannedRow]]:
     """Tasks for rows: long videos are cut into parts, short ones share a task."""
-    return pack(list(_cut_long(looked_at, sampling, size)), size)
+    return pack(list(_cut_long(looked_at, sampling, size, limits)), size)
 
 
 def _cut_long(
-    looked_at: Sequence[LookedAt], sampling: "Sampling", size: TaskSize
+    looked_at: Sequence[LookedAt], sampling: "Sampling", size: TaskSize, limits: "Limits | None"
 ) -> Iterator[PlannedRow]:
     """The rows, of which long ones come in parts."""
     from ..extract.children import DecodingChildren
@@ -147,7 +153,7 @@ def _cut_long(
             requests[index] = CutUp(row.path, offsets, sampling, row.start, row.end)
         num_left -= row.num_frames
     cuts = {}
-    with DecodingChildren(max(1, min(len(requests), num_cpus()))) as children:
+    with DecodingChildren(max(1, min(len(requests), num_cpus())), limits) as children:
         numbers = list(requests)
         for number, event in children.run(list(requests.values())):
             if isinstance(event, Answer):

@@ -2,26 +2,28 @@
 plan.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..manifests.errors import SettingsError, StoppedError
+from ..manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
 from ..manifests.files import remove_temporaries, write_bytes
 from ..manifests.folder import FeatureFolder, check_identity, write_extraction
-from ..manifests.plan import Task, TaskSize, read_plans, rows_to_plan, write_plan
+from ..manifests.plan import PlannedRow, Task, TaskSize, read_plans, rows_to_plan, write_plan
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .cluster import GetClient, dashboard
 from .extraction import Extraction
+from .giving_up import FailureLimit
 from .planning import LookedAt, divide, look_at_files, most_frames, task_size
 from .progress import say
 from .tuning import Tuning, Workers, choose_workers, tune, workers_elsewhere
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
-    from .extract import ExtractSettings
+    from .extract_settings import ExtractSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,8 @@ def prepare(
         VtnpipeError: the folder holds something else, or a file has changed.
         StoppedError: there is something to plan, and the settings say to finish.
     """
-    from ..manifests.shards import open_features
-
     create_folder(folder, extraction)
-    store = open_features(folder.root)
-    fingerprint = store.extraction["fingerprint"]
-    tasks = read_plans(folder, fingerprint)
-    new = rows_to_plan(rows, tasks, store.statuses, redo_changed=settings.redo_changed)
+    store, tasks, new = _look_into(folder, rows, settings)
     all_rows = _refresh_manifest(folder, rows)
     crew = None
     if new and settings.finish:
@@ -79,23 +76,79 @@ def prepare(
             "run the parts, or all by leaving out --finish"
         )
     if new:
-        looked_at = look_at_files(new, extraction.sampling)
         pending = tasks_to_do(tasks, folder)
+        looked_at = look_at_files(new, extraction.sampling, settings.limits)
+        _check_failures(looked_at, settings)
         crew = hire(folder, extraction, settings, looked_at, pending, get_client, console)
         size = size_of_tasks(looked_at, extraction, settings, crew)
-        planned = divide(looked_at, extraction.sampling, size)
+        planned = divide(looked_at, extraction.sampling, size, settings.limits)
+        fingerprint = store.extraction["fingerprint"]
         tasks += write_plan(folder, planned, fingerprint, crew.tuning.speed)
     return Work(tasks=tasks, store=store, rows=all_rows, crew=crew)
 
 
+def what_is_planned(
+    folder: FeatureFolder, rows: list[VideoRow], settings: "ExtractSettings"
+) -> Work | None:
+    """What there is to do where plans hold all rows already; None where there is more to plan.
+
+    Raises:
+        VtnpipeError: the folder holds something else, or a file has changed.
+    """
+    store, tasks, new = _look_into(folder, rows, settings)
+    if new or not folder.manifest.exists():
+        return None
+    noted = read_manifest(folder.manifest)
+    if not set(rows) <= set(noted):
+        return None  # a label has changed
+    return Work(tasks=tasks, store=store, rows=noted, crew=None)
+
+
+def _look_into(
+    folder: FeatureFolder, rows: list[VideoRow], settings: "ExtractSettings"
+) -> tuple["FeatureStore", list[Task], list[PlannedRow]]:
+    """What is stored, the tasks of all plans, and the rows that are still to be planned."""
+    from ..manifests.shards import open_features
+
+    store = open_features(folder.root)
+    tasks = read_plans(folder, store.extraction["fingerprint"])
+    new = rows_to_plan(
+        rows,
+        tasks,
+        store.outcomes,
+        redo_changed=settings.redo_changed,
+        retry=settings.reasons_to_retry,
+        pending={row.video_id for task in tasks_to_do(tasks, folder) for row in task.rows},
+    )
+    return store, tasks, new
+
+
+def _check_failures(looked_at: list[LookedAt], settings: "ExtractSettings") -> None:
+    """Refuses to plan when too many files can't be opened.
+
+    Raises:
+        StoppedError: they can't.
+    """
+    unread = [one for one in looked_at if one.glance is None]
+    limit = FailureLimit(settings.max_failures, len(looked_at))
+    limit.count(Counter(one.reason for one in unread), unread[0].message if unread else "")
+
+
 def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
-    """Makes the folder: weights, then extraction.json."""
+    """Makes the folder: weights, then extraction.json.
+
+    Raises:
+        FeaturesError: it can't be written.
+    """
     if folder.extraction.exists():
         check_identity(folder, extraction.identity)  # another run may have made it since
     else:
         assert extraction.weights is not None
-        write_bytes(extraction.weights, folder.backbone)
-        write_extraction(folder, extraction.identity, **extraction.records)
+        try:
+            write_bytes(extraction.weights, folder.backbone)
+            write_extraction(folder, extraction.identity, **extraction.records)
+        except StorageError as error:
+            raise FeaturesError(f"{error}; nothing has been extracted yet") from None
     for path in (folder.plans, folder.shards):
         path.mkdir(exist_ok=True)
 

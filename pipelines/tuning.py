@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..manifests.errors import SettingsError
 from ..manifests.folder import FeatureFolder
 from ..manifests.plan import Speed
-from .cluster import num_cpus, num_gpus, on_each_worker, on_one_worker, workers_of
+from .cluster import num_cpus, num_gpus
 from .cluster_settings import workers_per_job
+from .dask_tasks import on_each_worker, on_one_worker, workers_of
 
 if TYPE_CHECKING:
     from ..extract.backbone import Kinds
     from ..extract.sampling import Sampling
-    from .extract import ExtractSettings
+    from .extract_settings import ExtractSettings
     from .planning import LookedAt
 
 MIN_WORKER_FRAMES = 256  # less is done before another worker has started
@@ -180,14 +181,16 @@ def workers_elsewhere(client: Any, settings: "ExtractSettings", device: str) -> 
             "section), or start workers with `dask worker ... --resources GPU=1`"
         )
     on_host = Counter(hosts.values())
-    cores = on_each_worker(client, num_cpus)
-    share = max(1, min(cores) // max(on_host.values()))
-    num_threads = settings.threads or share
     most = len(hosts)
     words = f"workers: {len(hosts)} on {len(on_host)} hosts"
-    if settings.cluster != "local":
-        most = max(most, settings.num_jobs[1] * workers_per_job(settings.job, settings.workers))
+    if settings.cluster == "local":
+        cores, sharing = min(on_each_worker(client, num_cpus)), max(on_host.values())
+    else:
+        cores, sharing = settings.job.cores, workers_per_job(settings.job, settings.workers)
+        most = max(most, settings.num_jobs[1] * sharing)
         words += f", up to {most}"
+    share = max(1, cores // sharing)
+    num_threads = settings.threads or share
     return Workers(
         device=device,
         num_workers=most,

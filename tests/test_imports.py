@@ -20,7 +20,7 @@ DOORS = {
     "av": {"extract/container.py", "pipelines/demo.py"},
     "timm": {"extract/backbone.py"},
     "dask": {"pipelines/cluster.py"},
-    "distributed": {"pipelines/cluster.py"},
+    "distributed": {"pipelines/cluster.py", "pipelines/dask_tasks.py"},
     "dask_jobqueue": {"pipelines/cluster.py"},
     "transformers": {"temporal/encoders.py"},
     "accelerate": {"temporal/processes.py"},

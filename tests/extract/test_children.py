@@ -13,6 +13,7 @@ import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
 from vtnpipe.extract.children import DecodingChildren
 from vtnpipe.extract.frames import Outcome
+from vtnpipe.extract.limits import Limits
 from vtnpipe.extract.requests import Chunk, Decode, Probed, Restarted
 from vtnpipe.manifests.errors import StoppedError
 
@@ -97,7 +98,7 @@ def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -
 def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
     requests = [Decode(str(clips["a"])), Decode(str(clips["b"]))]
     outcomes = []
-    with DecodingChildren(stall_seconds=1.5) as children:
+    with DecodingChildren(limits=Limits(stall_seconds=1.5)) as children:
         for row, event in children.run(requests):
             if row == 0 and isinstance(event, Probed):  # the second try, too
                 os.kill(children.pids[0], signal.SIGSTOP)
@@ -126,7 +127,7 @@ def test_failures_after_some_frames_leak_no_slot(tmp_path: Path, clips: dict[str
     data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     damaged.write_bytes(data)
     requests = [Decode(str(damaged), decoder="decord")] * 6 + [Decode(str(clips["a"]))]
-    with DecodingChildren(stall_seconds=10) as children:
+    with DecodingChildren(limits=Limits(stall_seconds=10)) as children:
         numbers, outcomes = _numbers(children, requests)
     assert [outcome.reason for outcome in outcomes] == ["damaged"] * 6 + [""]
     assert numbers[-1] == list(range(50))
@@ -167,7 +168,7 @@ def test_files_in_the_current_folder_are_not_imported(
 
 def test_memory_is_limited(tmp_path: Path) -> None:
     path = write_video(tmp_path / "large.mp4", 3, height=2160, width=3840)
-    with DecodingChildren(memory_bytes=160 * 2**20) as children:
+    with DecodingChildren(limits=Limits(memory_bytes=160 * 2**20)) as children:
         _, outcomes = _numbers(children, [Decode(str(path), decoder="pyav")])
     assert outcomes[0].status == "failed"
     assert outcomes[0].reason in ("too-large", "crashed", "damaged")

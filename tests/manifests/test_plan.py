@@ -90,7 +90,7 @@ def row(tmp_path: Path) -> VideoRow:
 
 def test_a_planned_row_is_not_planned_again(folder: FeatureFolder, row: VideoRow) -> None:
     tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
-    for statuses in ({}, {"v": "ok"}, {"v": "failed"}):
+    for statuses in ({}, {"v": ("ok", "")}, {"v": ("failed", "damaged")}):
         assert rows_to_plan([row], tasks, statuses) == []
     other = VideoRow(video_id="w", path=row.path)
     assert [new.video_id for new in rows_to_plan([row, other], tasks, {})] == ["w"]
@@ -100,9 +100,9 @@ def test_a_changed_file_is_an_error_that_names_both(folder: FeatureFolder, row: 
     tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     Path(row.path).write_bytes(b"another video")
     with pytest.raises(ManifestError, match=r"'v'.*5 bytes.*13 bytes.*--redo-changed"):
-        rows_to_plan([row], tasks, {"v": "ok"})
-    assert rows_to_plan([row], tasks, {"v": "ok"}, redo_changed=True) == [look_at(row)]
-    assert rows_to_plan([row], tasks, {"v": "failed"}) == [look_at(row)]
+        rows_to_plan([row], tasks, {"v": ("ok", "")})
+    assert rows_to_plan([row], tasks, {"v": ("ok", "")}, redo_changed=True) == [look_at(row)]
+    assert rows_to_plan([row], tasks, {"v": ("failed", "damaged")}) == [look_at(row)]
     assert rows_to_plan([row], tasks, {}) == [look_at(row)]
 
 
@@ -110,10 +110,10 @@ def test_a_changed_span_or_name_is_a_change(folder: FeatureFolder, row: VideoRow
     tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
     span = VideoRow(video_id="v", path=row.path, start=1.0)
     with pytest.raises(ManifestError, match=r"\[1, …\)"):
-        rows_to_plan([span], tasks, {"v": "ok"})
+        rows_to_plan([span], tasks, {"v": ("ok", "")})
     renamed = Path(row.path).rename(Path(row.path).with_name("w.mp4"))
     with pytest.raises(ManifestError, match=r"v\.mp4.*w\.mp4"):
-        rows_to_plan([VideoRow(video_id="v", path=str(renamed))], tasks, {"v": "ok"})
+        rows_to_plan([VideoRow(video_id="v", path=str(renamed))], tasks, {"v": ("ok", "")})
 
 
 def test_a_file_that_moved_or_is_gone_is_no_change(folder: FeatureFolder, row: VideoRow) -> None:
@@ -121,5 +121,5 @@ def test_a_file_that_moved_or_is_gone_is_no_change(folder: FeatureFolder, row: V
     moved = Path(row.path).parent / "elsewhere" / "v.mp4"
     moved.parent.mkdir()
     Path(row.path).rename(moved)
-    assert rows_to_plan([VideoRow(video_id="v", path=str(moved))], tasks, {"v": "ok"}) == []
-    assert rows_to_plan([row], tasks, {"v": "ok"}) == []
+    assert rows_to_plan([VideoRow(video_id="v", path=str(moved))], tasks, {"v": ("ok", "")}) == []
+    assert rows_to_plan([row], tasks, {"v": ("ok", "")}) == []

@@ -19,7 +19,8 @@ from vtnpipe.pipelines import cluster
 from vtnpipe.pipelines.cli import cli
 from vtnpipe.pipelines.cluster import num_cpus
 from vtnpipe.pipelines.cluster_settings import ClusterSettings, JobSettings
-from vtnpipe.pipelines.extract import ExtractSettings, extract
+from vtnpipe.pipelines.extract import extract
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 
 JOB = {
     "queue": "long",
@@ -158,7 +159,8 @@ def test_tls_lets_nobody_in_without_its_certificate(tmp_path: Path) -> None:
 import socket, ssl
 from distributed import Client
 from distributed.security import Security
-from vtnpipe.pipelines.cluster import open_client, on_each_worker
+from vtnpipe.pipelines.cluster import open_client
+from vtnpipe.pipelines.dask_tasks import on_each_worker
 from vtnpipe.pipelines.cluster_settings import ClusterSettings
 
 def refused(address, **options):

@@ -21,7 +21,8 @@ from rich.console import Console
 from vtnpipe.manifests.errors import VtnpipeError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.cli import cli
-from vtnpipe.pipelines.extract import ExtractSettings, extract
+from vtnpipe.pipelines.extract import extract
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
 MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")

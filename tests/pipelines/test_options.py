@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.pipelines.cluster_settings import JobSettings
-from vtnpipe.pipelines.extract import ExtractSettings
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.options import at_least, check_settings, setting, settings_options
 
 

@@ -125,6 +125,31 @@ def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
     assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
 
 
+def test_a_lost_job_of_several_workers_is_replaced(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "c.yaml").write_text(CLUSTER.replace("cores: 1", "cores: 2"))
+
+    def cancel(process: "subprocess.Popen[str]") -> None:
+        wait_until(lambda: num_shards(tmp_path / "f") > 0)
+        slurm("scancel", *running_jobs())
+
+    printed = run_on_cluster(tmp_path, cancel, "--config", "c.yaml", milliseconds=2)
+    assert "workers: 2 on 1 hosts" in printed
+    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
+
+
+def test_jobs_that_can_never_work_end_the_command(tmp_path: Path, manifest: Path) -> None:
+    nothing = lambda process: None  # noqa: E731
+    command = ("--config", "c.yaml")
+    (tmp_path / "c.yaml").write_text(CLUSTER + "  queue: nowhere\n")
+    printed = run_on_cluster(tmp_path, nothing, *command, code=2)
+    assert "a job can't be submitted" in printed
+    assert "invalid partition" in printed
+    (tmp_path / "c.yaml").write_text(CLUSTER + '  prologue: ["exit 1"]\n')
+    printed = run_on_cluster(tmp_path, nothing, *command, code=2)
+    assert "3 jobs in a row ended before their workers came" in printed
+    assert not list((tmp_path / "f").glob("*.json"))
+
+
 def submit(folder: Path, template: str, *options: str, **changes: str) -> str:
     """Submits a template in which a person has changed something; the job's number."""
     text = run_cli(folder, "cluster", "template", template).stdout

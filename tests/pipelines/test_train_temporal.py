@@ -25,7 +25,7 @@ from vtnpipe.manifests.errors import (
 from vtnpipe.manifests.folder import FeatureFolder
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
-from vtnpipe.pipelines.extract import ExtractSettings
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.extraction import settle, with_model_settings
 from vtnpipe.pipelines.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.network import VideoTransformerNetwork

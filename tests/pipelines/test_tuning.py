@@ -4,7 +4,7 @@ import pytest
 from vtnpipe.extract.backbone import Kinds
 from vtnpipe.manifests.plan import Speed
 from vtnpipe.pipelines import tuning
-from vtnpipe.pipelines.extract import ExtractSettings
+from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.planning import CUT_FROM, MAX_SHARD_BYTES, task_size
 from vtnpipe.pipelines.tuning import Measure, choose_children, choose_speed, choose_workers
 

@@ -1,0 +1,94 @@
+"""A feature folder, checked to the last byte: what opening it takes on trust is computed again."""
+
+import hashlib
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import FeaturesError
+from .folder import FeatureFolder
+from .plan import Task
+from .shards import ROW_DTYPES, Entry, Shard, checksum, read_shard, rows_of
+
+
+def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the weights that lie with the features.
+
+    Args:
+        folder: the feature folder.
+        extraction: what its extraction.json says.
+    """
+    digest = hashlib.sha256()
+    try:
+        with folder.backbone.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        yield f"{folder.backbone}: cannot be read ({error.strerror}); put it back"
+        return
+    if digest.hexdigest() != extraction["identity"]["weights_digest"]:
+        yield f"{folder.backbone}: its SHA-256 is not the one in extraction.json; put it back"
+
+
+def faults_of_shard(
+    path: Path, extraction: Mapping[str, Any], tasks: Mapping[str, Task]
+) -> Iterator[str]:
+    """What is wrong with a shard: its format, its table, its checksums, its values, or that it is
+    not what the plan says.
+
+    Args:
+        path: `PPP-TTTTT.h5`.
+        extraction: what the folder's extraction.json says.
+        tasks: of the folder, by name.
+    """
+    try:
+        shard = read_shard(path, extraction["fingerprint"])
+    except FeaturesError as error:
+        yield str(error)
+        return
+    found = (str(shard.dtype), list(shard.row_shape))
+    expected = (extraction["identity"]["store"], extraction["row_shape"])
+    if found != expected:
+        yield f"{path}: its features are {found}, not {expected} as the folder's"
+    if path.stem not in tasks:
+        yield f"{path}: no plan has a task of that name"
+    else:
+        yield from _against_plan(shard, tasks[path.stem])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for entry in shard.entries:
+            yield from (
+                f"{path}: video_id {entry.id!r}: {fault}" for fault in _of_entry(shard, data, entry)
+            )
+
+
+def _against_plan(shard: Shard, task: Task) -> Iterator[str]:
+    stored = [(entry.id, entry.part, entry.num_parts) for entry in shard.entries]
+    if stored != [(row.video_id, row.part, row.num_parts) for row in task.rows]:
+        yield f"{shard.path}: it holds other videos than its task in the plan"
+        return
+    for entry, row in zip(shard.entries, task.rows, strict=True):
+        if row.cut is not None and entry.status == "ok" and entry.length != row.num_frames:
+            yield (
+                f"{shard.path}: part {entry.part} of video_id {entry.id!r} has {entry.length} "
+                f"frames, but {row.num_frames} were planned"
+            )
+
+
+def _of_entry(shard: Shard, data: mmap.mmap, entry: Entry) -> Iterator[str]:
+    features, frame_index, timestamps = (
+        rows_of(shard, data, entry, name) for name in ("features", *ROW_DTYPES)
+    )
+    if checksum(features, frame_index, timestamps) != entry.crc32:
+        yield "its checksum is wrong: bytes have changed on the disk"
+        return
+    if not np.isfinite(features).all():
+        yield "a feature is not finite"
+    if not np.isfinite(timestamps).all():
+        yield "a timestamp is not finite"
+    if (np.diff(frame_index) <= 0).any() or (frame_index[:1] != entry.first_frame).any():
+        yield "its frames are not in order"
+    if (entry.status == "failed") != (entry.length == 0):
+        yield f"its status is {entry.status!r}, with {entry.length} frames"
