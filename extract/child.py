@@ -84,7 +84,11 @@ class _Chunk:
         if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
             self.flush()
             self._slot = self._link.take_slot()
-            self._shape = (frames_per_chunk(height, width), height, width)
+            self._shape = (
+                frames_per_chunk(height, width, self._link.ring.slot_bytes),
+                height,
+                width,
+            )
         self._link.ring.frames(self._slot, self._shape)[len(self._indices)] = frame.image
         self._indices.append(frame.frame_index)
         self._times.append(frame.time)

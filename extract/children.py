@@ -36,12 +36,17 @@ from .ring import Message, Ring, receive, send
 
 QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
 MAX_TRIES = 2
+MAX_STARTS = 3  # of a child that something kills before it is ready
 
 
 _START = (
     # The parent's own search path: `-m` would put the current folder first, whatever lies there.
     "import sys; sys.path[:] = {path!r}; from vtnpipe.extract.child import main; main()"
 )
+
+
+class _NotStartedError(Exception):
+    """A child ended before it was ready; the arguments are its exit code and its last words."""
 
 
 class _GoneError(Exception):
@@ -78,9 +83,7 @@ class _Child:
             self._errors.seek(0)
             last = self._errors.read()[-2000:].decode(errors="replace").strip()
             self.kill()
-            raise StoppedError(
-                f"the decoding process does not start (code {code}): {last}; see `vtnpipe doctor`"
-            ) from None
+            raise _NotStartedError(code, last) from None
 
     def next_message(self, stall_seconds: float) -> Message:
         """Waits for the child's next message.
@@ -227,7 +230,7 @@ class DecodingChildren:
     def _child(self, number: int) -> _Child:
         child = self._children[number]
         if child is None:
-            child = self._children[number] = _Child(self._limits)
+            child = self._children[number] = _start(self._limits)
         return child
 
     def _request(self, row: int, request: Request) -> None:
@@ -239,6 +242,25 @@ class DecodingChildren:
         child, self._children[number] = self._children[number], None
         if child is not None:
             child.kill()
+
+
+def _start(limits: Limits) -> _Child:
+    """A child that is ready.
+
+    Raises:
+        StoppedError: it does not start.
+    """
+    for attempt in range(1, MAX_STARTS + 1):
+        try:
+            return _Child(limits)
+        except _NotStartedError as error:
+            code, last = error.args
+            if code >= 0 or attempt == MAX_STARTS:  # it ended by itself, or is killed each time
+                raise StoppedError(
+                    f"the decoding process does not start (code {code}): {last}; see `vtnpipe "
+                    "doctor`"
+                ) from None
+    raise AssertionError
 
 
 def _end_all(children: list[_Child | None]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from ..manifests.errors import VideoError
+from .completeness import num_missing_bytes
 from .limits import limits, opening
 
 av.logging.set_level(
@@ -23,6 +24,9 @@ av.logging.set_level(
 
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
+PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
+EDGE_PIXELS = 65_536
+US_PER_SECOND = 1_000_000  # of a container's duration
 HEAD_BYTES = 400  # enough for two packets of MPEG-TS
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
@@ -95,6 +99,10 @@ def check_file(path: str) -> str:
         raise VideoError("refused", f"{path}: not a regular file; only files are read")
     if not head:
         raise VideoError("empty", f"{path}: 0 bytes; copy it again")
+    if head.lstrip(b"\xef\xbb\xbf").lower().startswith(PLAYLISTS):
+        raise VideoError(
+            "refused", f"{path}: a playlist, not a video; download what it names, and give that"
+        )
     if head.startswith(b"version https://git-lfs"):
         raise VideoError(
             "not-a-video", f"{path}: a Git LFS pointer, not the video; run `git lfs pull`"
@@ -111,6 +119,14 @@ def check_file(path: str) -> str:
     )
 
 
+def _raise_if_cut_short(path: str, demuxers: str) -> None:
+    if missing := num_missing_bytes(path, demuxers):
+        raise VideoError(
+            "truncated",
+            f"{path}: ends {missing:,} bytes too early, before its first frame; copy it again",
+        )
+
+
 def absolute(path: str) -> str:
     """The path as one that no reader can take for an option or a protocol.
 
@@ -121,14 +137,19 @@ def absolute(path: str) -> str:
 
 
 @contextmanager
-def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
+def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
     """Opens a checked file with PyAV; yields (container, best video stream), with one decoding
     thread.
+
+    Args:
+        path: a video file.
+        options: more of FFmpeg's for its demuxer.
 
     Raises:
         VideoError: the file can't be opened, or has no video stream or no decoder for it.
     """
-    options = {"format_whitelist": check_file(path), "protocol_whitelist": "file"}
+    demuxers = check_file(path)
+    options |= {"format_whitelist": demuxers, "protocol_whitelist": "file"}
     try:
         with opening(path):
             container = av.open(absolute(path), metadata_errors="ignore", options=options)
@@ -137,16 +158,30 @@ def open_best_stream(path: str) -> Iterator[tuple[Any, Any]]:
             "too-large", f"{path}: passes the memory limit when opened; its header claims too much"
         ) from None
     except (av.error.FFmpegError, ValueError) as error:
+        _raise_if_cut_short(path, demuxers)
         raise VideoError("damaged", f"{path}: cannot be opened ({error})") from None
     with container:
-        stream = container.streams.best("video")
+        stream: Any = container.streams.best("video")
+        if stream is None or stream.codec_context is None:
+            _raise_if_cut_short(path, demuxers)
         if stream is None:
             raise VideoError("no-video-stream", f"{path}: has no video stream")
         if stream.codec_context is None:
             raise VideoError("unsupported-codec", f"{path}: no decoder for its video stream")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > limits().max_pixels:
+            raise VideoError(
+                "too-large", f"{path}: frames of {width}x{height} pass --max-megapixels"
+            )
+        size = Path(path).stat().st_size
+        if stream.frames > size:
+            raise VideoError(
+                "damaged", f"{path}: its header claims {stream.frames:,} frames in {size:,} bytes"
+            )
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(limits().max_pixels)}
+        # FFmpeg counts the edges, too, that some decoders put around a frame.
+        stream.codec_context.options = {"max_pixels": str(2 * limits().max_pixels + EDGE_PIXELS)}
         yield container, stream
 
 

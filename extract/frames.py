@@ -113,7 +113,8 @@ def read_frames(
     is_whole = start is None and end is None and cut is None and frames is None
     refusal = decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
     if info.num_presented == 0:
-        raise VideoError("no-frames", f"{path}: its video stream has no frames")
+        reason: Reason = "truncated" if info.num_beyond_end else "no-frames"
+        raise VideoError(reason, f"{path}: its video stream has no frames")
     if frames is None:
         wanted = select(info.times, sampling, start=start, end=end, part=part)
     else:
@@ -217,7 +218,8 @@ def _read_pyav(
     if num_rows == 0:
         detail = f" ({first_error})" if first_error else ""
         raise VideoError(
-            "damaged", f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}"
+            "truncated" if info.num_beyond_end else "damaged",
+            f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}",
         )
     if not num_lost and not num_concealed:
         return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..manifests.errors import VideoError
-from .container import MOV, decode, open_best_stream, packets
+from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets
 from .orientation import orientation_of
 
 ASSUMED_BYTES_PER_FRAME = 4000  # of a file that says neither how many nor how long
-US_PER_SECOND = 1_000_000
 MAX_PACKETS_TO_FIRST_FRAME = 100
 
 Source = Literal["index", "header", "duration", "size"]

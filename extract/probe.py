@@ -16,9 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import VideoError
-from .container import MOV, WHOLE, Keyframe, Window, decode, open_window
+from .completeness import num_missing_bytes
+from .container import (
+    MOV,
+    US_PER_SECOND,
+    WHOLE,
+    Keyframe,
+    Window,
+    check_file,
+    decode,
+    open_best_stream,
+    open_window,
+)
 from .keyframes import starts_afresh
-from .limits import limits
 from .orientation import UPRIGHT, Orientation, orientation_of
 from .timeline import Timeline
 
@@ -32,7 +42,7 @@ class VideoInfo(Timeline):
         codec: FFmpeg's name of it.
         width: of a frame as coded, before it is turned; pixels.
         height: likewise.
-        beyond_end_dts: decoding times [num_beyond_end] int64 of the samples beyond the file's end.
+        beyond_end_dts: decoding times [num_beyond_end] int64 of the frames beyond the file's end.
         orientation: how to turn a coded frame upright.
         oddities: what keeps decord from this file.
     """
@@ -110,7 +120,6 @@ def probe(
             first_frame = next(iter(decode(stream, None)[0]), None)
         is_to_end = window.num_packets is None
         first_packet = 0 if window.keyframe is None else window.keyframe.packet
-        beyond_end = _beyond_end(container, stream, first_packet + num_packets) if is_to_end else []
         presented = np.sort(np.array(pts, dtype=np.int64))
         if len(presented) and presented[0] < 0:
             oddities["a timestamp is negative"] = None
@@ -121,19 +130,20 @@ def probe(
             count_reason = "AVI carries no presentation times"
         else:
             count_reason = "" if (np.diff(presented) > 0).all() else "timestamps are not unique"
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > limits().max_pixels:
-            raise VideoError(
-                "too-large", f"{path}: frames of {width}x{height} pass --max-megapixels"
-            )
+        last_pts = int(presented[-1]) if len(presented) else None
+        beyond_end = (
+            _beyond_end(path, container, stream, first_packet + num_packets, last_pts)
+            if is_to_end
+            else []
+        )
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE
         return VideoInfo(
             path=path,
             container=container.format.name,
             codec=stream.codec_context.name,
-            width=width,
-            height=height,
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
             presented_pts=presented,
             num_presented=num_presented,
             origin_pts=origin_pts if origin_pts is not None else int(presented[:1].sum()),
@@ -150,9 +160,29 @@ def probe(
         )
 
 
-def _beyond_end(container: Any, stream: Any, num_packets: int) -> list[int]:
-    """Decoding times of the samples in an MP4/MOV's index after those that the file holds."""
-    if container.format.name != MOV:
+def _beyond_end(
+    path: str, container: Any, stream: Any, num_packets: int, last_pts: int | None
+) -> list[int]:
+    """Decoding times of the frames that a file should hold after those that it does: of MP4/MOV, by
+    the index; of others that are cut short, by how long they say to be, and at least one.
+    """
+    is_cut_short = num_missing_bytes(path, check_file(path)) > 0
+    num_lost = int(is_cut_short)
+    if container.format.name == MOV and stream.frames and num_packets:  # else it has fragments
+        entries = stream.index_entries
+        beyond = [entry.timestamp for entry in entries[num_packets:] if not entry.is_discard]
+        if beyond or stream.frames == len(entries):
+            return beyond
+        # An edit list leaves samples out of the index, and so does one that FFmpeg can't believe.
+        with open_best_stream(path, ignore_editlist="1") as (_, whole):
+            num_lost = stream.frames - len(whole.index_entries)
+    if num_lost <= 0:
         return []
-    entries = stream.index_entries
-    return [entry.timestamp for entry in entries[num_packets:] if not entry.is_discard]
+    rate = float(stream.guessed_rate or 25)
+    unit = float(stream.time_base or Fraction(1, 1000))
+    first = stream.start_time or 0
+    last = first if last_pts is None else last_pts
+    seconds = (container.duration or 0) / US_PER_SECOND - (last - first) * unit
+    if is_cut_short:
+        num_lost = max(num_lost, stream.frames - num_packets, round(seconds * rate) - 1)
+    return [last + round((number + 1) / rate / unit) for number in range(num_lost)]

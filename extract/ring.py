@@ -53,13 +53,14 @@ class Ring:
         return array.reshape(*shape, 3)
 
 
-def frames_per_chunk(height: int, width: int) -> int:
-    """How many frames of a size are handed over at once: at least one.
+def frames_per_chunk(height: int, width: int, slot_bytes: int = CHUNK_BYTES) -> int:
+    """How many frames of a size are handed over at once, in a slot: at least one.
 
     >>> frames_per_chunk(240, 320), frames_per_chunk(1080, 1920)
     (32, 2)
     """
-    return max(1, min(CHUNK_FRAMES, CHUNK_BYTES // (3 * height * width)))
+    most_bytes = min(CHUNK_BYTES, slot_bytes)
+    return max(1, min(CHUNK_FRAMES, most_bytes // (3 * height * width)))
 
 
 def send(connection: Connection, message: Message) -> None:

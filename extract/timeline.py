@@ -28,7 +28,7 @@ class Timeline:
         keyframes: where decoding may begin, in order; none where frames are counted, or of a
             window.
         fresh_keyframes: numbers of the packets of those that need nothing from before them.
-        num_beyond_end: samples in the file's index that its bytes do not reach.
+        num_beyond_end: frames that the file should hold beyond its end.
         time_base: seconds per unit.
         rate: frames per second as FFmpeg guesses it, for files without timestamps.
         count_reason: why frames are indexed by counting them; empty where they are ranked by

@@ -182,6 +182,9 @@ class JobKeeper:
             for name in names:
                 self.cluster.worker_spec.pop(name)
             await self.cluster._correct_state()
+            for job in list(self.cluster._created):  # or closing would wait for its end
+                if job.job_id is None:
+                    self.cluster._created.discard(job)
             raise
         self._jobs.update({name: _Job(now) for name in names})
 

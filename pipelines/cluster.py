@@ -240,6 +240,7 @@ def _without_default_walltime(settings: ClusterSettings) -> Any:
     """
     import dask
 
+    _jobqueue_class(settings)  # imported in the context, its defaults would end with that
     return dask.config.set({f"jobqueue.{settings.cluster}.walltime": None})
 
 

@@ -117,7 +117,8 @@ def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
     def watch(process: "subprocess.Popen[str]") -> None:
         wait_until(lambda: seen.update(running_jobs()) or len(seen) > 3)
 
-    printed = run_on_cluster(tmp_path, watch, "--config", "c.yaml", "--jobs", "1:2", "--tls")
+    command = ("--config", "c.yaml", "--jobs", "1:2", "--tls")
+    printed = run_on_cluster(tmp_path, watch, *command, milliseconds=3)
     assert "up to 2" in printed
     assert {state(job) for job in seen} <= {"COMPLETED", "CANCELLED"}  # by vtnpipe, once idle
     logs = [path.read_text() for path in (tmp_path / "f/jobs").glob("*.err")]
@@ -147,7 +148,7 @@ def test_jobs_that_can_never_work_end_the_command(tmp_path: Path, manifest: Path
     (tmp_path / "c.yaml").write_text(CLUSTER + '  prologue: ["exit 1"]\n')
     printed = run_on_cluster(tmp_path, nothing, *command, code=2)
     assert "3 jobs in a row ended before their workers came" in printed
-    assert not list((tmp_path / "f").glob("*.json"))
+    assert not list((tmp_path / "f").glob("shards/*"))
 
 
 def submit(folder: Path, template: str, *options: str, **changes: str) -> str:
