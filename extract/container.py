@@ -239,10 +239,14 @@ def _limited(every: Iterator[Any], window: Window) -> Iterator[Any]:
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
     """The stream's packets; a read error ends the file."""
-    try:
-        yield from container.demux(stream)
-    except av.error.FFmpegError:
-        return
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except av.error.FFmpegError:
+            return
+        except IndexError:
+            continue  # PyAV does not know streams that begin in mid-file: one packet of such a one
 
 
 def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:

@@ -1,16 +1,17 @@
 """decord, where it is known to be right: which files it may read, and how it is watched there."""
 
 import importlib.util
+import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import first_line
-from .container import MATROSKA, MOV, absolute
+from .container import MATROSKA, MOV, WHOLE, absolute, decode, open_window
 from .probe import VideoInfo
 
 MIN_WIDTH = 64
@@ -39,13 +40,17 @@ def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
 
 
 def read_decord(
-    info: VideoInfo, wanted: npt.NDArray[np.int64]
+    info: VideoInfo, wanted: npt.NDArray[np.int64], on_progress: Callable[[], None]
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Front to back with one thread, never by index: random access returns neighbouring frames on
     some files.
+
+    A packet that gives no frame, and no error either, has decord shift all later ones, and repeat
+    the last to make up the number. So where that is repeated, what packets give is counted.
     """
     decord = _import_decord()
     times = info.times
+    before, is_repeated = np.empty(0, np.uint8), False
     is_wanted = np.zeros(info.num_presented, dtype=bool)
     is_wanted[wanted] = True
     try:
@@ -68,6 +73,20 @@ def read_decord(
             raise DecordFaultError(f"frame {index} has shape {image.shape}")
         if is_wanted[index]:
             yield index, image
+        is_repeated = index > 0 and np.array_equal(image, before)
+        before = image
+    if is_repeated and not _gives_every_frame(info, on_progress):
+        raise DecordFaultError("repeats its last frame in place of one that is lost")
+
+
+def _gives_every_frame(info: VideoInfo, on_progress: Callable[[], None]) -> bool:
+    """Whether each presented timestamp is that of a decoded frame."""
+    found: set[int] = set()
+    with open_window(info.path, WHOLE) as (_, stream, every):
+        for packet in itertools.chain(every, [None]):
+            on_progress()
+            found.update(frame.pts for frame in decode(stream, packet)[0])
+    return found.issuperset(info.presented_pts.tolist())
 
 
 def _import_decord() -> Any:

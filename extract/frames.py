@@ -131,7 +131,7 @@ def read_frames(
     on_probe(len(wanted))
     if decoder == "decord" or (decoder == "auto" and not refusal):
         try:
-            for index, image in read_decord(info, wanted):
+            for index, image in read_decord(info, wanted, on_progress):
                 yield Frame(image, index, float(info.times[index]))
             return Outcome(status="ok", decoder="decord")
         except DecordFaultError as fault:
@@ -205,12 +205,14 @@ def _read_pyav(
                 image = info.orientation.apply(frame.to_ndarray(format="rgb24"))
                 time = _time(info, position, frame.pts)
                 yield Frame(image, reading.first_frame + position, time)
-            if not is_ranked and num_decoded > wanted[-1]:
+            if not is_ranked and wanted[-1] < num_decoded < info.num_presented:
                 break
     # Where frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
     num_missing = int(is_missing.sum())
     num_rows = len(wanted) - num_missing
     num_lost = num_missing if is_ranked else min(num_errors, num_missing)
+    if not is_ranked:  # frames that no packet stood for: some packet could not be told from others
+        num_lost += max(0, num_decoded - info.num_presented)
     num_beyond_end = 0
     if info.num_beyond_end and (reading.end is None or reading.end > info.times[-1]):
         num_beyond_end = max(1, info.num_beyond_end_in(reading.start, reading.end))

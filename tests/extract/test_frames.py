@@ -174,6 +174,39 @@ def test_a_damaged_packet_costs_its_frame_and_is_counted(tmp_path: Path) -> None
     assert [frame.frame_index for frame in frames] == [n for n in range(60) if n != 30]
 
 
+def test_a_packet_that_gives_nothing_and_no_error_is_missed(tmp_path: Path) -> None:
+    """decord then shifts the later frames, and shows the last one twice."""
+    path = write_video(tmp_path / "a.mov", 30, codec="mpeg4")
+    with av.open(str(path)) as container:
+        position = [p for p in container.demux(video=0) if p.size][9].pos
+    sound = path.read_bytes()
+    for bit in range(8 * 12):  # some bit of its head says that nothing is coded
+        data = bytearray(sound)
+        data[position + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        if collect(path, decoder="pyav")[1].message.endswith("1 of 30 frames could not be decoded"):
+            break
+    else:
+        pytest.fail("no bit does")
+    frames, outcome = collect(path)
+    assert "decord: repeats its last frame" in outcome.decoder_reason
+    assert (outcome.status, outcome.num_lost_frames, len(frames)) == ("partial", 1, 29)
+    assert all(read_number(frame.image) == frame.frame_index for frame in frames[10:])
+
+
+def test_a_still_ending_is_no_fault_of_decord(tmp_path: Path) -> None:
+    path = tmp_path / "still.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        for _ in range(30):
+            image = draw_number(7, 64, 128)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    frames, outcome = collect(path)
+    assert (len(frames), outcome.status, outcome.decoder) == (30, "ok", "decord")
+
+
 def test_a_truncated_file_is_partial_with_the_frames_it_has(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
