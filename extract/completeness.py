@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_BOXES = 100_000
-FAR = 2**62  # beyond any file, yet where one can seek to
 MOV_BOXES = (b"ftyp", b"moov", b"moof", b"mdat")
 MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
 
@@ -113,5 +112,7 @@ _LOOKS = {
 
 
 def _read(file: BinaryIO, position: int, num_bytes: int) -> bytes:
-    file.seek(min(max(0, position), FAR))
+    if position >= os.fstat(file.fileno()).st_size:
+        return b""  # file systems refuse to go very far beyond the end
+    file.seek(max(0, position))
     return file.read(num_bytes)
