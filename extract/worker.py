@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,9 @@ def run_task(
         report.begin = time.time()
         set_up(job.device, job.num_threads)
         speed = task.speed._replace(batch_size=job.batch_size or task.speed.batch_size)
-        backbone = worker_backbone(job.folder, job.device, speed, is_compiled=job.compile)
+        backbone = worker_backbone(
+            job.folder, job.device, speed, is_compiled=job.compile, is_chosen=True
+        )
         store, clock = np.dtype(identity["store"]), Clock(report.seconds)
         batch = Batch(backbone, speed.batch_size, store, clock, on_progress)
         expected = [row.num_frames for row in task.rows]
@@ -143,15 +144,32 @@ def set_up(device: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def worker_backbone(folder: str, device: str, speed: Speed, *, is_compiled: bool) -> Backbone:
-    """The backbone of a feature folder in this process; kept between tasks."""
+_loaded: dict[tuple[str, str, Speed, bool], Backbone] = {}
+
+
+def worker_backbone(
+    folder: str, device: str, speed: Speed, *, is_compiled: bool, is_chosen: bool = False
+) -> Backbone:
+    """The backbone of a feature folder in this process; kept between tasks.
+
+    Args:
+        folder: the feature folder.
+        device: where to run.
+        speed: how.
+        is_compiled: whether it is; that takes half a minute, so none is made twice while speeds are
+            compared.
+        is_chosen: the comparison is over, and other backbones are dropped.
+    """
     # Where it is not compiled for it, the size of batches makes no other backbone.
-    return _load(
-        folder, device, speed if is_compiled else speed._replace(batch_size=0), is_compiled
-    )
+    key = (folder, device, speed if is_compiled else speed._replace(batch_size=0), is_compiled)
+    if is_chosen:
+        for other in _loaded.keys() - {key}:
+            del _loaded[other]
+    if key not in _loaded:
+        _loaded[key] = _load(*key)
+    return _loaded[key]
 
 
-@lru_cache(maxsize=1)
 def _load(folder: str, device: str, speed: Speed, is_compiled: bool) -> Backbone:
     paths = FeatureFolder(Path(folder))
     identity = read_extraction(paths)["identity"]

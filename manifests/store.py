@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import FeaturesError
 from .folder import FeatureFolder, read_extraction
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
@@ -73,6 +74,13 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             for path in sorted(self.folder.shards.glob("*.h5"))
         ]
         self.row_shape = tuple(self.extraction["row_shape"])
+        for shard in self._shards:
+            if shard.row_shape != self.row_shape:
+                raise FeaturesError(
+                    f"{shard.path}: its features are {list(shard.row_shape)} a frame, not "
+                    f"{list(self.row_shape)} as extraction.json says; it does not belong here: "
+                    "`vtnpipe features verify --drop` removes it"
+                )
         self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
         self._homes = _newest_complete(self._shards)
         self.entries: dict[str, list[Entry]] = {

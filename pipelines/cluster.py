@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..manifests.errors import SettingsError
+from ..manifests.errors import SettingsError, StoppedError, first_line
 from .batch_jobs import LOOK_SECONDS, JobKeeper, in_a_line
 from .cluster_settings import (
     ENVIRONMENT,
@@ -76,9 +76,11 @@ def open_client(
 
     Raises:
         SettingsError: there is no such scheduler or batch system, or a library is missing.
+        StoppedError: the scheduler is gone while its client is used.
     """
     import dask
-    from distributed import Client
+    from distributed import CancelledError, Client
+    from distributed.comm.core import CommClosedError
 
     settings = settings or ClusterSettings()
     config = {
@@ -91,7 +93,14 @@ def open_client(
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(config))
         if settings.scheduler is not None:
-            yield stack.enter_context(_client_of(settings.scheduler, is_secret=settings.tls))
+            client = stack.enter_context(_client_of(settings.scheduler, is_secret=settings.tls))
+            try:
+                yield client
+            except (CancelledError, CommClosedError) as error:
+                raise StoppedError(
+                    f"the connection to the Dask scheduler was lost ({first_line(error)}); the "
+                    "same command resumes, once there is one"
+                ) from None
             return
         security = _security() if settings.tls else None
         if settings.is_here:

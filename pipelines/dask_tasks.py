@@ -146,8 +146,7 @@ def run_tasks(
 
     Raises:
         VtnpipeError: a task found a fault of the settings; the rest is dropped.
-        StoppedError: the time is over, the scheduler is gone, or a task's workers died again and
-            again.
+        StoppedError: the time is over, or a task's workers died again and again.
     """
     feeder = _Feeder(client, job, on_progress, seconds_left)
     queue = itertools.takewhile(may_begin, tasks)
@@ -228,9 +227,9 @@ class _Feeder:
         workers died more often than Dask allows.
 
         Raises:
-            StoppedError: the time is over, the scheduler is gone, or a worker has no memory left.
+            StoppedError: the time is over, or a worker has no memory left.
         """
-        from distributed import CancelledError, KilledWorker
+        from distributed import KilledWorker
         from distributed import TimeoutError as TooLate
 
         while True:
@@ -249,10 +248,6 @@ class _Feeder:
                 del future  # or Dask keeps the result, and computes it again if that is lost
             except KilledWorker:
                 pass
-            except CancelledError:
-                raise StoppedError(
-                    "the connection to the Dask scheduler was lost; the same command resumes"
-                ) from None
             except MemoryError:
                 raise StoppedError(
                     f"{task.name}: its worker has no memory left; the same command resumes, with "

@@ -108,6 +108,7 @@ def test_layout_is_the_documented_one(folder: FeatureFolder) -> None:
 
 
 def test_several_views_and_float32(folder: FeatureFolder) -> None:
+    write_extraction(folder, {"backbone": "toy"}, row_shape=[2, 3])
     features = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     part = VideoPart(
         video_id="v",
@@ -118,6 +119,9 @@ def test_several_views_and_float32(folder: FeatureFolder) -> None:
     )
     _write(folder, "000-00000", part, row_shape=(2, 3), dtype="float32", views=["centre", "flip"])
     np.testing.assert_array_equal(open_features(folder.root)["v"].features, features)
+    write_extraction(folder, {"backbone": "toy"}, row_shape=[3])
+    with pytest.raises(FeaturesError, match=r"are \[2, 3\] a frame, not \[3\]"):
+        open_features(folder.root)
 
 
 def test_a_shard_of_failures_only(folder: FeatureFolder) -> None:

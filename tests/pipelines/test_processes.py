@@ -1,6 +1,7 @@
 """Several processes that fit and evaluate one model together, as `torchrun` starts them."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,20 +19,30 @@ OPTIONS += ("--lr", 0.05, "--device", "cpu")
 NOISY = ("train_loss", "loss", "videos_per_second", "waiting")
 
 
-def _together(folder: Path, *arguments: object) -> str:
-    """Runs a command in two processes; what they print."""
-    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m vtnpipe".split()
-    ran = subprocess.run(
-        [sys.executable, *launch, *map(str, arguments)],
-        cwd=folder,
-        env=cli_environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
+def _together(folder: Path, *arguments: object, num_nodes: int = 1) -> str:
+    """Runs a command in two processes, of one node or of two; what they print."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    where = f"--nnodes {num_nodes} --nproc-per-node {2 // num_nodes} --rdzv-backend c10d"
+    where += f" --rdzv-endpoint 127.0.0.1:{port} --rdzv-id x"  # as the batch file has it
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", *where.split()),
+                *("-m", "vtnpipe", *map(str, arguments)),
+            ],
+            cwd=folder,
+            env=cli_environment(OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(num_nodes)
+    ]
+    printed = [node.communicate(timeout=200)[0] for node in nodes]
+    assert all(node.returncode == 0 for node in nodes), printed
+    return "".join(printed)
 
 
 def test_two_processes_make_the_model_and_the_figures_of_one(tmp_path: Path) -> None:
@@ -41,7 +52,7 @@ def test_two_processes_make_the_model_and_the_figures_of_one(tmp_path: Path) -> 
     }
     made_up_features(tmp_path / "f", labels, views=("centre", "flip"))
     run_cli(tmp_path, "train-temporal", "f", "one", *OPTIONS)
-    printed = _together(tmp_path, "train-temporal", "f", "two", *OPTIONS)
+    printed = _together(tmp_path, "train-temporal", "f", "two", *OPTIONS, num_nodes=2)
     assert printed.count("epoch   3/3") == 1
     assert "x 2 processes" in printed
     one, two = (read_weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
