@@ -30,7 +30,7 @@ CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 5.0  # for more workers, once one has come
 SAY_SECONDS = 60.0
 # How often a task's worker may die before it is suspected: those of batch jobs often do.
-MAX_DEATHS, MAX_DEATHS_OF_JOBS = 3, 10
+MAX_DEATHS, MAX_DEATHS_OF_JOBS = 2, 10
 # The cores that a batch system gave to the job, where it does not bind processes to them.
 CORES_OF_JOB = ("SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
 

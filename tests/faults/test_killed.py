@@ -4,10 +4,22 @@ import random
 from pathlib import Path
 
 import pytest
-from command_line import run_cli
+from command_line import Vtnpipe, run_cli
 from fault_harness import OPTIONS, Tally, draw, run_round
+from vtnpipe.manifests.shards import open_features
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+
+def test_only_the_task_that_kills_its_workers_is_left(
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
+) -> None:
+    """Clip d does, in a task of its own; those that were beside it are finished."""
+    means = ("--backbone", "toy_backbones:deadly", "--weights", "none", "--precision", "float32")
+    ran = vtnpipe(*("extract", manifest, "f", *means, "--workers", 1, "--shard-frames", 60), code=3)
+    assert "000-00002: the worker died each time, with nothing else at work, too" in ran.stderr
+    assert "2 of 3 tasks are finished and stay so" in ran.stdout
+    assert list(open_features(tmp_path / "f")) == ["a", "b", "c"]
 
 
 def test_killed_runs_end_equal_to_an_undisturbed_one(tmp_path: Path) -> None:

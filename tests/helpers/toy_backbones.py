@@ -1,6 +1,7 @@
 """Backbones for tests: quick to make, and their features say which frame they saw."""
 
 import os
+import signal
 import time
 
 import torch
@@ -50,6 +51,21 @@ class SlowMixer(Mixer):
     def forward(self, frames: Tensor) -> Tensor:
         time.sleep(len(frames) * float(os.environ.get("TOY_MILLISECONDS", "0")) / 1000)
         return super().forward(frames)
+
+
+class Deadly(BlockMeans):
+    """It kills its process when it sees a frame of number 3000 or more."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        features = super().forward(frames)
+        numbers = ((features > 0.5) * 2 ** torch.arange(16)).sum(1)
+        if numbers.max() >= 3000 and frames.mean() < 0.45:  # noise, to measure it by, is brighter
+            os.kill(os.getpid(), signal.SIGKILL)
+        return features
+
+
+def deadly() -> nn.Module:
+    return Deadly()
 
 
 def mixer() -> nn.Module:

@@ -156,7 +156,19 @@ def lying_mp4(num_samples: int) -> bytes:
     return ftyp + box(b"moov", head) + box(b"mdat", bytes(1000))
 
 
+def lying_fragment(num_samples: int) -> bytes:
+    """A fragment of so many samples, of which none has a line of its own."""
+    head = lying_mp4(0)
+    begin, end = head.index(b"moov") + 4, head.index(b"mdat") - 4
+    mvex = box(b"mvex", full_box(b"trex", struct.pack(">IIIII", 1, 1, 1, 1, 0)))
+    run = full_box(b"tfhd", struct.pack(">I", 1), 0x20000)
+    run += full_box(b"trun", struct.pack(">I", num_samples))
+    moof = box(b"moof", full_box(b"mfhd", struct.pack(">I", 1)) + box(b"traf", run))
+    return head[: begin - 8] + box(b"moov", head[begin:end] + mvex) + moof + head[end:]
+
+
 data("50-million-samples.mp4", lying_mp4(50_000_000))
+data("50-million-in-a-fragment.mp4", lying_fragment(50_000_000))
 data("no-samples.mp4", lying_mp4(0))
 
 
