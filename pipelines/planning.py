@@ -19,7 +19,7 @@ CUT_FROM = 1.5  # tasks' worth of frames in one video
 TASK_SECONDS = 90.0
 MIN_TASK_SECONDS = 2.0
 TASKS_PER_WORKER = 8  # at least, where that makes no task shorter than that
-TAIL_TASKS_PER_WORKER = 2  # whose work is divided into quarters
+TAIL_TASKS_PER_WORKER = 2  # whose work is divided into eighths
 MAX_SHARD_BYTES = 256 * 2**20
 
 
@@ -109,7 +109,7 @@ def task_size(
     num_workers: int,
 ) -> TaskSize:
     """Tasks of one and a half minutes, of less where there is too little work for all workers, of
-    at most 256 MiB of features; towards the end quarters of that.
+    at most 256 MiB of features; towards the end eighths of that.
 
     Args:
         num_frames: in all.
@@ -123,7 +123,7 @@ def task_size(
     return TaskSize(
         num_frames=max(1, int(size)),
         num_tail_frames=round(TAIL_TASKS_PER_WORKER * num_workers * size),
-        num_frames_in_tail=max(1, int(max(size / 4, least))),
+        num_frames_in_tail=max(1, int(max(size / 8, least))),
     )
 
 

@@ -6,10 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Vtnpipe, run_cli
 from numbered_videos import write_clips
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two processes run the tests: each computes on one core."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -264,7 +264,7 @@ def test_refusals_by_reason(tmp_path: Path) -> None:
             collect(Path(path))
         assert caught.value.reason == reason
         assert path in str(caught.value)
-    for data, words in ((lfs, "Git LFS"), (playlist, "no known video"), (b"ffconcat", "no known")):
+    for data, words in ((lfs, "Git LFS"), (playlist, "a playlist"), (b"ffconcat", "a playlist")):
         with pytest.raises(VideoError, match=words):
             collect(Path(_file(tmp_path, "a.mp4", data)))
     with pytest.raises(VideoError, match="a URL"):

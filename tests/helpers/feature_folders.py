@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from vtnpipe.extract.backbone import build_backbone
+from vtnpipe.extract.limits import Limits
 from vtnpipe.extract.worker import Job, TaskReport, run_task
 from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task, look_at
@@ -64,6 +65,7 @@ def extract_rows(
         "device": "cpu",
         "num_threads": 1,
         "num_children": 1,
+        "limits": Limits(),
         "batch_size": None,
         "compile": False,
         "decoder": "auto",
