@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from numbered_videos import CLIP_LENGTHS
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
 from vtnpipe.manifests.folder import FeatureFolder, locked
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.pipelines import cluster
+from vtnpipe.pipelines import cluster, dask_tasks
 from vtnpipe.pipelines.cli import cli
 from vtnpipe.pipelines.cluster import num_cpus
 from vtnpipe.pipelines.cluster_settings import ClusterSettings, JobSettings
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.tuning import workers_elsewhere
 
 JOB = {
     "queue": "long",
@@ -84,7 +86,12 @@ def test_a_job_without_gpus_has_a_worker_for_each_core(tmp_path: Path) -> None:
     assert "--lifetime 480s" in script  # four fifths: two minutes would be too much of it
     assert "--nworkers 3 " in _script(tmp_path, section, "--workers", "3")
     assert "#PBS" in _script(tmp_path, section, "--cluster", "pbs")
-    assert "--lifetime" not in _script(tmp_path, {"kind": "slurm"})
+    script = _script(tmp_path, {"kind": "slurm"})  # no walltime: its queue's, not half an hour
+    assert "--lifetime" not in script
+    assert "#SBATCH -t" not in script
+    script = _script(tmp_path, section, "--tls")
+    assert "tls://SCHEDULER:PORT" in script
+    assert "--tls-ca-file" in script
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,7 @@ def test_a_job_without_gpus_has_a_worker_for_each_core(tmp_path: Path) -> None:
         ({"kind": "slurm", "partition": "x"}, "unknown key 'partition'; there are kind, account,"),
         ({"kind": "slurm", "walltime": "soon"}, "walltime 'soon': it must be HOURS"),
         ({"kind": "slurm", "walltime": 3600}, "walltime 3600: it must be HOURS"),
+        ({"kind": "slurm", "memory": 16}, "memory 16: it must be of type str"),
         ({"kind": "slurm", "memory": "many"}, "memory 'many': it must be as 16GiB"),
         ({"kind": "slurm", "cores": 0}, "cores 0: it must be at least 1"),
         ({"kind": "slurm", "directives": "-x"}, "directives '-x': it must be a list of lines"),
@@ -118,12 +126,38 @@ def test_a_bad_section_has_its_error(section: dict[str, Any], message: str, tmp_
         ({"part": "4/3"}, "--part '4/3': it must be I/N"),
         ({"part": "1/3", "finish": True}, "--part 1/3 with --finish"),
         ({"part": "1/3", "cluster": "slurm"}, "a part runs on its own machine"),
+        ({"device": "cuda:1", "cluster": "slurm"}, "each has a GPU of its own; give --device cuda"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         ExtractSettings(**settings)
     assert ClusterSettings(jobs="2:8", cluster="slurm").num_jobs == (2, 8)
+
+
+def test_the_cores_of_a_job_are_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other jobs the node has."""
+    found = {f"tcp://a:{port}": {"host": "a", "resources": {}} for port in range(8)}
+    client = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": found})
+    job = JobSettings(cores=8)
+    settings = ExtractSettings(cluster="slurm", job=job, workers=2, jobs="1:9")
+    workers = workers_elsewhere(client, settings, "cpu")
+    assert (workers.num_workers, workers.num_threads, workers.num_cpus) == (18, 4, 4)
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("vtnpipe-0-3", 1), (2, 0), ("1", 1), ("tcp://a:1", -1)])
+def test_a_worker_has_the_gpu_of_its_number(
+    monkeypatch: pytest.MonkeyPatch, name: object, gpu: int
+) -> None:
+    monkeypatch.setattr("distributed.get_worker", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    if gpu < 0:
+        with pytest.raises(SettingsError, match="nothing says which is its own"):
+            dask_tasks._own_gpu()
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+        assert dask_tasks._own_gpu() == "cuda:0"
+    else:
+        assert dask_tasks._own_gpu() == f"cuda:{gpu}"
 
 
 def test_features_do_not_keep_a_jobs_environment() -> None:
