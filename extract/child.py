@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from ..manifests.errors import VideoError
 from ..manifests.plan import Cut
@@ -134,7 +135,7 @@ def _decode(link: _Link, request: Message) -> Outcome:
         chunk.flush()
         outcome: Outcome = end.value
         return outcome
-    except (VideoError, MemoryError):
+    except Exception:
         chunk.drop()
         raise
 
@@ -168,6 +169,19 @@ def _answer(link: _Link, request: Message) -> Outcome:
     except MemoryError:
         message = f"{path}: passes the memory limit of the decoding process"
         return Outcome(status="failed", reason="too-large", message=message)
+    except (EOFError, ConnectionError):
+        raise  # the parent is gone
+    except OSError as error:
+        return Outcome(
+            status="failed", reason="missing", message=f"{path}: can't be read ({error})"
+        )
+    except Exception as error:  # noqa: BLE001  # a bug here costs a video, not the run
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = (
+            f"{path}: {type(error).__name__}: {error} ({Path(where.filename).name}:"
+            f"{where.lineno}); this is a bug in vtnpipe, please report it"
+        )
+        return Outcome(status="failed", reason="crashed", message=message)
 
 
 def _end_with_parent(lifeline: int) -> None:
@@ -189,13 +203,7 @@ def main() -> None:
             while not link.requests:
                 link.wait()
             start, link.waited_seconds = time.perf_counter(), 0.0
-            try:
-                outcome = _answer(link, link.requests.popleft())
-            except (EOFError, ConnectionError):
-                raise
-            except Exception:  # noqa: BLE001  # a bug here: the parent raises it, with this traceback
-                link.send(kind="bug", traceback=traceback.format_exc())
-                return
+            outcome = _answer(link, link.requests.popleft())
             seconds = time.perf_counter() - start - link.waited_seconds
             link.send(kind="end", seconds=seconds, outcome=dataclasses.asdict(outcome))
     except (EOFError, ConnectionError):

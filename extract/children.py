@@ -36,6 +36,7 @@ from .ring import Message, Ring, receive, send
 
 QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
 MAX_TRIES = 2
+START_SECONDS = 120.0  # until a child is ready
 MAX_STARTS = 3  # of a child that something kills before it is ready
 
 
@@ -77,6 +78,8 @@ class _Child:
         theirs.close()
         os.close(lifeline)
         try:
+            if not self.connection.poll(START_SECONDS):
+                self.process.kill()
             receive(self.connection)  # `ready`: from here on, it is a video that a death is due to
         except (EOFError, OSError):
             code = self.process.wait()
@@ -224,8 +227,6 @@ class DecodingChildren:
                 self.busy_seconds += message["seconds"]
                 yield Outcome(**message["outcome"])
                 return
-            elif kind == "bug":
-                raise RuntimeError(f"in the decoding process:\n{message['traceback']}")
 
     def _child(self, number: int) -> _Child:
         child = self._children[number]

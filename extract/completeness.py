@@ -1,20 +1,43 @@
-"""Whether a file is there to its end, by what its container says of its own length.
+"""Whether a file is there to its end and without holes, by what its container says of its parts.
 
-A download or a copy that broke off often decodes without an error up to where it ends. Containers
-that say nothing of their length (MPEG program streams, raw streams) can't be told.
+A download or a copy that broke off often decodes without an error up to where it ends, and some
+readers go on behind a hole without a word. Containers that say nothing of their length (MPEG
+program streams, raw streams) can't be told; nor is an index at the end missed, if no frame is.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-MAX_BOXES = 100_000
-MOV_BOXES = (b"ftyp", b"moov", b"moof", b"mdat")
-MATROSKA_SEGMENT = b"\x18\x53\x80\x67"
+MAX_PARTS = 20_000_000  # that are walked through; a day of video has ten million
+MOV_BOXES = (b"ftyp", b"moov", b"moof", b"mdat")  # that frames need
+CLUSTER = 0x1F43B675
+LEVEL_1 = {0x114D9B74, 0x1549A966, 0x1654AE6B, CLUSTER, 0x1C53BB6B, 0x1941A469, 0x1043A770}
+LEVEL_1 |= {0x1254C367, 0xEC, 0xBF}
+IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0xEC, 0xBF}
+UNKNOWN = -1  # a length that is not given
+FLV_TAGS = (8, 9, 18)
+TS_SYNC = 0x47
 
 
-def num_missing_bytes(path: str, demuxers: str) -> int:
-    """How many bytes a file lacks of what it says to have; 0 where it is whole, or can't be told.
+class Completeness(NamedTuple):
+    """What a file lacks.
+
+    Attributes:
+        num_missing_bytes: at its end, of what it says to have.
+        has_hole: whether something in its midst is not what must stand there.
+    """
+
+    num_missing_bytes: int = 0
+    has_hole: bool = False
+
+
+COMPLETE = Completeness()
+
+
+def completeness(path: str, demuxers: str) -> Completeness:
+    """What a file lacks; nothing, where that can't be told.
 
     Args:
         path: a file.
@@ -22,86 +45,141 @@ def num_missing_bytes(path: str, demuxers: str) -> int:
     """
     look = _LOOKS.get(demuxers)
     if look is None:
-        return 0
+        return COMPLETE
     with Path(path).open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        return max(0, look(file, size) - size)
+        return look(file, file.seek(0, os.SEEK_END))
 
 
-def _mov(file: BinaryIO, size: int) -> int:
-    """Where the last of the boxes ends that frames need: size and type, one after the other."""
+def _until(end: int, size: int, *, slack: int = 0) -> Completeness:
+    """Of a file that says to end there."""
+    return Completeness(end - size) if end > size + slack else COMPLETE
+
+
+def _mov(file: BinaryIO, size: int) -> Completeness:
+    """Boxes, one after the other, that begin with their length and kind."""
     position = 0
-    for _ in range(MAX_BOXES):
-        head = _read(file, position, 16)
+    for _ in range(MAX_PARTS):
+        head = _read(file, position, 16, size)
         length = int.from_bytes(head[:4], "big")
-        if len(head) < 8:
-            return position + 8 if head else position
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if length < 8 or not head[4:8].isascii():
-            break  # to the file's end, or no box
+        if len(head) < 8 or length < 8 or not head[4:8].isascii():
+            break  # the end, a box to the end, or no box
         position += length
         if position >= size:
-            return position if head[4:8] in MOV_BOXES else size
-    return 0
+            return _until(position, size) if head[4:8] in MOV_BOXES else COMPLETE
+    return COMPLETE
 
 
-def _matroska(file: BinaryIO, size: int) -> int:
-    """Where the segment ends, if its length is known; it comes after the EBML header."""
-    header = _read(file, 4, 8)
-    length, width = _ebml_size(header)
-    begin = 4 + width + length
-    segment = _read(file, begin, 12)
-    if segment[:4] != MATROSKA_SEGMENT:
-        return 0
-    length, width = _ebml_size(segment[4:])
-    is_unknown = length == 2 ** (7 * width) - 1
-    return 0 if is_unknown else begin + 4 + width + length
-
-
-def _ebml_size(data: bytes) -> tuple[int, int]:
-    """A variable-length integer, and its bytes: as many as the first one has leading zeros, and 1.
-
-    >>> _ebml_size(bytes([0x81])), _ebml_size(bytes([0x40, 0x02]))
-    ((1, 1), (2, 2))
+def _matroska(file: BinaryIO, size: int) -> Completeness:
+    """A header; a segment; in that, clusters; in those, blocks; each begins with its kind and
+    length.
     """
-    width = 9 - data[0].bit_length() if data else 1
-    return int.from_bytes(data[:width], "big") & (2 ** (7 * width) - 1), width
+    _, length, begin = _element(file, 0, size)
+    _, length, begin = _element(file, begin + length, size)
+    end = size if length == UNKNOWN else begin + length
+    missing = _until(end, size).num_missing_bytes
+    position, cluster_end = begin, begin
+    for _ in range(MAX_PARTS):
+        if position >= min(end, size):
+            break
+        kind, length, content = _element(file, position, size)
+        if kind == CLUSTER:
+            cluster_end = end if length == UNKNOWN else content + length
+            position = content
+        elif kind in (IN_CLUSTER if position < cluster_end else LEVEL_1) or kind in LEVEL_1:
+            position = end if length == UNKNOWN else content + length
+        else:
+            return Completeness(missing, has_hole=True)
+    return Completeness(missing)
 
 
-def _avi(file: BinaryIO, size: int) -> int:
-    """Where the last of the RIFF chunks ends."""
+def _element(file: BinaryIO, position: int, size: int) -> tuple[int, int, int]:
+    """Kind, length and where the content begins of one of Matroska's elements."""
+    head = _read(file, position, 12, size)
+    width = _width(head)
+    length_width = _width(head[width:])
+    content = position + width + length_width
+    data = head[width : width + length_width]
+    length = int.from_bytes(data, "big") & (2 ** (7 * length_width) - 1)
+    if length == 2 ** (7 * length_width) - 1:
+        length = UNKNOWN
+    return int.from_bytes(head[:width], "big"), length, content
+
+
+def _width(data: bytes) -> int:
+    """Bytes of a variable-length integer: as many as the first one has leading zeros, and 1.
+
+    >>> _width(bytes([0x81])), _width(bytes([0x40, 0x02]))
+    (1, 2)
+    """
+    return 9 - data[0].bit_length() if data else 1
+
+
+def _avi(file: BinaryIO, size: int) -> Completeness:
+    """RIFF chunks, one after the other; some writers count the first 8 bytes of one, too."""
     position = 0
-    for _ in range(MAX_BOXES):
-        head = _read(file, position, 8)
+    for _ in range(MAX_PARTS):
+        head = _read(file, position, 8, size)
         if head[:4] != b"RIFF" or len(head) < 8:
             break
         position += 8 + int.from_bytes(head[4:], "little")
         if position >= size:
-            return position
-    return 0
+            return _until(position, size, slack=8)
+    return COMPLETE
 
 
-def _mpegts(file: BinaryIO, size: int) -> int:
-    """Whole packets."""
-    packet_bytes = 188 if _read(file, 0, 1) == b"\x47" else 192
-    return size + -size % packet_bytes
+def _mpegts(file: BinaryIO, size: int) -> Completeness:
+    """Packets of one length."""
+    head = _read(file, 0, 5, size)
+    is_timed = head[0] != TS_SYNC and head[4] == TS_SYNC  # four bytes before each
+    is_longer = not is_timed and _read(file, 188, 1, size) != head[:1]
+    return Completeness(-size % (192 if is_timed else 204 if is_longer else 188))
 
 
-def _flv(file: BinaryIO, size: int) -> int:
-    """A tag, whose length stands behind it, too, is at the end of a whole file."""
-    length = int.from_bytes(_read(file, size - 4, 4), "big")
-    tag = _read(file, max(0, size - 4 - length), 4)
-    is_whole = int.from_bytes(tag[1:4], "big") + 11 == length
-    return size if is_whole else size + 1
+def _flv(file: BinaryIO, size: int) -> Completeness:
+    """Tags, each of 11 bytes, what they say to hold, and their length once more."""
+    position = int.from_bytes(_read(file, 5, 4, size), "big") + 4
+    for _ in range(MAX_PARTS):
+        head = _read(file, position, 11, size)
+        if not head:
+            break
+        if head[0] & 0x1F not in FLV_TAGS:
+            return Completeness(has_hole=any(head))
+        position += 11 + int.from_bytes(head[1:4], "big")
+        if position > size:
+            return _until(position, size)
+        position += 4
+    return COMPLETE
 
 
-def _gif(file: BinaryIO, size: int) -> int:
-    """A semicolon ends it; some have zeros behind that."""
-    return size if _read(file, max(0, size - 64), 64).rstrip(b"\0").endswith(b";") else size + 1
+def _gif(file: BinaryIO, size: int) -> Completeness:
+    """Blocks of a known kind, in sub-blocks that begin with their length, to a last one."""
+    flags = _read(file, 10, 1, size)
+    position = 13 + _table_bytes(flags)
+    for _ in range(MAX_PARTS):
+        kind = _read(file, position, 1, size)
+        if kind == b";":
+            return COMPLETE
+        if kind == b"!":
+            position += 2
+        elif kind == b",":
+            position += 11 + _table_bytes(_read(file, position + 9, 1, size))
+        else:
+            return Completeness(int(not kind), has_hole=bool(kind.strip(b"\0")))
+        while length := _read(file, position, 1, size):
+            position += 1 + length[0]
+            if length == b"\0":
+                break
+    return COMPLETE
 
 
-_LOOKS = {
+def _table_bytes(flags: bytes) -> int:
+    """Of a table of colours, by a byte of flags."""
+    return 3 * 2 ** ((flags[0] & 7) + 1) if flags and flags[0] & 0x80 else 0
+
+
+_LOOKS: dict[str, Callable[[BinaryIO, int], Completeness]] = {
     "mov": _mov,
     "matroska": _matroska,
     "avi": _avi,
@@ -111,8 +189,8 @@ _LOOKS = {
 }
 
 
-def _read(file: BinaryIO, position: int, num_bytes: int) -> bytes:
-    if position >= os.fstat(file.fileno()).st_size:
+def _read(file: BinaryIO, position: int, num_bytes: int, size: int) -> bytes:
+    if not 0 <= position < size:
         return b""  # file systems refuse to go very far beyond the end
-    file.seek(max(0, position))
+    file.seek(position)
     return file.read(num_bytes)

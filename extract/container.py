@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from ..manifests.errors import VideoError
-from .completeness import num_missing_bytes
+from .completeness import completeness
 from .limits import limits, opening
 
 av.logging.set_level(
@@ -27,7 +27,8 @@ SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not 
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
 US_PER_SECOND = 1_000_000  # of a container's duration
-HEAD_BYTES = 400  # enough for two packets of MPEG-TS
+HEAD_BYTES = 420  # enough for two packets of MPEG-TS
+TS_PACKETS = ((0, 188), (4, 192), (0, 204))  # where the first byte is, and how long they are
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
 # the pair.
@@ -94,7 +95,7 @@ def check_file(path: str) -> str:
     except PermissionError:
         raise VideoError("permission", f"{path}: may not be read; check its mode") from None
     except (OSError, ValueError) as error:
-        raise VideoError("missing", f"{path}: no such file ({error})") from None
+        raise VideoError("missing", f"{path}: is not there, or can't be read ({error})") from None
     if not is_regular:
         raise VideoError("refused", f"{path}: not a regular file; only files are read")
     if not head:
@@ -110,7 +111,7 @@ def check_file(path: str) -> str:
     for offset, magic, demuxers in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return demuxers
-    for start, packet_bytes in ((0, 188), (4, 192)):
+    for start, packet_bytes in TS_PACKETS:
         if len(head) > start + packet_bytes and head[start] == head[start + packet_bytes] == 0x47:
             return "mpegts"
     raise VideoError(
@@ -120,7 +121,7 @@ def check_file(path: str) -> str:
 
 
 def _raise_if_cut_short(path: str, demuxers: str) -> None:
-    if missing := num_missing_bytes(path, demuxers):
+    if missing := completeness(path, demuxers).num_missing_bytes:
         raise VideoError(
             "truncated",
             f"{path}: ends {missing:,} bytes too early, before its first frame; copy it again",
@@ -174,7 +175,7 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
                 "too-large", f"{path}: frames of {width}x{height} pass --max-megapixels"
             )
         size = Path(path).stat().st_size
-        if stream.frames > size:
+        if container.format.name == MOV and stream.frames > size:  # a list of them would be made
             raise VideoError(
                 "damaged", f"{path}: its header claims {stream.frames:,} frames in {size:,} bytes"
             )

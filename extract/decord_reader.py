@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_decord(
     """
     decord = _import_decord()
     times = info.times
-    before, is_repeated = np.empty(0, np.uint8), False
+    last: deque[npt.NDArray[np.uint8]] = deque(maxlen=2)
     is_wanted = np.zeros(info.num_presented, dtype=bool)
     is_wanted[wanted] = True
     try:
@@ -73,8 +74,8 @@ def read_decord(
             raise DecordFaultError(f"frame {index} has shape {image.shape}")
         if is_wanted[index]:
             yield index, image
-        is_repeated = index > 0 and np.array_equal(image, before)
-        before = image
+        last.append(image)
+    is_repeated = len(last) == 2 and np.array_equal(last[0], last[1])
     if is_repeated and not _gives_every_frame(info, on_progress):
         raise DecordFaultError("repeats its last frame in place of one that is lost")
 

@@ -21,7 +21,7 @@ from .choices import Decoder
 from .container import Window, decode, open_window
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
-from .probe import VideoInfo, probe
+from .probe import HOLE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
 
 
@@ -232,7 +232,7 @@ def _read_pyav(
     ]
     return Outcome(
         status="partial",
-        reason="truncated" if num_beyond_end else "damaged",
+        reason="truncated" if num_beyond_end and HOLE not in info.oddities else "damaged",
         message=f"{info.path}: {'; '.join(filter(None, faults))}",
         num_lost_frames=num_lost,
         decoder="pyav",

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import VideoError
-from .completeness import num_missing_bytes
+from .completeness import Completeness, completeness
 from .container import (
+    MATROSKA,
     MOV,
     US_PER_SECOND,
     WHOLE,
@@ -31,6 +32,10 @@ from .container import (
 from .keyframes import starts_afresh
 from .orientation import UPRIGHT, Orientation, orientation_of
 from .timeline import Timeline
+
+TOLD_BY_HEADER = (MOV, MATROSKA, "avi", "flv")  # how many frames there are, or how long they last
+HOLE = "the file has a hole"
+MAX_BEYOND_END = 1_000_000  # whatever a header claims
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,11 +136,13 @@ def probe(
         else:
             count_reason = "" if (np.diff(presented) > 0).all() else "timestamps are not unique"
         last_pts = int(presented[-1]) if len(presented) else None
-        beyond_end = (
-            _beyond_end(path, container, stream, first_packet + num_packets, last_pts)
-            if is_to_end
-            else []
-        )
+        beyond_end = []
+        if is_to_end:
+            lacks = completeness(path, check_file(path))
+            if lacks.has_hole:
+                oddities[HOLE] = None
+            num_read = first_packet + num_packets
+            beyond_end = _beyond_end(path, lacks, container, stream, num_read, last_pts)
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE
         return VideoInfo(
@@ -161,13 +168,17 @@ def probe(
 
 
 def _beyond_end(
-    path: str, container: Any, stream: Any, num_packets: int, last_pts: int | None
+    path: str,
+    lacks: Completeness,
+    container: Any,
+    stream: Any,
+    num_packets: int,
+    last_pts: int | None,
 ) -> list[int]:
     """Decoding times of the frames that a file should hold after those that it does: of MP4/MOV, by
-    the index; of others that are cut short, by how long they say to be, and at least one.
+    the index; of others that are cut short, by how long they say to be; of those with a hole, one.
     """
-    is_cut_short = num_missing_bytes(path, check_file(path)) > 0
-    num_lost = int(is_cut_short)
+    num_lost = int(lacks.has_hole)
     if container.format.name == MOV and stream.frames and num_packets:  # else it has fragments
         entries = stream.index_entries
         beyond = [entry.timestamp for entry in entries[num_packets:] if not entry.is_discard]
@@ -176,13 +187,14 @@ def _beyond_end(
         # An edit list leaves samples out of the index, and so does one that FFmpeg can't believe.
         with open_best_stream(path, ignore_editlist="1") as (_, whole):
             num_lost = stream.frames - len(whole.index_entries)
-    if num_lost <= 0:
-        return []
     rate = float(stream.guessed_rate or 25)
     unit = float(stream.time_base or Fraction(1, 1000))
     first = stream.start_time or 0
     last = first if last_pts is None else last_pts
-    seconds = (container.duration or 0) / US_PER_SECOND - (last - first) * unit
-    if is_cut_short:
-        num_lost = max(num_lost, stream.frames - num_packets, round(seconds * rate) - 1)
+    if lacks.num_missing_bytes:
+        seconds = (container.duration or 0) / US_PER_SECOND - (last - first) * unit
+        by_header = max(stream.frames - num_packets, round(seconds * rate) - 1)
+        # Where the header tells, the end may lack nothing but bytes that no frame needs.
+        num_lost = max(num_lost, by_header if container.format.name in TOLD_BY_HEADER else 1)
+        num_lost = min(num_lost, MAX_BEYOND_END)
     return [last + round((number + 1) / rate / unit) for number in range(num_lost)]

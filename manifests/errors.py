@@ -49,6 +49,10 @@ class FeaturesError(VtnpipeError):
     """A feature folder, shard or plan is not what it must be, or holds something else."""
 
 
+class DamagedShardError(FeaturesError):
+    """A shard of this folder that is not whole or not sound; extract can make it again."""
+
+
 class BackboneError(VtnpipeError):
     """A backbone can't be made: its name, weights, device or output don't fit."""
 

@@ -197,7 +197,7 @@ def _held(path: Path, mode: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(BlockingIOError):  # held by others, too: one of them removes it
+        with contextlib.suppress(OSError):  # held by others, too: one of them removes it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         os.close(descriptor)
@@ -213,14 +213,16 @@ def _opened(path: Path, mode: int) -> int:
         try:
             fcntl.flock(descriptor, mode)
             if os.fstat(descriptor).st_nlink > 0:  # else its last holder removed it just now
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                with contextlib.suppress(OSError):  # it is held, though the disk be full
+                    os.truncate(descriptor, 0)
+                    holder = f"process {os.getpid()} on {socket.gethostname()}"
+                    os.write(descriptor, holder.encode())
                 return descriptor
         except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode(errors="replace")
+            found = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise FeaturesError(
-                f"{path.parent}: another run is writing there ({holder or 'just begun'}); wait for "
+                f"{path.parent}: another run is writing there ({found or 'just begun'}); wait for "
                 "it, or give another folder"
             ) from None
         except OSError as error:

@@ -270,6 +270,8 @@ def rows_to_plan(
                 may_help = now.size is not None and row.video_id not in pending
                 if not may_help or not (reason in retry or reason == "missing"):
                     continue
+            elif now.size is None and row.video_id in pending:
+                continue  # its task will say so
             elif is_stored:
                 changed.append((before, now))
         new.append(now)

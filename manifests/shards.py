@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FeaturesError
+from .errors import DamagedShardError, FeaturesError
 from .files import write_bytes
 from .times import frame_rate
 
@@ -209,7 +209,8 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             arrays = {name: _plain_dataset(file, name) for name in ("features", *ROW_DTYPES)}
             columns = [_plain_dataset(file, f"videos/{name}")[()] for name in Entry._fields]
             starts = {
-                name: array.id.get_offset() if len(array) else 0 for name, array in arrays.items()
+                name: int(array.id.get_offset()) if len(array) else 0
+                for name, array in arrays.items()
             }
             features = arrays["features"]
             shard = Shard(
@@ -222,17 +223,21 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             )
             dtypes_fit = all(arrays[name].dtype == dtype for name, dtype in ROW_DTYPES.items())
             num_rows = {len(array) for array in arrays.values()}
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+            num_bytes = {name: array.nbytes for name, array in arrays.items()}
+            size = path.stat().st_size
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, FeaturesError):
             raise
-        raise FeaturesError(
+        raise DamagedShardError(
             f"{path}: not a readable shard ({error}); `vtnpipe features verify --drop` removes "
             "it, and extract makes it again"
         ) from None
     ends = np.cumsum([0] + [entry.length for entry in shard.entries])
     packed = [entry.offset for entry in shard.entries] == ends[:-1].tolist()
-    if not (packed and num_rows == {int(ends[-1])} and dtypes_fit and _features_fit(shard)):
-        raise FeaturesError(
+    lie_in_file = all(starts[name] + one <= size for name, one in num_bytes.items())
+    fits = dtypes_fit and _features_fit(shard) and lie_in_file and not (np.diff(ends) < 0).any()
+    if not (packed and num_rows == {int(ends[-1])} and fits):
+        raise DamagedShardError(
             f"{path}: its table and its arrays disagree; `vtnpipe features verify --drop` removes "
             "it, and extract makes it again"
         )

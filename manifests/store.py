@@ -19,6 +19,8 @@ from .folder import FeatureFolder, read_extraction
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
+# Reasons that are not of a video's content: such a failure hides no rows of an earlier plan.
+PASSING = ("missing", "permission", "crashed", "stalled")
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
 
 
@@ -188,17 +190,20 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
 def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:
     """Id → (shard, entry) of each of its parts in order, for the newest plan that holds all of
-    them.
+    them; one that failed for a passing reason only where no other has rows.
     """
     found: dict[str, dict[int, list[tuple[int, Entry]]]] = {}
     for index, shard in enumerate(shards):
         for entry in shard.entries:
             found.setdefault(entry.id, {}).setdefault(shard.plan, []).append((index, entry))
-    homes = {}
+    homes: dict[str, list[tuple[int, Entry]]] = {}
     for video_id, plans in found.items():
         for _, home in sorted(plans.items(), reverse=True):
             home.sort(key=lambda pair: pair[1].part)
-            if [entry.part for _, entry in home] == list(range(home[0][1].num_parts)):
+            if [entry.part for _, entry in home] != list(range(home[0][1].num_parts)):
+                continue
+            homes.setdefault(video_id, home)
+            if any(entry.length or entry.reason not in PASSING for _, entry in home):
                 homes[video_id] = home
                 break
     return homes

@@ -4,14 +4,16 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import FeaturesError
+from .errors import DamagedShardError, FeaturesError
 from .folder import FeatureFolder
 from .plan import Task
 from .shards import ROW_DTYPES, Entry, Shard, checksum, read_shard, rows_of
+
+BLOCK_BYTES = 2**24
 
 
 def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> Iterator[str]:
@@ -24,7 +26,7 @@ def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> 
     digest = hashlib.sha256()
     try:
         with folder.backbone.open("rb") as file:
-            while block := file.read(2**20):
+            while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     except OSError as error:
         yield f"{folder.backbone}: cannot be read ({error.strerror}); put it back"
@@ -33,9 +35,21 @@ def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> 
         yield f"{folder.backbone}: its SHA-256 is not the one in extraction.json; put it back"
 
 
+class Fault(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        message: for a person.
+        is_damage: of a shard of the folder's plan, which extract can make again.
+    """
+
+    message: str
+    is_damage: bool
+
+
 def faults_of_shard(
     path: Path, extraction: Mapping[str, Any], tasks: Mapping[str, Task]
-) -> Iterator[str]:
+) -> Iterator[Fault]:
     """What is wrong with a shard: its format, its table, its checksums, its values, or that it is
     not what the plan says.
 
@@ -45,34 +59,41 @@ def faults_of_shard(
         tasks: of the folder, by name.
     """
     try:
+        with path.open("rb") as file:
+            while file.read(BLOCK_BYTES):  # what the disk does not give is no damage of the shard
+                pass
+    except OSError as error:
+        yield Fault(f"{path}: cannot be read ({error.strerror})", is_damage=False)
+        return
+    if path.stem not in tasks:
+        yield Fault(f"{path}: no plan has its task; move it elsewhere", is_damage=False)
+        return
+    try:
         shard = read_shard(path, extraction["fingerprint"])
     except FeaturesError as error:
-        yield str(error)
+        yield Fault(str(error), is_damage=isinstance(error, DamagedShardError))
         return
     found = (str(shard.dtype), list(shard.row_shape))
     expected = (extraction["identity"]["store"], extraction["row_shape"])
-    if found != expected:
-        yield f"{path}: its features are {found}, not {expected} as the folder's"
-    if path.stem not in tasks:
-        yield f"{path}: no plan has a task of that name"
-    else:
-        yield from _against_plan(shard, tasks[path.stem])
+    messages = [
+        *([f"its features are {found}, not {expected} as the folder's"] * (found != expected)),
+        *_against_plan(shard, tasks[path.stem]),
+    ]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for entry in shard.entries:
-            yield from (
-                f"{path}: video_id {entry.id!r}: {fault}" for fault in _of_entry(shard, data, entry)
-            )
+            messages += [f"video_id {entry.id!r}: {one}" for one in _of_entry(shard, data, entry)]
+    yield from (Fault(f"{path}: {message}", is_damage=True) for message in messages)
 
 
 def _against_plan(shard: Shard, task: Task) -> Iterator[str]:
     stored = [(entry.id, entry.part, entry.num_parts) for entry in shard.entries]
     if stored != [(row.video_id, row.part, row.num_parts) for row in task.rows]:
-        yield f"{shard.path}: it holds other videos than its task in the plan"
+        yield "it holds other videos than its task in the plan"
         return
     for entry, row in zip(shard.entries, task.rows, strict=True):
         if row.cut is not None and entry.status == "ok" and entry.length != row.num_frames:
             yield (
-                f"{shard.path}: part {entry.part} of video_id {entry.id!r} has {entry.length} "
+                f"part {entry.part} of video_id {entry.id!r} has {entry.length} "
                 f"frames, but {row.num_frames} were planned"
             )
 

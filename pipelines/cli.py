@@ -5,6 +5,7 @@ Imported on every start, so nothing here, nor what it imports, may load torch, h
 decoder.
 """
 
+import errno
 import signal
 import sys
 import traceback
@@ -44,6 +45,12 @@ from .predict import PredictSettings, predict
 from .progress import LastingConsole
 from .train_temporal import TrainTemporalSettings, train_temporal
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # and Ctrl-C, which may come twice
+# Of a disk that is full, lost, or may not be written, where nothing nearer says so.
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN),
+    *(errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT),
+}
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -299,7 +306,7 @@ def doctor_command() -> int:
 
 def main() -> NoReturn:
     """Runs the command line and exits with the code that `manifests/errors.py` gives."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
             signal.signal(number, _interrupt)
     try:
@@ -313,14 +320,25 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("vtnpipe: stopped; the same command resumes", err=True)
         code = EXIT_STOPPED
-    except Exception:  # noqa: BLE001  # a bug, shown whole
-        traceback.print_exc()
-        click.echo(
-            "vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True
-        )
-        code = EXIT_BUG
+    except Exception as error:  # noqa: BLE001  # a bug, shown whole
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            click.echo(f"vtnpipe: {error}; mend that, and the same command resumes", err=True)
+            code = EXIT_STOPPED
+        else:
+            traceback.print_exc()
+            click.echo(
+                "vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True
+            )
+            code = EXIT_BUG
+    _ignore_signals()
     sys.exit(code)
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    _ignore_signals()  # a batch system may send it again, while what runs is ended cleanly
     raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

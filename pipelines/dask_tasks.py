@@ -141,7 +141,7 @@ def run_tasks(
         num_workers: that may come; so many are kept busy at once.
         on_progress: gets what came to the tasks since the last call; from another thread.
         on_finished: gets each finished task's report.
-        may_begin: whether there is time for a task; once there is not, no other one begins.
+        may_begin: whether there is time for a task.
         seconds_left: after which those that run are dropped.
 
     Raises:
@@ -149,7 +149,7 @@ def run_tasks(
         StoppedError: the time is over, or a task's workers died again and again.
     """
     feeder = _Feeder(client, job, on_progress, seconds_left)
-    queue = itertools.takewhile(may_begin, tasks)
+    queue = filter(may_begin, tasks)
     num_left = len(tasks)
     suspects: list[Task] = []
     feeder.fill(queue, num_workers)

@@ -5,6 +5,7 @@ backbone and its weights. Then the files of rows that no plan holds yet are look
 started and measured, the rows are divided into tasks, and every task without a shard is run.
 """
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,19 @@ from ..manifests.videos import VideoRow, read_manifest
 from .cluster import GetClient, client_when_needed
 from .cluster_settings import THREADS_PER_WORKER
 from .dask_tasks import run_tasks
-from .extract_report import ExtractReport, Finished, report_of_part, write_report
+from .extract_report import (
+    ExtractReport,
+    Finished,
+    note_failures,
+    report_of_part,
+    write_report,
+)
 from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
 from .giving_up import FailureLimit, TimeBudget
 from .preparation import (
     Crew,
+    Work,
     create_folder,
     hire,
     prepare,
@@ -83,7 +91,7 @@ def extract(
                 "--finish"
             )
         crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
-        finished = _run(folder, tasks, extraction, settings, crew, budget, console)
+        finished = _run(folder, tasks, work, extraction, settings, crew, budget, console)
         remove_remains(folder)  # of workers that died
         return write_report(work.store, work.rows, finished, console)
 
@@ -115,7 +123,7 @@ def _extract_part(
     finished = None
     if tasks:
         crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
-        finished = _run(folder, tasks, extraction, settings, crew, budget, console)
+        finished = _run(folder, tasks, work, extraction, settings, crew, budget, console)
     num_left = len(tasks_to_do(work.tasks, folder))
     if num_left:
         return report_of_part(folder, finished, num_left, console)
@@ -126,13 +134,14 @@ def _extract_part(
 def _run(
     folder: FeatureFolder,
     tasks: list[Task],
+    work: Work,
     extraction: Extraction,
     settings: ExtractSettings,
     crew: Crew,
     budget: TimeBudget,
     console: Console,
 ) -> Finished:
-    """Runs tasks, the largest first."""
+    """Runs tasks, the largest first; what failed is noted however that ends."""
     from ..extract.worker import Job
 
     workers, tuning = crew.workers, crew.tuning
@@ -155,7 +164,7 @@ def _run(
         f"{num_videos:,} videos, {num_frames:,} frames in {len(tasks):,} tasks: "
         f"about {in_words(seconds)}",
     )
-    limit = FailureLimit(settings.max_failures, num_videos)
+    limit = FailureLimit(settings.max_failures, len(work.rows))
     reports: list[TaskReport] = []
 
     def finish(report: "TaskReport") -> None:
@@ -181,6 +190,8 @@ def _run(
             )
     except (KeyboardInterrupt, VtnpipeError) as error:
         say(console, f"{len(reports):,} of {len(tasks):,} tasks are finished and stay so")
+        with contextlib.suppress(VtnpipeError, OSError):  # the first fault is the one to tell
+            note_failures(work.store, work.rows)
         if isinstance(error, VtnpipeError) and not folder.extraction.exists():
             raise StoppedError(
                 f"{folder.root}: is gone; mount it again, and the same command resumes"

@@ -145,6 +145,19 @@ def write_report(
     return report
 
 
+def note_failures(earlier: "FeatureStore", rows: list[VideoRow]) -> None:
+    """Writes failures.csv from what lies in the folder, where a run ends before its end.
+
+    Args:
+        earlier: the folder's store as it was before the run.
+        rows: of its manifest.
+    """
+    from ..manifests.store import FeatureStore
+
+    store = FeatureStore(earlier.folder.root, earlier=earlier)
+    write_failures(_failures(store, store.statuses, rows), store.folder.failures)
+
+
 def write_failures(failures: Iterable[Failure], path: Path) -> None:
     """Writes failures.csv, atomically."""
     with atomic_text(path) as file:

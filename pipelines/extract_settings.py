@@ -113,7 +113,7 @@ class ExtractSettings(ClusterSettings):
     )
     max_failures: str = setting(
         "50%",
-        help="Stop when more videos fail: a number, or a share of all.",
+        help="Stop when more videos fail than so many, or than such a share of the manifest's.",
         check=is_failure_limit,
         metavar="N|P%",
     )
@@ -129,7 +129,7 @@ class ExtractSettings(ClusterSettings):
         check=above(0),
     )
     max_megapixels: float = setting(
-        Limits.max_pixels / 1e6, help="Of a frame; larger ones are refused.", check=above(0)
+        Limits.max_pixels / 1e6, help="Of a frame; larger ones are refused.", check=at_least(0.001)
     )
     part: str | None = setting(
         None,

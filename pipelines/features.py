@@ -1,5 +1,6 @@
 """`vtnpipe features`: what lies in a feature folder, and whether every byte of it is sound."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,40 +101,34 @@ def verify_features(
     console = console or Console(quiet=True)
     folder = FeatureFolder(Path(features))
     extraction = read_extraction(folder)
-    tasks = {task.name: task for task in read_plans(folder, extraction["fingerprint"])}
-    shards = sorted(folder.shards.glob("*.h5"))
-    faults = list(faults_of_backbone(folder, extraction))
-    damaged = []
-    with (
-        ThreadPoolExecutor(num_cpus()) as pool,
-        CountProgress("verify", "shards", len(shards), console) as progress,
-    ):
-        check = lambda path: list(faults_of_shard(path, extraction, tasks))  # noqa: E731
-        for path, found in zip(shards, pool.map(check, shards), strict=True):
-            progress.count()
-            faults += found
-            if found:
-                damaged.append(path)
-    say(console, *faults)
+    with locked(folder) if drop else contextlib.nullcontext():
+        tasks = {task.name: task for task in read_plans(folder, extraction["fingerprint"])}
+        shards = sorted(folder.shards.glob("*.h5"))
+        faults = list(faults_of_backbone(folder, extraction))
+        damaged = []
+        with (
+            ThreadPoolExecutor(num_cpus()) as pool,
+            CountProgress("verify", "shards", len(shards), console) as progress,
+        ):
+            found = pool.map(lambda path: list(faults_of_shard(path, extraction, tasks)), shards)
+            for path, those in zip(shards, found, strict=True):
+                progress.count()
+                faults += [fault.message for fault in those]
+                if any(fault.is_damage for fault in those):
+                    damaged.append(path)
+        say(console, *faults)
+        for path in damaged if drop else ():
+            path.unlink(missing_ok=True)
     num_missing = len(tasks) - len({path.stem for path in shards} & tasks.keys())
     if num_missing:
         say(console, f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet")
     if not faults:
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
         return EXIT_OK
-    if drop and damaged:
-        with locked(folder):
-            for path in damaged:
-                path.unlink(missing_ok=True)
-        say(
-            console,
-            f"{folder.root}: removed {len(damaged):,} of {len(shards):,} shards; the extract "
-            "command that made them makes them again",
-        )
+    count = f"{len(damaged):,} of {len(shards):,} shards"
+    if drop:
+        end = f"removed {count}; the extract command that made them makes them again"
     else:
-        say(
-            console,
-            f"{folder.root}: {len(damaged):,} of {len(shards):,} shards are damaged; --drop "
-            "removes them, so that extract makes them again",
-        )
+        end = f"{count} are damaged; --drop removes them, so that extract makes them again"
+    say(console, f"{folder.root}: {end}")
     return EXIT_WITH_FAILURES

@@ -78,7 +78,7 @@ def prepare(
     if new:
         pending = tasks_to_do(tasks, folder)
         looked_at = look_at_files(new, extraction.sampling, settings.limits)
-        _check_failures(looked_at, settings)
+        _check_failures(looked_at, len(rows), settings)
         crew = hire(folder, extraction, settings, looked_at, pending, get_client, console)
         size = size_of_tasks(looked_at, extraction, settings, crew)
         planned = divide(looked_at, extraction.sampling, size, settings.limits)
@@ -123,14 +123,16 @@ def _look_into(
     return store, tasks, new
 
 
-def _check_failures(looked_at: list[LookedAt], settings: "ExtractSettings") -> None:
+def _check_failures(
+    looked_at: list[LookedAt], num_videos: int, settings: "ExtractSettings"
+) -> None:
     """Refuses to plan when too many files can't be opened.
 
     Raises:
         StoppedError: they can't.
     """
     unread = [one for one in looked_at if one.glance is None]
-    limit = FailureLimit(settings.max_failures, len(looked_at))
+    limit = FailureLimit(settings.max_failures, num_videos)
     limit.count(Counter(one.reason for one in unread), unread[0].message if unread else "")
 
 

@@ -32,11 +32,11 @@ OPTIONS = (
     *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),
     *("--precision", "float32", "--batch-size", "16", "--threads", "1", "--shard-frames", "150"),
 )
-TARGETS = ("child", "worker", "worker", "child", "main", "stop")
+TARGETS = (*("child", "worker") * 3, "main", "stop")
 MARK = "VTNPIPE_FAULTS"  # in the environment of every process of a run
-SECONDS_BETWEEN = (0.3, 5.0)
+SECONDS_BETWEEN = (0.3, 3.5)
 ROUND_SECONDS = 1200.0
-KILLS_PER_ROUND = 12
+KILLS_PER_ROUND = 16
 FRAME_MILLISECONDS = "10"
 
 

@@ -107,6 +107,16 @@ changed("unknown-codec.mp4", lambda b: b.replace(b"avc1", b"zzz9"))
 changed("zero-size-sample.mp4", lambda b: _patch_sizes(b, 10, 0), gop=50, num_b_frames=0)
 changed("huge-sample.mp4", lambda b: _patch_sizes(b, 10, 2**31 - 1), gop=50, num_b_frames=0)
 changed("renamed-to.mkv", lambda b: b)
+changed("hole.mkv", lambda b: b[:2000] + bytes(300) + b[2300:], source="a.mkv")
+changed("stray-bytes.mp4", lambda b: b + b"\0\0\0")
+changed("no-last-size.flv", lambda b: b[:-4], source="a.flv")
+changed("more-behind.gif", lambda b: b + b"made by a person", source="a.gif", codec="gif")
+changed("204-bytes.ts", lambda b: _longer_packets(b), source="a.ts")
+
+
+def _longer_packets(content: bytes) -> bytes:
+    """With room for a checksum behind each."""
+    return b"".join(content[n : n + 188] + bytes(16) for n in range(0, len(content), 188))
 
 
 def _patch_sizes(content: bytes, sample: int, size: int) -> bytes:
