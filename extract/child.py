@@ -172,9 +172,8 @@ def _answer(link: _Link, request: Message) -> Outcome:
     except (EOFError, ConnectionError):
         raise  # the parent is gone
     except OSError as error:
-        return Outcome(
-            status="failed", reason="missing", message=f"{path}: can't be read ({error})"
-        )
+        message = f"{path}: can't be read ({error})"
+        return Outcome(status="failed", reason="missing", message=message)
     except Exception as error:  # noqa: BLE001  # a bug here costs a video, not the run
         where = traceback.extract_tb(error.__traceback__)[-1]
         message = (

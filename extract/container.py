@@ -26,6 +26,7 @@ MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
+BLOCK_BYTES = 2**24
 US_PER_SECOND = 1_000_000  # of a container's duration
 HEAD_BYTES = 420  # enough for two packets of MPEG-TS
 TS_PACKETS = ((0, 188), (4, 192), (0, 204))  # where the first byte is, and how long they are
@@ -239,12 +240,19 @@ def _limited(every: Iterator[Any], window: Window) -> Iterator[Any]:
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets; a read error ends the file."""
+    """The stream's packets; an error in the file ends it.
+
+    Raises:
+        OSError: the error is the disk's.
+    """
     while True:
         try:
             yield from container.demux(stream)
             return
         except av.error.FFmpegError:
+            with Path(container.name).open("rb") as file:
+                while file.read(BLOCK_BYTES):  # FFmpeg calls both an input/output error
+                    pass
             return
         except IndexError:
             continue  # PyAV does not know streams that begin in mid-file: one packet of such a one

@@ -151,24 +151,26 @@ def run_tasks(
     feeder = _Feeder(client, job, on_progress, seconds_left)
     queue = filter(may_begin, tasks)
     num_left = len(tasks)
-    suspects: list[Task] = []
-    feeder.fill(queue, num_workers)
-    for task, report in feeder.finished():
-        if report is None:
-            suspects.append(task)
-        else:
-            num_left -= 1
-            on_finished(report)
-        feeder.fill(queue, num_workers)
-    guilty = []
-    for suspect in filter(may_begin, suspects):
-        feeder.submit(suspect)
+
+    def finish_all(refill: Callable[[], None]) -> list[Task]:
+        """Waits for all that is at work; the tasks whose workers died."""
+        nonlocal num_left
+        dead = []
         for task, report in feeder.finished():
             if report is None:
-                guilty.append(task.name)
+                dead.append(task)
             else:
                 num_left -= 1
                 on_finished(report)
+            refill()
+        return dead
+
+    feeder.fill(queue, num_workers)
+    suspects = finish_all(lambda: feeder.fill(queue, num_workers))
+    guilty = []
+    for suspect in filter(may_begin, suspects):
+        feeder.submit(suspect)
+        guilty += [task.name for task in finish_all(lambda: None)]
     if guilty:
         raise StoppedError(
             f"{', '.join(guilty)}: the worker died each time, with nothing else at work, too (out "
