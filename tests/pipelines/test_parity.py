@@ -78,7 +78,7 @@ def test_a_wrong_feature_is_found(tmp_path: Path) -> None:
     wrong = {frame.video_id for frame in frames if frame.cosine < 0.99}
     assert wrong == {"v0"}
     (tmp_path / "0.mp4").unlink()
-    with pytest.raises(VideoError, match="no such file"):
+    with pytest.raises(VideoError, match="is not there"):
         parity(root, ParitySettings(sample=200))
 
 

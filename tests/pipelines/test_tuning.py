@@ -95,5 +95,7 @@ def test_tasks_are_of_minutes_and_bounded_in_bytes() -> None:
     assert task_size(10, **options).num_frames == 60  # type: ignore[arg-type]
     size = task_size(10**9, frames_per_second=10_000.0, bytes_per_frame=1536, num_workers=8)
     assert size.num_frames * 1536 * CUT_FROM <= MAX_SHARD_BYTES
-    assert size.num_frames_in_tail == pytest.approx(size.num_frames / 4, abs=1)
+    assert size.num_frames_in_tail == 2 * 10_000  # two seconds
     assert size.num_tail_frames == pytest.approx(16 * size.num_frames, abs=16)
+    size = task_size(10**9, frames_per_second=1_000.0, bytes_per_frame=1536, num_workers=8)
+    assert size.num_frames_in_tail == 90 * 1_000 // 8
