@@ -19,6 +19,7 @@ IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0xEC, 0xBF}
 UNKNOWN = -1  # a length that is not given
 FLV_TAGS = (8, 9, 18)
 TS_SYNC = 0x47
+TS_HEAD_BYTES = 420  # enough for two packets
 
 
 class Completeness(NamedTuple):
@@ -131,10 +132,15 @@ def _avi(file: BinaryIO, size: int) -> Completeness:
 
 def _mpegts(file: BinaryIO, size: int) -> Completeness:
     """Packets of one length."""
-    head = _read(file, 0, 5, size)
-    is_timed = head[0] != TS_SYNC and head[4] == TS_SYNC  # four bytes before each
-    is_longer = not is_timed and _read(file, 188, 1, size) != head[:1]
-    return Completeness(-size % (192 if is_timed else 204 if is_longer else 188))
+    return Completeness(-size % ts_packet_bytes(_read(file, 0, TS_HEAD_BYTES, size)))
+
+
+def ts_packet_bytes(head: bytes) -> int:
+    """The length of the packets of an MPEG transport stream that begins so; 0 for none."""
+    for start, length in ((0, 188), (4, 192), (0, 204)):  # four bytes before each, or 16 behind
+        if len(head) > start + length and head[start] == head[start + length] == TS_SYNC:
+            return length
+    return 0
 
 
 def _flv(file: BinaryIO, size: int) -> Completeness:

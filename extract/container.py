@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import av
 
 from ..manifests.errors import VideoError
-from .completeness import completeness
+from ..manifests.files import read_through
+from .completeness import TS_HEAD_BYTES, completeness, ts_packet_bytes
 from .limits import limits, opening
 
 av.logging.set_level(
@@ -26,10 +27,7 @@ MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
-BLOCK_BYTES = 2**24
 US_PER_SECOND = 1_000_000  # of a container's duration
-HEAD_BYTES = 420  # enough for two packets of MPEG-TS
-TS_PACKETS = ((0, 188), (4, 192), (0, 204))  # where the first byte is, and how long they are
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
 # the pair.
@@ -92,7 +90,7 @@ def check_file(path: str) -> str:
     try:
         if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # a fifo would never open
             with Path(path).open("rb") as file:
-                head = file.read(HEAD_BYTES)
+                head = file.read(TS_HEAD_BYTES)
     except PermissionError:
         raise VideoError("permission", f"{path}: may not be read; check its mode") from None
     except (OSError, ValueError) as error:
@@ -112,9 +110,8 @@ def check_file(path: str) -> str:
     for offset, magic, demuxers in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return demuxers
-    for start, packet_bytes in TS_PACKETS:
-        if len(head) > start + packet_bytes and head[start] == head[start + packet_bytes] == 0x47:
-            return "mpegts"
+    if ts_packet_bytes(head):
+        return "mpegts"
     raise VideoError(
         "not-a-video",
         f"{path}: begins like no known video container ({head[:8]!r}); remove its row",
@@ -250,9 +247,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
             yield from container.demux(stream)
             return
         except av.error.FFmpegError:
-            with Path(container.name).open("rb") as file:
-                while file.read(BLOCK_BYTES):  # FFmpeg calls both an input/output error
-                    pass
+            read_through(Path(container.name))  # FFmpeg calls both an input/output error
             return
         except IndexError:
             continue  # PyAV does not know streams that begin in mid-file: one packet of such a one

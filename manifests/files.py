@@ -6,6 +6,7 @@ recognised.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import uuid
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import StorageError
+
+BLOCK_BYTES = 2**24
 
 
 @contextmanager
@@ -58,6 +61,22 @@ def write_json(value: Any, path: Path, *, indent: int | None = 2) -> None:
     """Writes `value` as JSON, atomically."""
     with atomic_text(path) as file:
         file.write(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_through(path: Path) -> None:
+    """Reads a file to its end, for the OSError that a disk at fault raises."""
+    with path.open("rb") as file:
+        while file.read(BLOCK_BYTES):
+            pass
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_temporaries(folder: Path) -> list[Path]:

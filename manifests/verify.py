@@ -1,6 +1,5 @@
 """A feature folder, checked to the last byte: what opening it takes on trust is computed again."""
 
-import hashlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import DamagedShardError, FeaturesError
+from .files import read_through, sha256_of
 from .folder import FeatureFolder
 from .plan import Task
 from .shards import ROW_DTYPES, Entry, Shard, checksum, read_shard, rows_of
-
-BLOCK_BYTES = 2**24
 
 
 def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> Iterator[str]:
@@ -23,15 +21,12 @@ def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> 
         folder: the feature folder.
         extraction: what its extraction.json says.
     """
-    digest = hashlib.sha256()
     try:
-        with folder.backbone.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                digest.update(block)
+        digest = sha256_of(folder.backbone)
     except OSError as error:
         yield f"{folder.backbone}: cannot be read ({error.strerror}); put it back"
         return
-    if digest.hexdigest() != extraction["identity"]["weights_digest"]:
+    if digest != extraction["identity"]["weights_digest"]:
         yield f"{folder.backbone}: its SHA-256 is not the one in extraction.json; put it back"
 
 
@@ -59,9 +54,7 @@ def faults_of_shard(
         tasks: of the folder, by name.
     """
     try:
-        with path.open("rb") as file:
-            while file.read(BLOCK_BYTES):  # what the disk does not give is no damage of the shard
-                pass
+        read_through(path)  # what the disk does not give is no damage of the shard
     except OSError as error:
         yield Fault(f"{path}: cannot be read ({error.strerror})", is_damage=False)
         return

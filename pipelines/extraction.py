@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..extract.choices import VIEW_NAMES
 from ..manifests.errors import FeaturesError, SettingsError
+from ..manifests.files import sha256_of
 from ..manifests.folder import FeatureFolder, check_identity, read_extraction
 from .cluster import GetClient
 from .dask_tasks import on_one_worker
@@ -211,16 +212,10 @@ def _weights_source(settings: "ExtractSettings") -> str:
     """`pretrained`, `none`, or `sha256:…` of the file; a file that can't be read is the backbone's
     to refuse.
     """
-    import hashlib
-
     path = Path(settings.weights)
     if settings.weights in ("pretrained", "none") or not path.is_file():
         return settings.weights
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return f"sha256:{sha256_of(path)}"
     except OSError:
         return settings.weights
-    return f"sha256:{digest.hexdigest()}"
