@@ -82,6 +82,30 @@ def _windows(keys: Tensor, cls: Tensor, missing: int, num_around: int) -> Tensor
     return torch.cat([cls, *pieces], dim=2).flatten(0, 1).transpose(1, 2)
 
 
+def global_weights(query: Tensor, tokens: Tensor, mask: Tensor, key: nn.Linear) -> Tensor:
+    """How much one token attends to each of all: softmax(q · key(tokens) / √d), for each head.
+
+    Args:
+        query: [B, H, d].
+        tokens: [B, N, D].
+        mask: [B, N] bool; False where there is nothing to look at.
+        key: a projection D → H d.
+
+    Returns:
+        [B, H, N], at least float32; each head's weights add up to 1.
+    """
+    _, H, d = query.shape
+    query = query * d**-0.5
+    key_weight, key_bias = key.weight.unflatten(0, (H, d)), key.bias.unflatten(0, (H, d))
+    scores = torch.einsum("bhe,hed->bhd", query, key_weight) @ tokens.transpose(1, 2)  # [B, H, N]
+    # The same for all tokens, so it changes no weight; but its parameter shall have its gradient.
+    scores = scores + (query * key_bias).sum(-1, keepdim=True)
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    weights: Tensor = scores.softmax(-1, dtype=precise)
+    return weights
+
+
 def global_attention(
     query: Tensor,
     tokens: Tensor,
@@ -91,7 +115,7 @@ def global_attention(
     *,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of one token to all: softmax(q · key(tokens) / √d) value(tokens), for each head.
+    """Attention of one token to all: its `global_weights` times value(tokens), for each head.
 
     Args:
         query: [B, H, d].
@@ -105,15 +129,8 @@ def global_attention(
         [B, H, d].
     """
     _, H, d = query.shape
-    query = query * d**-0.5
-    key_weight, value_weight = (linear.weight.unflatten(0, (H, d)) for linear in (key, value))
-    key_bias, value_bias = (linear.bias.unflatten(0, (H, d)) for linear in (key, value))
-    scores = torch.einsum("bhe,hed->bhd", query, key_weight) @ tokens.transpose(1, 2)  # [B, H, N]
-    # The same for all tokens, so it changes no weight; but its parameter shall have its gradient.
-    scores = scores + (query * key_bias).sum(-1, keepdim=True)
-    scores = scores.masked_fill(~mask[:, None], float("-inf"))
-    precise = torch.promote_types(scores.dtype, torch.float32)
-    weights = F.dropout(scores.softmax(-1, dtype=precise), dropout).to(tokens.dtype)
+    value_weight, value_bias = value.weight.unflatten(0, (H, d)), value.bias.unflatten(0, (H, d))
+    weights = F.dropout(global_weights(query, tokens, mask, key), dropout).to(tokens.dtype)
     mean: Tensor = torch.einsum("bhd,hed->bhe", weights @ tokens, value_weight)
     attended: Tensor = mean + weights.sum(-1, keepdim=True) * value_bias
     return attended

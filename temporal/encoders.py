@@ -84,6 +84,10 @@ class ClsEncoder(nn.Module):
         state: Tensor = self.model(self.cls_token, features, positions, mask)
         return state
 
+    def cls_attention(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """How much [CLS] attends to itself and to each frame: [B, L, H, 1 + T]."""
+        return self.model.cls_attention(self.cls_token, features, positions, mask)
+
 
 class PerceiverEncoder(nn.Module):
     """Learned latents look at the frames, then at each other, layer by layer; gives their mean.

@@ -11,6 +11,7 @@ whatever the length; and a batch of many short clips in groups of a block's size
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import global_attention, window_attention
+from .attention import global_attention, global_weights, window_attention
 from .blocks import in_blocks, in_groups, joined
 from .config import TemporalConfig
 from .embeddings import INIT_STD, LAYER_NORM_EPS, FrameEmbeddings
@@ -81,6 +82,21 @@ class Longformer(nn.Module):
         final: Tensor = last.final_cls(tokens, mask) if cls_only else last(tokens, mask, run)
         return final
 
+    def cls_attention(
+        self, cls: Tensor, features: Tensor, positions: Tensor, mask: Tensor
+    ) -> Tensor:
+        """How much [CLS] attends to itself and to each frame: [B, L, H, 1 + T], for the arguments
+        of `forward`. No call of that one is made slower by it: the weights are computed again here.
+        """
+        tokens = self.embeddings(cls, features, positions)
+        mask = F.pad(mask, (1, 0), value=True)
+        layers: Any = self.encoder["layer"]
+        found = [layers[0].cls_weights(tokens, mask)]
+        for layer, following in pairwise(layers):
+            tokens = layer(tokens, mask, _call)
+            found.append(following.cls_weights(tokens, mask))
+        return torch.stack(found, dim=1)
+
 
 def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return function(*arguments)
@@ -93,7 +109,13 @@ def _init_weights(module: nn.Module) -> None:
 
 
 class _Layer(nn.Module):
-    """What both kinds of layer have: projections, feed-forward network, residual connections."""
+    """What both kinds of layer have: projections, feed-forward network, residual connections.
+
+    Attributes:
+        cls_kind: what the names of [CLS]'s own projections end with.
+    """
+
+    cls_kind = ""
 
     def __init__(self, config: TemporalConfig, projections: str) -> None:
         super().__init__()
@@ -124,16 +146,26 @@ class _Layer(nn.Module):
         heads: Tensor = self.projection(name)(tokens).unflatten(-1, (self.num_heads, -1))
         return heads
 
-    def look_at_all(self, cls: Tensor, tokens: Tensor, mask: Tensor, kind: str = "") -> Tensor:
+    def look_at_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """What [CLS], [B, D], gets to see of all tokens [B, N, D]: [B, D]."""
         return global_attention(
-            self.project(f"query{kind}", cls),
+            self.project(f"query{self.cls_kind}", cls),
             tokens,
             mask,
-            self.projection(f"key{kind}"),
-            self.projection(f"value{kind}"),
+            self.projection(f"key{self.cls_kind}"),
+            self.projection(f"value{self.cls_kind}"),
             dropout=self.attention_dropout,
         ).flatten(1)
+
+    def cls_weights(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """How much [CLS] attends to each of all tokens [B, N, D], itself first: [B, H, N]."""
+        query = self.project(f"query{self.cls_kind}", tokens[:, 0])
+        return global_weights(query, tokens, mask, self.projection(f"key{self.cls_kind}"))
+
+    def final_cls(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The output for [CLS] alone: [B, D]."""
+        cls = tokens[:, 0]
+        return self.finish(self.look_at_all(cls, tokens, mask), cls)
 
     def finish(self, context: Tensor, tokens: Tensor) -> Tensor:
         """The layer's output from what attention gave, [..., D], and its input, [..., D]."""
@@ -160,6 +192,8 @@ class _AddAndNorm(nn.Module):
 class LongformerLayer(_Layer):
     """[CLS] looks at all tokens; each other token at those within half a window, and at [CLS]."""
 
+    cls_kind = "_global"
+
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__(config, "query key value query_global key_global value_global")
         self.half_window = config.attention_window // 2
@@ -170,7 +204,7 @@ class LongformerLayer(_Layer):
         blocks = in_blocks(tokens, least=half)
         cls = blocks[0][:, 0]
         cls_seen = (self.project("key", cls), self.project("value", cls))
-        cls_context = self.look_at_all(cls, tokens, mask, "_global")[:, None]
+        cls_context = self.look_at_all(cls, tokens, mask)[:, None]
         # [CLS] is looked at as what it is, and not as a neighbour.
         is_key = F.pad(mask[:, 1:], (1 + half, half), value=False)
         nothing = blocks[0][:, :0]
@@ -187,11 +221,6 @@ class LongformerLayer(_Layer):
                 start = stop
 
         return joined(outputs(), tokens.shape[1])
-
-    def final_cls(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The output for [CLS] alone: [B, D]."""
-        cls = tokens[:, 0]
-        return self.finish(self.look_at_all(cls, tokens, mask, "_global"), cls)
 
     def _block(
         self,
@@ -235,11 +264,6 @@ class FullLayer(_Layer):
         seen = (mask[:, None, None], key, value)
         blocks = (run(self._block, block, *seen) for block in in_blocks(tokens))
         return joined(blocks, tokens.shape[1])
-
-    def final_cls(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The output for [CLS] alone: [B, D]."""
-        cls = tokens[:, 0]
-        return self.finish(self.look_at_all(cls, tokens, mask), cls)
 
     def _block(self, block: Tensor, mask: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = self.project("query", block).transpose(1, 2)

@@ -53,6 +53,27 @@ class TemporalClassifier(nn.Module):
             return logits.double() * self.config.target_std + self.config.target_mean
         return logits
 
+    def cls_attention(
+        self, features: Tensor, positions: Tensor, mask: Tensor | None = None
+    ) -> Tensor | None:
+        """How much [CLS] attends to each token, in each layer and head.
+
+        Args:
+            features: as `forward` takes them.
+            positions: likewise.
+            mask: likewise.
+
+        Returns:
+            [B, L, H, 1 + T], [CLS]'s attention to itself first; each head's adds up to 1. None
+            where the encoder has no [CLS].
+        """
+        if not isinstance(self.encoder, ClsEncoder):
+            return None
+        if mask is None:
+            mask = torch.ones_like(positions)
+        dtype = next(self.parameters()).dtype
+        return self.encoder.cls_attention(features.to(dtype), positions, mask.bool())
+
     def use_gradient_checkpointing(self) -> None:
         """From now on, training computes what lies inside a layer twice instead of keeping it.
 

@@ -69,3 +69,29 @@ def dense_window_attention(
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
     weights = scores.masked_fill(~may_look[:, None], -torch.inf).softmax(-1)
     return torch.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def dense_cls_attention(
+    model: LongformerModel, cls: Tensor, features: Tensor, positions: Tensor, mask: Tensor
+) -> Tensor:
+    """[CLS]'s attention in each layer, [B, L, H, 1 + T]: a softmax over the products of its global
+    query with every token's global key, from the tokens that transformers gives each layer.
+    """
+    inputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        for layer in model.encoder.layer
+    ]
+    run_longformer_model(model, cls, features, positions, mask)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    mask = torch.nn.functional.pad(mask, (1, 0), value=True)
+    for layer, tokens in zip(model.encoder.layer, inputs, strict=True):
+        attention = layer.attention.self
+        tokens = tokens[:, : mask.shape[1]]
+        query, key = attention.query_global(tokens[:, 0]), attention.key_global(tokens)
+        query, key = (one.unflatten(-1, (attention.num_heads, -1)) for one in (query, key))
+        scores = torch.einsum("bhd,bnhd->bhn", query, key) / query.shape[-1] ** 0.5
+        found.append(scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1))
+    return torch.stack(found, dim=1)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from longformer_reference import (
+    dense_cls_attention,
     dense_window_attention,
     longformer_model,
     run_longformer_model,
@@ -292,3 +293,19 @@ def test_bfloat16_is_near_float32(way: str) -> None:
     is_read = torch.nn.functional.pad(mask, (1, 0), value=True)
     difference = (found.float() - expected)[is_read].abs().max()
     assert difference <= 0.02 * float(expected.abs().max())
+
+
+@pytest.mark.usefixtures("_blocks")
+@pytest.mark.parametrize("lengths", [(1,), (250,), (40, 3, 18, 19)])
+def test_cls_attention_equals_a_dense_computation(lengths: tuple[int, ...]) -> None:
+    theirs, ours, cls = _pair(_config())
+    features, positions, mask = _clips(*lengths)
+    with torch.inference_mode():
+        expected = dense_cls_attention(theirs, cls, features, positions, mask)
+        found = ours.cls_attention(cls, features, positions, mask)
+    B, T, _ = features.shape
+    assert found.shape == (B, 3, 4, 1 + T)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.sum(-1), torch.ones(B, 3, 4), atol=1e-5, rtol=0)
+    is_padding = ~torch.nn.functional.pad(mask, (1, 0), value=True)
+    assert not found.masked_select(is_padding[:, None, None]).any()
