@@ -78,6 +78,8 @@ class VideoError(VtnpipeError):
         reason: why, as one of `Reason`.
     """
 
+    exit_code = EXIT_WITH_FAILURES
+
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason: Reason = reason

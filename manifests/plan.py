@@ -7,6 +7,7 @@ or a file that changed adds a plan; of an id in several plans the newest finishe
 
 import json
 import os
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +176,21 @@ def pack(rows: Sequence[PlannedRow], size: TaskSize) -> list[list[PlannedRow]]:
 
 
 def write_plan(
-    folder: FeatureFolder, tasks: Iterable[Sequence[PlannedRow]], fingerprint: str, speed: Speed
+    folder: FeatureFolder,
+    tasks: Iterable[Sequence[PlannedRow]],
+    fingerprint: str,
+    speed: Speed,
+    kinds: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Task]:
-    """Writes the next plan file; returns its tasks."""
+    """Writes the next plan file; returns its tasks.
+
+    Args:
+        folder: whose.
+        tasks: their rows.
+        fingerprint: of the folder.
+        speed: of the tasks.
+        kinds: what the files are, a record: `codec` → `h264` → how many.
+    """
     number = len(list(folder.plans.glob("*.json")))
     tasks = list(tasks)
     head = {
@@ -187,6 +200,7 @@ def write_plan(
         "speed": speed._asdict(),
         "columns": PlannedRow._fields,
         "cut_columns": Cut._fields,
+        "kinds": kinds or {},
     }
     with atomic_text(folder.plans / f"{number:03d}.json") as file:
         # A task a line: easy to read, and a million rows are never one string.
@@ -224,6 +238,20 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
             raise FeaturesError(f"{path}: not a readable plan ({error})") from None
         tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
     return tasks
+
+
+def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
+    """What the files of all plans are, as far as the plans say: `codec` → `h264` → how many.
+
+    A file that was planned again counts again.
+    """
+    found: dict[str, Counter[str]] = {}
+    for path in sorted(folder.plans.glob("*.json")):
+        with path.open(encoding="utf-8") as file:
+            head = file.readline().rstrip()  # up to the tasks, of which there may be a million
+        for what, counts in json.loads(head + "]}").get("kinds", {}).items():
+            found.setdefault(what, Counter()).update(counts)
+    return found
 
 
 def _row(values: list[Any]) -> PlannedRow:

@@ -31,6 +31,7 @@ from .cluster_templates import (
 from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
+from .explain import ExplainSettings, explain
 from .extract import extract
 from .extract_settings import ExtractSettings
 from .features import show_features, show_video, verify_features
@@ -43,6 +44,7 @@ from .parity import ParitySettings, parity
 from .plan import plan
 from .predict import PredictSettings, predict
 from .progress import LastingConsole
+from .report import ReportSettings, report
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # and Ctrl-C, which may come twice
@@ -69,7 +71,7 @@ def cli() -> None:
 @click.argument("folder", default="vtnpipe-demo")
 @settings_options(DemoSettings)
 def demo_command(folder: str, **options: Any) -> int:
-    """Draw labelled videos in FOLDER, and run extract, train-temporal and evaluate on them."""
+    """Draw labelled videos in FOLDER; run extract, train-temporal, evaluate and report on them."""
     demo(folder, DemoSettings(**options), console=LastingConsole())
     return EXIT_OK
 
@@ -151,6 +153,31 @@ def evaluate_command(model: str, source: str, **options: Any) -> int:
 def predict_command(model: str, video: tuple[str, ...], **options: Any) -> int:
     """Classify each VIDEO with MODEL, a model or run folder."""
     return predict(model, video, PredictSettings(**options), console=LastingConsole()).exit_code
+
+
+@cli.command("report")
+@click.argument("folder")
+@settings_options(ReportSettings)
+def report_command(folder: str, **options: Any) -> int:
+    """Write one HTML page of FOLDER, a run or model folder, or a feature folder.
+
+    Of a run: figures, curves, confusion, classes, and what the model attends to in its worst and
+    best videos; of features: what failed, what the videos are, and whether the features look sound.
+    """
+    report(folder, ReportSettings(**options), console=LastingConsole())
+    return EXIT_OK
+
+
+@cli.command("explain")
+@click.argument("model")
+@click.argument("video")
+@settings_options(ExplainSettings)
+def explain_command(model: str, video: str, **options: Any) -> int:
+    """Say what MODEL attends to in the file VIDEO, and what its answer depends on.
+
+    Hiding a part at a time is the check on attention: does the answer change where it attends to?
+    """
+    return explain(model, video, ExplainSettings(**options), console=LastingConsole()).exit_code
 
 
 @cli.command("import-checkpoint")

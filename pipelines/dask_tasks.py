@@ -126,6 +126,7 @@ def run_tasks(
     num_workers: int,
     on_progress: Callable[["Progress"], None],
     on_finished: Callable[["TaskReport"], None],
+    on_workers: Callable[[int], None] = lambda num_workers: None,
     may_begin: Callable[[Task], bool] = lambda task: True,
     seconds_left: float = inf,
 ) -> None:
@@ -141,6 +142,7 @@ def run_tasks(
         num_workers: that may come; so many are kept busy at once.
         on_progress: gets what came to the tasks since the last call; from another thread.
         on_finished: gets each finished task's report.
+        on_workers: gets how many workers there are, now and then.
         may_begin: whether there is time for a task.
         seconds_left: after which those that run are dropped.
 
@@ -148,7 +150,7 @@ def run_tasks(
         VtnpipeError: a task found a fault of the settings; the rest is dropped.
         StoppedError: the time is over, or a task's workers died again and again.
     """
-    feeder = _Feeder(client, job, on_progress, seconds_left)
+    feeder = _Feeder(client, job, on_progress, on_workers, seconds_left)
     queue = filter(may_begin, tasks)
     num_left = len(tasks)
 
@@ -188,6 +190,7 @@ class _Feeder:
         client: Any,
         job: "Job",
         on_progress: Callable[["Progress"], None],
+        on_workers: Callable[[int], None],
         seconds_left: float,
     ) -> None:
         from distributed import as_completed
@@ -196,6 +199,7 @@ class _Feeder:
 
         self._client = client
         self._job = job
+        self._on_workers = on_workers
         self._run = uuid.uuid4().hex[:8]  # a scheduler that others use, too, tells runs apart by it
         client.subscribe_topic(self._run, lambda event: on_progress(Progress(*event[1])))
         is_gpu = job.device == "cuda"
@@ -220,6 +224,7 @@ class _Feeder:
         if now - self._counted > COUNT_SECONDS:  # of thousands, each time would be too often
             self._counted = now
             self._num_present = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            self._on_workers(self._num_present)
         wanted = THREADS_PER_WORKER * max(num_workers, self._num_present)
         for task in itertools.islice(queue, max(0, wanted - self._running.count())):
             self.submit(task)

@@ -1,5 +1,5 @@
 """`vtnpipe demo`: draw videos whose classes differ only in order, then extract → train-temporal →
-evaluate on them.
+evaluate → report on them.
 
 Each event (a scene that changes into another, a disc that grows) is written twice, forwards and
 backwards in time. Both files hold the very same frames, so no model that forgets the order can tell
@@ -24,6 +24,7 @@ from .extract import extract
 from .extract_settings import ExtractSettings
 from .options import at_least, check_settings, option_name, setting
 from .progress import say
+from .report import report as write_report
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
@@ -113,6 +114,9 @@ def demo(
     }
     report = DemoReport(vtn=scores["longformer"], mean_pooling=scores["mean"])
     _print(report, console)
+    run = root / "run-longformer-0"
+    say(console, f"\nvtnpipe report {run}")
+    write_report(run, console=console)
     return report
 
 

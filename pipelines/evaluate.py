@@ -1,30 +1,25 @@
 """`vtnpipe evaluate`: a model's figures on a split, from stored features or from the videos."""
 
-import csv
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-import numpy as np
 from rich.console import Console
 
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
-from ..manifests.files import atomic_path, atomic_text, write_json
 from ..temporal.choices import Precision
 from .figures import figures_text
 from .options import at_least, between, check_settings, setting
-from .progress import say
+from .predictions import write_predictions
+from .progress import is_verbose, say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..manifests.videos import VideoRow
     from ..temporal.clips import ClipSampling
     from ..temporal.metrics import Counts, Metrics
-    from .model_folder import NetworkConfig
 
 MAX_FAULTS_SHOWN = 20
 MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
@@ -171,7 +166,7 @@ def evaluate(
         ),
     )
     if is_main:
-        name = _name(settings)
+        name = predictions_name(settings)
         values = {
             "settings": asdict(settings),
             "source": scored.source,
@@ -179,54 +174,16 @@ def evaluate(
             "classes": config.class_names,
             **asdict(report),
         }
-        _write(files.predictions, name, usable.rows, logits, targets, config, values)
+        write_predictions(files.predictions, name, usable.rows, logits, targets, config, values)
         _print(report, scored.faults, settings, name, console or Console(quiet=True))
     return report
 
 
-def _name(settings: EvaluateSettings) -> str:
-    """Of the files: a split's name never becomes a path."""
+def predictions_name(settings: EvaluateSettings) -> str:
+    """Of the files that are written: a split's name never becomes a path."""
     name = quote(settings.split, safe="") or "all"
     name += f"+{settings.clips}clips" if settings.clips else ""
     return name + ("+shuffled" if settings.shuffle_frames else "")
-
-
-def _write(
-    folder: Path,
-    name: str,
-    rows: Sequence["VideoRow"],
-    logits: "Tensor",
-    targets: "Tensor",
-    config: "NetworkConfig",
-    values: dict[str, Any],
-) -> None:
-    """The predictions as CSV and npz, and the figures as JSON."""
-    folder.mkdir(exist_ok=True)
-    _write_predictions(folder / f"{name}.csv", rows, logits, config)
-    with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            video_ids=np.array([row.video_id for row in rows]),
-            logits=logits.numpy(),
-            targets=targets.numpy(),
-            classes=np.array(config.class_names, dtype=np.str_),
-        )
-    write_json(values, folder / f"{name}.json")
-
-
-def _write_predictions(
-    path: Path, rows: Sequence["VideoRow"], logits: "Tensor", config: "NetworkConfig"
-) -> None:
-    """One line a video: its label, the decision, and for each class its probability."""
-    from ..temporal.tasks import decision, probabilities
-
-    task, classes = config.temporal.task, config.class_names
-    with atomic_text(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("video_id", "label", "predicted", *classes))
-        for row, one in zip(rows, logits, strict=True):
-            shares = [f"{share:.6f}" for share in probabilities(one, task).tolist()]
-            writer.writerow((row.video_id, row.label, decision(one, classes, task), *shares))
 
 
 def _print(
@@ -236,12 +193,14 @@ def _print(
     name: str,
     console: Console,
 ) -> None:
-    for fault in faults[:MAX_FAULTS_SHOWN]:
+    most_faults, most_classes = MAX_FAULTS_SHOWN, MAX_CLASSES_SHOWN
+    if is_verbose(console):
+        most_faults = most_classes = sys.maxsize
+    for fault in faults[:most_faults]:
         say(console, f"lost {fault}")
-    if len(faults) > MAX_FAULTS_SHOWN:
-        say(console, f"… and {len(faults) - MAX_FAULTS_SHOWN} more in predictions/{name}.json")
-    for line in _class_lines(report.metrics, name):
-        say(console, line)
+    if len(faults) > most_faults:
+        say(console, f"… and {len(faults) - most_faults} more in predictions/{name}.json")
+    say(console, *_class_lines(report.metrics, name, most_classes))
     clips = f", {settings.clips} clips a video" if settings.clips else ""
     shuffled = ", frames shuffled" if settings.shuffle_frames else ""
     figures = figures_text(report.figures, intervals=report.intervals)
@@ -255,12 +214,12 @@ def _print(
     )
 
 
-def _class_lines(metrics: "Metrics", name: str) -> Iterator[str]:
+def _class_lines(metrics: "Metrics", name: str, most: int) -> Iterator[str]:
     """A table of the first classes: each one's figure, and what it was taken for."""
     per_class: dict[str, float | None] = getattr(metrics, "per_class", {})
     confusion: list[list[int]] = getattr(metrics, "confusion", [])
     classes = list(per_class)
-    shown = classes[:MAX_CLASSES_SHOWN]
+    shown = classes[:most]
     if shown:
         width = max(12, *map(len, shown))
         figure = "accuracy  predicted as (videos)" if confusion else "average precision"

@@ -7,6 +7,7 @@ started and measured, the rows are divided into tasks, and every task without a 
 
 import contextlib
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ from .preparation import (
     tasks_to_do,
     what_is_planned,
 )
-from .progress import CountProgress, in_words, say
+from .progress import CountProgress, in_words, say, say_more
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
@@ -167,8 +168,19 @@ def _run(
     limit = FailureLimit(settings.max_failures, len(work.rows))
     reports: list[TaskReport] = []
 
+    counts: Counter[str] = Counter()  # videos by status, and workers
+
+    def note(num_workers: int) -> None:
+        counts["workers"] = num_workers
+        whats = ["workers", *(what for what in ("partial", "failed") if counts[what])]
+        progress.note(", ".join(f"{counts[what]:,} {what}" for what in whats))
+
     def finish(report: "TaskReport") -> None:
         reports.append(report)
+        counts.update(report.num_videos)
+        note(counts["workers"])
+        spent = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in report.seconds.items())
+        say_more(console, f"task {report.task}: {report.num_frames:,} frames; seconds: {spent}")
         limit.count(report.num_failed, report.example)
 
     def may_begin(task: Task) -> bool:  # a worker has two tasks, one after the other
@@ -185,6 +197,7 @@ def _run(
                 num_workers=workers.num_workers,
                 on_progress=lambda more: progress.count(more.num_frames, more.num_unplanned_frames),
                 on_finished=finish,
+                on_workers=note,
                 may_begin=may_begin,
                 seconds_left=budget.seconds_left,
             )

@@ -15,7 +15,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import atomic_text, write_json
 from ..manifests.folder import FeatureFolder
 from ..manifests.videos import VideoRow
-from .progress import say
+from .progress import in_words, is_verbose, say, say_table
 
 if TYPE_CHECKING:
     from ..extract.worker import TaskReport
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .tuning import Tuning, Workers
 
 MAX_LISTED = 20  # failures printed; all are in failures.csv
+MAX_SPANS = 40  # of the time, whose speeds are noted
 
 
 class Failure(NamedTuple):
@@ -67,6 +68,7 @@ class Pace:
             `idle` without any task.
         busy_at_end: share of the last tenth of the time in which workers had a task.
         limit: which stage it was, and what would help.
+        frames_per_second_over_time: in equal spans of the time.
     """
 
     seconds: float
@@ -75,6 +77,7 @@ class Pace:
     seconds_by_stage: dict[str, float]
     busy_at_end: float
     limit: str
+    frames_per_second_over_time: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ def pace_of(finished: Finished) -> Pace:
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
         busy_at_end=round(_busy_at_end(reports, num_workers), 3),
         limit=limit_of(stages),
+        frames_per_second_over_time=_over_time(reports),
     )
 
 
@@ -221,6 +225,24 @@ def _most_at_once(reports: Sequence["TaskReport"]) -> int:
     """How many tasks had a turn at the same time, at most."""
     changes = sorted(change for one in reports for change in ((one.begin, 1), (one.end, -1)))
     return max(accumulate(change for _, change in changes))
+
+
+def _over_time(reports: Sequence["TaskReport"]) -> list[float]:
+    """Frames a second in equal spans of the time, a task's frames being spread over its turn."""
+    begin, end = min(one.begin for one in reports), max(one.end for one in reports)
+    step = max(1e-9, (end - begin) / MAX_SPANS)
+    rates = []
+    for number in range(MAX_SPANS):
+        start = begin + number * step
+        shares = (
+            (min(one.end, start + step) - max(one.begin, start)) / max(1e-9, one.end - one.begin)
+            for one in reports
+        )
+        frames = sum(
+            max(0.0, share) * one.num_frames for share, one in zip(shares, reports, strict=True)
+        )
+        rates.append(round(frames / step, 2))
+    return rates
 
 
 def _busy_at_end(reports: Sequence["TaskReport"], num_workers: int) -> float:
@@ -269,10 +291,11 @@ def _failures(
 def _print(
     report: ExtractReport, failures: list[Failure], folder: FeatureFolder, console: Console
 ) -> None:
-    for failure in failures[:MAX_LISTED]:
+    listed = failures if is_verbose(console) else failures[:MAX_LISTED]
+    for failure in listed:
         say(console, f"{failure.status} {failure.video_id}: {failure.reason}: {failure.message}")
-    if len(failures) > MAX_LISTED:
-        say(console, f"… and {len(failures) - MAX_LISTED:,} more in {folder.failures}")
+    if len(failures) > len(listed):
+        say(console, f"… and {len(failures) - len(listed):,} more in {folder.failures}")
     counts = ", ".join(f"{count:,} {status}" for status, count in report.num_videos.items())
     if report.pace is None:
         say(console, f"{folder.root}: nothing to do: all videos were extracted before ({counts})")
@@ -280,6 +303,16 @@ def _print(
     pace = report.pace
     share = pace.frames_per_second / max(1e-9, pace.possible_frames_per_second)
     stages = ", ".join(f"{stage} {spent:,.1f}" for stage, spent in pace.seconds_by_stage.items())
+    if console.is_terminal:
+        rows = [
+            ("videos", counts),
+            ("frames", f"{report.num_extracted_frames:,} in {in_words(pace.seconds)}"),
+            ("frames/s", f"{pace.frames_per_second:,.1f}, {share:.0%} of the backbone alone"),
+            ("limit", pace.limit),
+            ("seconds spent", stages),
+        ]
+        say_table(console, str(folder.root), rows)
+        return
     say(
         console,
         f"seconds of workers and their children: {stages}",

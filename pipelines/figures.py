@@ -18,6 +18,19 @@ _NAMES = {
 _SHARES = {"top1", "top5", "mean_class_accuracy", "mean_average_precision", "f1"}
 
 
+def figure_parts(
+    name: str, value: float | None, interval: Interval | None = None
+) -> tuple[str, str, str]:
+    """A figure's name, its value, and the interval that it probably lies in, as people read them.
+
+    >>> figure_parts("top1", 0.875, (0.7, 0.95))
+    ('top-1', '87.5%', '70.0% to 95.0%')
+    """
+    digits = ".1%" if name in _SHARES else ".4f"
+    words = "" if interval is None else " to ".join(format(end, digits) for end in interval)
+    return _NAMES[name], "–" if value is None else format(value, digits), words
+
+
 def figure_text(name: str, value: float | None, interval: Interval | None = None) -> str:
     """A figure with its name, and with the interval that it probably lies in.
 
@@ -26,14 +39,9 @@ def figure_text(name: str, value: float | None, interval: Interval | None = None
     >>> figure_text("top1", 0.875, (0.7, 0.95))
     'top-1  87.5% (70.0% to 95.0%)'
     """
-    if value is None:
-        return f"{_NAMES[name]} –"
-    is_share = name in _SHARES
-    words = f"{_NAMES[name]} {value:6.1%}" if is_share else f"{_NAMES[name]} {value:.4f}"
-    if interval is None:
-        return words
-    low, high = (f"{end:.1%}" if is_share else f"{end:.4f}" for end in interval)
-    return f"{words} ({low} to {high})"
+    label, text, words = figure_parts(name, value, interval)
+    aligned = f"{text:>6}" if text.endswith("%") else text
+    return f"{label} {aligned} ({words})" if words and value is not None else f"{label} {aligned}"
 
 
 def figures_text(

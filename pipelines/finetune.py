@@ -217,7 +217,7 @@ def finetune(
                 data = splits.digest(
                     config.identity, lambda row: (row.start, row.end, *videos.state(row.video_id))
                 )
-                if begin_run(files, settings, recipe, data=data):
+                if begin_run(files, settings, recipe, data=data, source=manifest):
                     identity = {**config.identity, "weights_digest": None}  # they are to change
                     write_config(files, replace(config, identity=identity))
             accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import yaml
 
 from ..manifests.errors import SettingsError
 from ..manifests.factory import is_factory
-from .progress import log_json
+from .progress import LastingConsole
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -145,14 +146,15 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
                 )(command)
             else:
                 command = _option(field, hints[field.name])(command)
-        command = click.option(
-            "--log-json",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=lambda context, parameter, is_set: log_json() if is_set else None,
-            help="Print a JSON object a line: time, message, and what progress is made of.",
-        )(command)
+        for flag, attribute, words in OUTPUT_FLAGS:
+            command = click.option(
+                flag,
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=partial(_set_output, attribute),
+                help=words,
+            )(command)
         return click.option(
             "--config",
             type=click.Path(dir_okay=False),
@@ -164,6 +166,27 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
         )(command)
 
     return decorate
+
+
+# What a run prints: the option, the attribute of `LastingConsole`, help.
+OUTPUT_FLAGS = (
+    ("--quiet", "is_quiet", "Print errors only."),
+    ("--verbose", "is_verbose", "Print details, and long lists in full."),
+    (
+        "--log-json",
+        "is_json",
+        "Print a JSON object a line: time, message, and what progress is made of.",
+    ),
+)
+
+
+def _set_output(
+    attribute: str, context: click.Context, parameter: click.Parameter, is_set: bool
+) -> None:
+    if is_set:
+        setattr(LastingConsole, attribute, True)
+    if LastingConsole.is_quiet and LastingConsole.is_verbose:
+        raise SettingsError("--quiet and --verbose exclude each other; give one of them")
 
 
 class _Section(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only

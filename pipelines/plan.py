@@ -1,7 +1,6 @@
 """`vtnpipe plan`: what extracting a manifest's videos will be, before any of it is done."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +14,13 @@ from ..manifests.videos import read_manifest
 from .cluster import client_when_needed
 from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
-from .planning import LookedAt, divide, look_at_files
+from .planning import LookedAt, divide, kinds_of, look_at_files
 from .preparation import create_folder, hire, size_of_tasks
 from .progress import in_words, say
 from .tuning import Tuning, Workers
 
 MAX_LISTED = 20  # files that can't be read
-MAX_KINDS = 6  # of codecs, sizes and the like
+MAX_KINDS = 6  # of codecs, sizes and the like, in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +106,10 @@ def _videos(looked_at: Sequence[LookedAt], extraction: Extraction) -> Iterator[s
         f"features    {shape} {extraction.identity['store']} a frame: "
         f"{num_frames * extraction.bytes_per_frame / 2**20:,.1f} MiB"
     )
-    yield f"containers  {_counts(glance.container.split(',')[0] for glance in glances)}"
-    yield f"codecs      {_counts(glance.codec for glance in glances)}"
-    yield f"sizes       {_counts(f'{glance.width}x{glance.height}' for glance in glances)}"
-    yield f"frames/s    {_counts(f'{glance.fps:.4g}' for glance in glances)}"
-    yield f"rotation    {_counts(glance.orientation for glance in glances)}"
-    yield f"estimates   {_counts(f'by {g.source}' for g in glances if not g.is_counted)}"
+    kinds = kinds_of(looked_at)
+    for what in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
+        name = what if what in ("frames/s", "rotation") else f"{what}s"
+        yield f"{name:10}  {_counts(kinds.get(what, {}))}"
     unreadable = [one for one in looked_at if one.glance is None]
     for one in unreadable[:MAX_LISTED]:
         yield f"unreadable  {one.row.video_id}: {one.reason}: {one.message}"
@@ -120,12 +117,11 @@ def _videos(looked_at: Sequence[LookedAt], extraction: Extraction) -> Iterator[s
         yield f"unreadable  … and {len(unreadable) - MAX_LISTED:,} more"
 
 
-def _counts(values: Iterator[str]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     """The values with how many there are of each, the most frequent first."""
-    counts = Counter(values).most_common()
-    words = [f"{value} ({count:,})" for value, count in counts[:MAX_KINDS]]
-    if len(counts) > MAX_KINDS:
-        words.append(f"{len(counts) - MAX_KINDS} others")
+    words = [f"{value} ({count:,})" for value, count in counts.items()]
+    if len(words) > MAX_KINDS:
+        words[MAX_KINDS:] = [f"{len(words) - MAX_KINDS} others"]
     return ", ".join(words) or "none"
 
 

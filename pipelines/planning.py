@@ -1,6 +1,7 @@
 """From rows to tasks: a look at every file, parts for long videos, tasks of about equal work."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..extract.sampling import Sampling
 
 CHILDREN_PER_CPU = 2  # that look at files: part of their time they wait for the disk
+MAX_KINDS = 100  # of codecs, sizes and the like that are noted
 CUT_FROM = 1.5  # tasks' worth of frames in one video
 
 TASK_SECONDS = 90.0
@@ -84,6 +86,25 @@ def _looked_at(
     return LookedAt(
         row=row._replace(num_frames=wanted_frames(row, glance, sampling)), glance=glance
     )
+
+
+def kinds_of(looked_at: Iterable[LookedAt]) -> dict[str, dict[str, int]]:
+    """What readable files are: `codec` → `h264` → how many, the most frequent first."""
+    counts: dict[str, Counter[str]] = {}
+    for one in looked_at:
+        if (glance := one.glance) is None:
+            continue
+        for what, value in (
+            ("container", glance.container.split(",")[0]),
+            ("codec", glance.codec),
+            ("size", f"{glance.width}x{glance.height}"),
+            ("frames/s", f"{glance.fps:.4g}"),
+            ("rotation", glance.orientation),
+            ("estimate", "" if glance.is_counted else f"by {glance.source}"),
+        ):
+            if value:
+                counts.setdefault(what, Counter())[value] += 1
+    return {what: dict(found.most_common(MAX_KINDS)) for what, found in counts.items()}
 
 
 def wanted_frames(row: PlannedRow, glance: "Glance", sampling: "Sampling") -> int:

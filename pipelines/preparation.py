@@ -17,7 +17,7 @@ from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .cluster import GetClient, dashboard
 from .extraction import Extraction
 from .giving_up import FailureLimit
-from .planning import LookedAt, divide, look_at_files, most_frames, task_size
+from .planning import LookedAt, divide, kinds_of, look_at_files, most_frames, task_size
 from .progress import say
 from .tuning import Tuning, Workers, choose_workers, tune, workers_elsewhere
 
@@ -83,7 +83,8 @@ def prepare(
         size = size_of_tasks(looked_at, extraction, settings, crew)
         planned = divide(looked_at, extraction.sampling, size, settings.limits)
         fingerprint = store.extraction["fingerprint"]
-        tasks += write_plan(folder, planned, fingerprint, crew.tuning.speed)
+        kinds = kinds_of(looked_at)
+        tasks += write_plan(folder, planned, fingerprint, crew.tuning.speed, kinds)
     return Work(tasks=tasks, store=store, rows=all_rows, crew=crew)
 
 

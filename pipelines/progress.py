@@ -5,12 +5,16 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = (10.0, 60.0)  # between lines, at first and later
 LINE_SHARE = 0.05  # of the time since the start
@@ -23,14 +27,18 @@ class LastingConsole(Console):
 
     Attributes:
         is_json: whether it gets a JSON object a line, and nothing else.
+        is_quiet: whether it gets nothing.
+        is_verbose: whether it gets details, too.
     """
 
     is_json = False
+    is_quiet = False
+    is_verbose = False
 
     def __init__(self, **options: Any) -> None:
         if self.is_json:
             options["force_terminal"] = False  # no bar, no colours
-        super().__init__(**options)
+        super().__init__(quiet=self.is_quiet, **options)
 
     def on_broken_pipe(self) -> None:
         """Sends what is still printed nowhere."""
@@ -55,9 +63,23 @@ def say(console: Console, *lines: str, **values: Any) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def log_json() -> None:
-    """Makes every console of this process one of JSON lines."""
-    LastingConsole.is_json = True
+def say_more(console: Console, *lines: str, **values: Any) -> None:
+    """Prints what only those want to read who ask for it."""
+    if is_verbose(console):
+        say(console, *lines, **values)
+
+
+def is_verbose(console: Console) -> bool:
+    """Whether details are asked for, and long lists in full."""
+    return isinstance(console, LastingConsole) and console.is_verbose
+
+
+def say_table(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and values as a table, for a terminal."""
+    table = Table(title=title, title_justify="left", show_header=False, box=box.ROUNDED)
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    console.print(table)
 
 
 def in_words(seconds: float) -> str:
@@ -116,13 +138,14 @@ class CountProgress:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             TextColumn(unit),
             TextColumn("{task.fields[rate]:,.1f}/s"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(work, total=total, rate=0.0)
+        self._note = ""
+        self._task = self._bar.add_task(work, total=total, rate=0.0, note="")
 
     def __enter__(self) -> "CountProgress":
         self._bar.start()
@@ -136,6 +159,12 @@ class CountProgress:
     ) -> None:
         self._bar.stop()
 
+    def note(self, text: str) -> None:
+        """Says more beside the bar, from now on."""
+        with self._lock:
+            self._note = text
+            self._bar.update(self._task, note=text)
+
     def count(self, num_done: int = 1, num_unexpected: int = 0) -> None:
         """Counts what is done, and what there is more to do than was expected; shows it."""
         with self._lock:
@@ -147,9 +176,10 @@ class CountProgress:
             if not self._console.is_terminal and self._clock.is_due():
                 left = (total - self._done) / max(1e-9, rate)
                 line = f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s"
+                note = f"; {self._note}" if self._note else ""
                 say(
                     self._console,
-                    f"{line}, {in_words(left)} left",
+                    f"{line}, {in_words(left)} left{note}",
                     work=self._work,
                     done=self._done,
                     total=total,

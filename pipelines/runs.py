@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What may change when a run is resumed:
 FREE = set(
     "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints "
-    "chunk_frames decoder".split()
+    "chunk_frames decoder source".split()
 )
 
 
@@ -45,13 +45,14 @@ def check_new(files: "RunFolder", *remains: Path) -> None:
     raise SettingsError(f"{files.root}: not empty; give a new folder")
 
 
-def begin_run(files: "RunFolder", *settings: Any, data: str) -> bool:
+def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path) -> bool:
     """Notes what a new run is for, or checks that it is the one that the folder holds.
 
     Args:
         files: the run folder.
         settings: dataclasses.
         data: a digest of what it learns from.
+        source: where that is: noted for reports.
 
     Returns:
         whether nothing has been trained yet.
@@ -61,7 +62,7 @@ def begin_run(files: "RunFolder", *settings: Any, data: str) -> bool:
     """
     for folder in (files.root, files.checkpoints):
         remove_temporaries(folder)
-    value: dict[str, Any] = {"data": data}
+    value: dict[str, Any] = {"data": data, "source": str(Path(source).absolute())}
     for one in settings:
         value |= asdict(one)
     if files.settings.exists() and any(files.checkpoints.glob("*.pt")):

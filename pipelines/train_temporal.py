@@ -120,7 +120,7 @@ def train_temporal(
                     store.extraction["fingerprint"],
                     lambda row: [entry.crc32 for entry in store.entries[row.video_id]],
                 )
-                if begin_run(files, settings, recipe, data=data):
+                if begin_run(files, settings, recipe, data=data, source=store.folder.root):
                     network = NetworkConfig(identity=identity, temporal=config, class_names=names)
                     write_config(files, network)
                     files.backbone.unlink(missing_ok=True)  # of a run that failed at its start

@@ -4,7 +4,7 @@ recipe, and the fit itself with all who look on.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..temporal.tasks import read_targets, training_classes
 from .figures import figure_text
 from .fit_settings import FitSettings
 from .options import option_name
-from .progress import say
+from .progress import say, say_more
 from .stopping import StopOnSignals
 from .training_log import TrainingLog
 
@@ -321,8 +321,13 @@ def run_fit(
         SettingsError: the loss is not finite.
         StoppedError: a signal asked for it; the same call resumes.
     """
+    for settings_of in (config, recipe):
+        say_more(console, *(f"  {key}: {value}" for key, value in asdict(settings_of).items()))
     tensorboard = folder.tensorboard if accelerator.is_main_process else None
-    with StopOnSignals() as stop, TrainingLog(console, recipe.epochs, tensorboard) as log:
+    with (
+        StopOnSignals() as stop,
+        TrainingLog(console, recipe.epochs, tensorboard, splits.class_names) as log,
+    ):
         lines = Fit(
             model=model,
             config=config,

@@ -1,12 +1,15 @@
 """What a person sees of a training: a bar on a terminal, a line an epoch, TensorBoard's events."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .confusion import Confusion
 from .figures import figures_text
 from .progress import LineClock, in_words, say
 
@@ -26,10 +29,14 @@ class TrainingLog:
         console: where to show it.
         epochs: how many are wanted.
         folder: for TensorBoard's events; None for none.
+        class_names: [C] of a classification.
     """
 
-    def __init__(self, console: Console, epochs: int, folder: Path | None) -> None:
+    def __init__(
+        self, console: Console, epochs: int, folder: Path | None, class_names: Sequence[str] = ()
+    ) -> None:
         self._console = console
+        self._class_names = class_names
         self._epochs = epochs
         self._folder = folder
         self._writer: SummaryWriter | None = None
@@ -113,6 +120,9 @@ class TrainingLog:
         scalars |= {f"val/{name}": v for name, v in report.figures.items() if v is not None}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.epoch)
+        if report.confusion is not None:
+            matrix = Confusion(classes=self._class_names, counts=np.array(report.confusion))
+            self._writer.add_image("val/confusion", matrix.image(), report.epoch, dataformats="HWC")
         self._writer.flush()
 
 

@@ -99,10 +99,7 @@ class VideoClassifier:
         """Yields each video's logits, in order."""
         self.network.eval()
         self._device = next(self.network.parameters()).device
-        config = self.network.config
-        transform = evaluation_transform(
-            config.preprocessing, str(self._device), config.identity["views"]
-        )
+        transform = _transform(self.network)
         requests = [piece for video in videos for clip in video.clips for piece in clip]
         owners = [
             (number, clip)
@@ -112,30 +109,17 @@ class VideoClassifier:
         ]
         count = max(1, min(self.num_children, len(requests)))
         with DecodingChildren(count) as children:
-            found = self._features if self.mode == "chunked" else self._frames
-            pieces = zip(owners, found(requests, children, transform), strict=True)
+            if self.mode == "chunked":
+                found = _features(self.network, requests, children, transform, self.chunk_frames)
+            else:
+                found = self._frames(requests, children, transform)
+            pieces = zip(owners, found, strict=True)
             for number, of_video in groupby(pieces, lambda pair: pair[0][0]):
                 clips = [
                     [piece for _, piece in of_clip]
                     for _, of_clip in groupby(of_video, lambda pair: pair[0][1])
                 ]
                 yield self._classify(videos[number], clips)
-
-    def _features(
-        self, requests: Sequence[Decode], children: DecodingChildren, transform: Transform
-    ) -> Iterator[Piece]:
-        """Each request's frames as features [T, V, D], in chunks that are filled across videos."""
-        backbone = Backbone(module=self.network.backbone, transform=transform, dtype=torch.float32)
-        clock, float32 = Clock({}), np.dtype(np.float32)
-        batch = Batch(backbone, self.chunk_frames, float32, clock, lambda progress: None)
-        rows = [PlannedRow(one.path, one.path, one.start, one.end, None, None) for one in requests]
-        row_shape = (len(transform.views), self.network.config.temporal.feature_dim)
-        with closing(children.run(requests)) as events:
-            for video in gather(rows, events, batch):
-                part = video.part(row_shape, "float32")
-                assert video.outcome is not None
-                features = torch.from_numpy(part.features)
-                yield Piece(features, part.timestamps, part.frame_index, video.outcome)
 
     def _frames(
         self, requests: Sequence[Decode], children: DecodingChildren, transform: Transform
@@ -188,6 +172,53 @@ class VideoClassifier:
         model = self.network.temporal if self.mode == "chunked" else self.network
         views = [view[None].to(self._device) for view in inputs.unbind(1)]
         return torch.stack([model(view, places)[0].cpu() for view in views]).mean(0)
+
+
+@torch.inference_mode()
+def video_features(
+    network: VideoTransformerNetwork,
+    requests: Sequence[Decode],
+    *,
+    chunk_frames: int = 32,
+    num_children: int = 1,
+) -> Iterator[Piece]:
+    """Yields the features [T, V, D] of what each request gives, as `chunked` has them.
+
+    Args:
+        network: that it puts into evaluation mode, wherever it is.
+        requests: what to decode.
+        chunk_frames: that go through the backbone at once.
+        num_children: that decode.
+    """
+    network.eval()
+    transform = _transform(network)
+    with DecodingChildren(max(1, min(num_children, len(requests)))) as children:
+        yield from _features(network, requests, children, transform, chunk_frames)
+
+
+def _transform(network: VideoTransformerNetwork) -> Transform:
+    config, device = network.config, next(network.parameters()).device
+    return evaluation_transform(config.preprocessing, str(device), config.identity["views"])
+
+
+def _features(
+    network: VideoTransformerNetwork,
+    requests: Sequence[Decode],
+    children: DecodingChildren,
+    transform: Transform,
+    chunk_frames: int,
+) -> Iterator[Piece]:
+    """Each request's frames as features [T, V, D], in chunks that are filled across videos."""
+    backbone = Backbone(module=network.backbone, transform=transform, dtype=torch.float32)
+    batch = Batch(backbone, chunk_frames, np.dtype(np.float32), Clock({}), lambda progress: None)
+    rows = [PlannedRow(one.path, one.path, one.start, one.end, None, None) for one in requests]
+    row_shape = (len(transform.views), network.config.temporal.feature_dim)
+    with closing(children.run(requests)) as events:
+        for video in gather(rows, events, batch):
+            part = video.part(row_shape, "float32")
+            assert video.outcome is not None
+            features = torch.from_numpy(part.features)
+            yield Piece(features, part.timestamps, part.frame_index, video.outcome)
 
 
 def whole_videos(

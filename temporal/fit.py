@@ -282,6 +282,7 @@ class Fit:
             waiting=round(progress.waiting_seconds / progress.seconds, 3),
             lost=self._all_lost(progress),
             is_best=_is_best(metrics, progress.lines),
+            confusion=getattr(metrics, "confusion", None),
         )
         progress.lines.append(report.to_json())
         if self.accelerator.is_main_process:

@@ -1,7 +1,7 @@
 """How far a fit is, who looks on, and what is kept of it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .inference import never
@@ -19,10 +19,12 @@ class EpochReport:
     waiting: float  # share of the training time in which no clip was ready
     lost: list[str]  # clips and videos of which nothing or not all could be read, and why
     is_best: bool
+    confusion: list[list[int]] | None = None  # of a classification; not in the line
 
     def to_json(self) -> dict[str, Any]:
         """The line: figures beside the rest."""
-        values = asdict(self)
+        values = asdict(replace(self, confusion=None))
+        del values["confusion"]
         figures, is_best = values.pop("figures"), values.pop("is_best")
         return {**values, **figures, "is_best": is_best}
 

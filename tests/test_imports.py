@@ -25,6 +25,8 @@ DOORS = {
     "transformers": {"temporal/encoders.py"},
     "accelerate": {"temporal/processes.py"},
     "huggingface_hub": {"pipelines/network.py"},
+    "jinja2": {"pipelines/pages.py"},
+    "matplotlib": {"pipelines/charts.py", "pipelines/explain_figure.py"},
     "click": {"pipelines/cli.py", "pipelines/options.py"},
 }
 
@@ -63,7 +65,15 @@ def test_heavy_libraries_have_few_doors() -> None:
 
 def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = ["torch", "timm", "transformers", "h5py", "av", "decord", "dask", "distributed"]
-    heavy += ["huggingface_hub", "accelerate", "tensorboard", "psutil"]
+    heavy += [
+        "huggingface_hub",
+        "accelerate",
+        "tensorboard",
+        "psutil",
+        "jinja2",
+        "matplotlib",
+        "PIL",
+    ]
     code = (
         "import sys, vtnpipe, vtnpipe.pipelines.cli\n"
         f"print([name for name in {heavy} if name in sys.modules])"

@@ -75,9 +75,13 @@ def extract_rows(
 
 
 def made_up_features(
-    root: Path, labels: dict[str, dict[str, str]], *, views: Sequence[str] = ("centre",)
+    root: Path,
+    labels: dict[str, dict[str, str]],
+    *,
+    views: Sequence[str] = ("centre",),
+    paths: Sequence[Path] = (Path("/none"),),
 ) -> Path:
-    """A feature folder of random features, without videos: split → video_id → label.
+    """A feature folder of random features, not of the videos at `paths`: split → video_id → label.
 
     A video has 20 to 35 frames at 10 a second, and its first half tells its label.
     """
@@ -91,7 +95,8 @@ def made_up_features(
             length = int(generator.integers(20, 36))
             features = generator.standard_normal((length, *store.row_shape)).astype(np.float32)
             features[: length // 2, ..., names.index(label) % store.row_shape[-1]] += 3
-            rows.append(VideoRow(video_id=video_id, path="/none", label=label, split=split))
+            path = str(paths[len(parts) % len(paths)])
+            rows.append(VideoRow(video_id=video_id, path=path, label=label, split=split))
             parts.append(
                 VideoPart(
                     video_id=video_id,

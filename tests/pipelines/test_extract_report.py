@@ -27,6 +27,10 @@ def test_pace_adds_up_what_workers_did() -> None:
         **{"decode": 2.0, "forward": 17.5, "idle": 0.5, "wait": 2.0, "write": 0.25}
     }
     assert pace.busy_at_end == pytest.approx(0.75)
+    rates = pace.frames_per_second_over_time
+    assert sum(rates) * 10 / len(rates) == pytest.approx(300, abs=0.1)  # no frame twice, none lost
+    assert rates[0] == pytest.approx(100 / 6 + 100 / 9.5, abs=0.01)
+    assert rates[-1] == pytest.approx(100 / 4, abs=0.01)
     assert pace.limit.startswith("88% of the time went to the backbone")
 
 

@@ -1,0 +1,115 @@
+"""What `vtnpipe evaluate` writes of a split into a run's folder `predictions/`, and reading it.
+
+SPLIT.csv   a line a video: label, decision, each class's probability
+SPLIT.npz   video_ids, logits, targets, classes
+SPLIT.json  figures, intervals, counts, and how it was made
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..manifests.errors import FeaturesError
+from ..manifests.files import atomic_path, atomic_text, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..manifests.videos import VideoRow
+    from .model_folder import NetworkConfig
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """A split's predictions as they lie on disk.
+
+    Attributes:
+        video_ids: [N].
+        logits: [N, C].
+        targets: [N] or [N, C], see `temporal/tasks.py`.
+        record: what the JSON says.
+    """
+
+    video_ids: list[str]
+    logits: "Tensor"
+    targets: "Tensor"
+    record: dict[str, Any]
+
+
+def write_predictions(
+    folder: Path,
+    name: str,
+    rows: Sequence["VideoRow"],
+    logits: "Tensor",
+    targets: "Tensor",
+    config: "NetworkConfig",
+    record: dict[str, Any],
+) -> None:
+    """Writes the three files of a split.
+
+    Args:
+        folder: for them.
+        name: of them.
+        rows: [N] of the videos.
+        logits: [N, C].
+        targets: [N] or [N, C].
+        config: of the model.
+        record: for the JSON, which is written last.
+    """
+    folder.mkdir(exist_ok=True)
+    _write_csv(folder / f"{name}.csv", rows, logits, config)
+    with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            video_ids=np.array([row.video_id for row in rows]),
+            logits=logits.numpy(),
+            targets=targets.numpy(),
+            classes=np.array(config.class_names, dtype=np.str_),
+        )
+    write_json(record, folder / f"{name}.json")
+
+
+def read_predictions(folder: Path, name: str) -> Predictions | None:
+    """What was written of a split; None where nothing was.
+
+    Raises:
+        FeaturesError: it is damaged.
+    """
+    import torch
+
+    path = folder / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            found = Predictions(
+                video_ids=arrays["video_ids"].tolist(),
+                logits=torch.from_numpy(arrays["logits"]),
+                targets=torch.from_numpy(arrays["targets"]),
+                record=record,
+            )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise FeaturesError(
+            f"{path}: cannot be read ({error}); remove it, and evaluate again"
+        ) from None
+    return found
+
+
+def _write_csv(
+    path: Path, rows: Sequence["VideoRow"], logits: "Tensor", config: "NetworkConfig"
+) -> None:
+    from ..temporal.tasks import decision, probabilities
+
+    task, classes = config.temporal.task, config.class_names
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video_id", "label", "predicted", *classes))
+        for row, one in zip(rows, logits, strict=True):
+            shares = [f"{share:.6f}" for share in probabilities(one, task).tolist()]
+            writer.writerow((row.video_id, row.label, decision(one, classes, task), *shares))
