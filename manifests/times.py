@@ -29,7 +29,25 @@ def nearest(
     Returns:
         [<= t] increasing.
     """
+    return np.unique(nearest_each(timestamps, targets))
+
+
+def nearest_each(
+    timestamps: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """The frame nearest to each target; of two as near, the earlier.
+
+    >>> nearest_each(np.array([0.0, 1.0, 2.0]), np.array([-3.0, 0.5, 0.6, 9.0])).tolist()
+    [0, 0, 1, 2]
+
+    Args:
+        timestamps: [T] seconds, increasing, T >= 1.
+        targets: [t] seconds.
+
+    Returns:
+        [t].
+    """
     after = np.searchsorted(timestamps, targets).clip(0, len(timestamps) - 1)
     before = (after - 1).clip(0)
     is_before = targets - timestamps[before] <= timestamps[after] - targets
-    return np.unique(np.where(is_before, before, after)).astype(np.int64)
+    return np.where(is_before, before, after).astype(np.int64)

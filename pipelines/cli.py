@@ -32,6 +32,7 @@ from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
 from .explain import ExplainSettings, explain
+from .export import ExportSettings, export_features
 from .extract import extract
 from .extract_settings import ExtractSettings
 from .features import show_features, show_video, verify_features
@@ -237,6 +238,20 @@ def features_show(features: str, video_id: tuple[str, ...]) -> int:
 def features_verify(features: str, drop: bool) -> int:
     """Check every byte of FEATURES: checksums, values, counts against the plan."""
     return verify_features(features, drop=drop, console=LastingConsole())
+
+
+@features_group.command("export")
+@click.argument("features")
+@click.argument("folder")
+@click.argument("video_id", nargs=-1)
+@settings_options(ExportSettings)
+def features_export(features: str, folder: str, video_id: tuple[str, ...], **options: Any) -> int:
+    """Write FEATURES, or those of each VIDEO_ID, as .npy files into FOLDER, with fps and times.
+
+    For action-localisation tools such as ActionFormer and OpenTAD, give --fps.
+    """
+    settings = ExportSettings(**options)
+    return export_features(features, folder, video_id, settings, console=LastingConsole()).exit_code
 
 
 @cli.group("cluster")

@@ -172,8 +172,8 @@ def _run(
 
     def note(num_workers: int) -> None:
         counts["workers"] = num_workers
-        whats = ["workers", *(what for what in ("partial", "failed") if counts[what])]
-        progress.note(", ".join(f"{counts[what]:,} {what}" for what in whats))
+        told = ["workers", *(status for status in ("partial", "failed") if counts[status])]
+        progress.note(", ".join(f"{counts[name]:,} {name}" for name in told))
 
     def finish(report: "TaskReport") -> None:
         reports.append(report)

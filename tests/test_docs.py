@@ -1,0 +1,106 @@
+"""What the documents say is so: words, tables, and code that runs as it stands there."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from command_line import run_cli
+from feature_folders import extract_rows, made_up_features, make_folder
+from vtnpipe.manifests.errors import Reason
+from vtnpipe.manifests.shards import Entry, open_features
+from vtnpipe.manifests.videos import VideoRow
+from vtnpipe.pipelines.cli import cli
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def _blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_commands_and_their_options_exist() -> None:
+    """Of each line of code that begins with `vtnpipe`."""
+    for page in PAGES:
+        for line in re.findall(
+            r"(?:^ {4}|`)(vtnpipe [a-z][^`\n]*)", page.read_text(), re.MULTILINE
+        ):
+            words = line.split("#")[0].split()[1:]
+            command = cli
+            while hasattr(command, "commands") and words and words[0] in command.commands:
+                command = command.commands[words.pop(0)]
+            assert command is not cli, f"{page.name}: {line}"
+            known = {name for parameter in command.params for name in parameter.opts}
+            for word in words:
+                if word.startswith("--") and word != "--help":
+                    assert word.split("|")[0] in known, f"{page.name}: {line}: {word}"
+
+
+def test_every_reason_and_every_quoted_message_is_the_codes() -> None:
+    text = (DOCS / "troubleshooting.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(get_args(Reason))
+    source = " ".join(
+        re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+        for folder in ("manifests", "extract", "temporal", "pipelines")
+        for path in (ROOT / folder).glob("*.py")
+    )
+    quoted = re.findall(r"^\*\*`([^`]+)`\*\*", text, re.MULTILINE)
+    assert len(quoted) > 8
+    for message in quoted:
+        for part in message.split(" … "):
+            assert part in source, message
+
+
+def test_the_shard_format_is_the_codes(tmp_path: Path) -> None:
+    text = (DOCS / "shards.md").read_text()
+    table = text[text.index("| column of") :].split("\n\n")[0]
+    names = {name for line in table.splitlines()[2:] for name in
+             re.findall("`([a-z0-9_]+)`", line.split("|")[1])}  # fmt: skip
+    assert names == set(Entry._fields)
+    made_up_features(tmp_path / "features", {"train": {"run/a.mp4": "a", "b": "b"}})
+    ours, plain = _blocks(DOCS / "shards.md")
+    store = open_features(tmp_path / "features")
+    code = plain.replace('"features/', f'"{tmp_path}/features/')
+    found: dict[str, object] = {}
+    exec(code + "\n        assert rows.shape[0] == length\n        last = rows", found)
+    np.testing.assert_array_equal(found["last"], store["b"].features)
+    exec(ours.replace('"features"', f'"{tmp_path}/features"'), found)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with the modules that your-own.md shows."""
+    for block in _blocks(DOCS / "your-own.md"):
+        name = re.search(r"# (my_\w+\.py)", block)
+        if name:
+            (tmp_path / name[1]).write_text(block)
+    return tmp_path
+
+
+def test_a_backbone_an_encoder_and_a_head_of_ones_own(
+    own: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path.name for path in own.glob("*.py")} == {
+        *("my_backbones.py", "my_encoders.py", "my_heads.py")
+    }
+    monkeypatch.syspath_prepend(own)
+    folder = make_folder(own / "features", "my_backbones:colours")
+    rows = [
+        VideoRow(video_id=f"{split}-{name}", path=str(path), label=name, split=split)
+        for name, path in clips.items()
+        for split in ("train", "val")
+    ]
+    extract_rows(folder, rows)
+    assert open_features(folder.root).row_shape == (12,)
+    parts = ("--encoder", "my_encoders:gru", "--head", "my_heads:linear", "--epochs", 1)
+    run_cli(own, "train-temporal", "features", "run", *parts)
+    assert "top-1" in run_cli(own, "evaluate", "run", "features").stdout
