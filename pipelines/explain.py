@@ -73,7 +73,8 @@ class Explanation:
         attention: of [CLS]; None where the model has none.
         prefixes: [(seconds seen, scores [C])], the whole video last.
         spans: [S] of frames that were hidden, half open.
-        drops: [S], by how much the first class's score falls without them.
+        drops: [S], by how much the first class's log-odds fall without them; of regression, the
+            value.
         agreement: rank correlation (Spearman) of attention and drops, over the spans; None without
             attention or for fewer than three spans.
     """
@@ -88,6 +89,11 @@ class Explanation:
     spans: list[tuple[int, int]]
     drops: "npt.NDArray[np.float64]"
     agreement: float | None
+
+    @property
+    def drop_unit(self) -> str:
+        """Of what hiding frames changes."""
+        return "value" if self.class_names == ["value"] else "log-odds"
 
     @property
     def exit_code(self) -> int:
@@ -166,50 +172,47 @@ def _look(
 
     from ..temporal.batch import frame_positions
     from ..temporal.explain import even_spans, logits_without, prefix_logits
-    from ..temporal.tasks import probabilities
+    from ..temporal.tasks import log_odds, probabilities
     from .strips import attention_of
 
     config, temporal = network.config, network.temporal
     task = config.temporal.task
-
-    def scores_of(logits: torch.Tensor) -> torch.Tensor:
-        logits = logits.cpu()
-        return logits if task == "regression" else probabilities(logits, task)
 
     features, times = piece.inputs[:, 0].to(device), piece.times
     places = frame_positions(times, piece.frame_index, position_fps=config.temporal.position_fps)
     positions = torch.from_numpy(places).to(device)
     spans = even_spans(len(times), settings.occlusions)
     lengths = [stop for _, stop in even_spans(len(times), settings.prefixes)]
-    prefixes, without = [], []
+    seen: list[torch.Tensor] = []
+    without: list[torch.Tensor] = []
     with CountProgress("explain", "passes", len(lengths) + len(spans), console) as progress:
-        for length, logits in zip(
-            lengths, prefix_logits(temporal, features, positions, lengths), strict=True
+        for found, passes in (
+            (seen, prefix_logits(temporal, features, positions, lengths)),
+            (without, logits_without(temporal, features, positions, spans)),
         ):
-            prefixes.append((float(times[length - 1]), scores_of(logits)))
-            progress.count()
-        for logits in logits_without(temporal, features, positions, spans):
-            without.append(scores_of(logits))
-            progress.count()
-    scores = prefixes[-1][1]
-    first = int(scores.argmax())
-    drops = (scores[first] - torch.stack(without)[:, first]).double().numpy()
+            for logits in passes:
+                found.append(logits.double().cpu())
+                progress.count()
+    first = int(seen[-1].argmax())
+    drops = log_odds(seen[-1], first, task) - log_odds(torch.stack(without), first, task)
+    scores = torch.stack(seen)
+    scores = scores if task == "regression" else probabilities(scores, task)
+    ends = [float(times[length - 1]) for length in lengths]
     attention = attention_of(temporal, features, times, piece.frame_index)
     agreement = None
     if attention is not None and len(spans) > 2:
         weights = np.add.reduceat(attention.frames[-1].mean(0), [begin for begin, _ in spans])
-        both = (torch.from_numpy(np.asarray(one, np.float64)) for one in (weights, drops))
-        agreement = float(spearman_corrcoef(*both))
+        agreement = float(spearman_corrcoef(torch.from_numpy(weights), drops))
     return Explanation(
         class_names=config.class_names or ["value"],
-        scores=scores,
+        scores=scores[-1],
         outcome=piece.outcome,
         timestamps=times,
         frame_index=piece.frame_index,
         attention=attention,
-        prefixes=prefixes,
+        prefixes=list(zip(ends, scores, strict=True)),
         spans=spans,
-        drops=drops,
+        drops=drops.numpy(),
         agreement=agreement,
     )
 
@@ -237,8 +240,8 @@ def check_lines(found: Explanation) -> list[str]:
     if stop - begin > 1:
         frames = f"frames {found.frame_index[begin]} to {found.frame_index[stop - 1]}"
     lines = [
-        f"{name} falls most, by {found.drops[most]:.4f}, without {frames}, from "
-        f"{found.timestamps[begin]:.2f} s on"
+        f"{name} falls most without {frames}, from {found.timestamps[begin]:.2f} s on: by "
+        f"{found.drops[most]:.3g} in {found.drop_unit}"
     ]
     if found.agreement is None:
         return lines if found.attention else [*lines, "this model has no [CLS] that attends"]

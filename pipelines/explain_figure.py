@@ -34,7 +34,7 @@ def write_figure(
     attention = found.attention
     layers = [] if attention is None else [attention.layer(n) for n in range(attention.num_layers)]
     edges = seconds_edges(found.timestamps)
-    pictures_height = 0.84 * INCHES_WIDE / len(along) / ASPECT
+    pictures_height = 0.77 * INCHES_WIDE / len(along) / ASPECT
     heights = [pictures_height, *(1.2 for _ in layers), 1.2, 2.2]
     figure = Figure(figsize=(INCHES_WIDE, 1.15 * sum(heights) + 0.6), layout="constrained")
     axes = list(figure.subplots(len(heights), 1, height_ratios=heights, sharex=True))
@@ -64,7 +64,7 @@ def write_figure(
     hidden, prediction = below[-2:]
     hidden.bar(span_edges[:-1], found.drops, np.diff(span_edges), align="edge", color="tab:red")
     hidden.axhline(0, color="black", linewidth=0.8)
-    hidden.set_ylabel("fall of score\nwhen hidden")
+    hidden.set_ylabel(f"fall of {found.drop_unit}\nwhen hidden")
     for index in found.scores.argsort(descending=True)[:top].tolist():
         points = [(seconds, float(scores[index])) for seconds, scores in found.prefixes]
         label = found.class_names[index].replace("$", r"\$")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STRIP_WORDS = (
     "Frames; under them how much [CLS], from which the class is read, attends to each; and under "
-    "that, by how much the first class's score falls when a part is hidden."
+    "that, how much less sure of the first class the model is when a part is hidden."
 )
 PREFIX_WORDS = "What the model says when it has seen the video only up to that second."
 
@@ -47,7 +47,8 @@ def write_explanation(
     order = found.scores.argsort(descending=True)[: settings.top].tolist()
     edges = seconds_edges(found.timestamps)
     starts = [begin for begin, _ in found.spans]
-    drops = Track(edges=np.append(edges[starts], edges[-1]), values=found.drops)
+    ends = np.append(edges[starts], edges[-1])
+    drops = Track(edges=ends, values=found.drops, pattern="{:+.3g}")
     series = {
         found.class_names[index]: [
             (seconds, float(scores[index])) for seconds, scores in found.prefixes
@@ -77,7 +78,9 @@ def write_explanation(
             thumbnails=along,
             edges=edges,
             attention=found.attention,
-            tracks=[(f"Fall of the score without each of {len(found.spans):,} parts", drops)],
+            tracks=[
+                (f"Fall of its {found.drop_unit} without each of {len(found.spans):,} parts", drops)
+            ],
         ),
         most=[
             (frame, share)

@@ -25,13 +25,15 @@ class Track:
 
     Attributes:
         edges: [N + 1] seconds, where bars begin and end.
-        values: [N], shares.
+        values: [N].
         level: of the dashed line.
+        pattern: in which values are written.
     """
 
     edges: npt.NDArray[np.float64]
     values: npt.NDArray[np.float64]
     level: float = 0.0
+    pattern: str = "{:.2%}"
 
     @property
     def level_at(self) -> float:
@@ -52,7 +54,7 @@ class Track:
                     "width": round(max(0.2, across(end) - across(begin)), 2),
                     "height": round(low - high, 2),
                     "value": round(float(value), 7),
-                    "text": f"{begin:.2f} s: {value:.2%}",
+                    "text": f"{begin:.2f} s: {self.pattern.format(value)}",
                 }
             )
         return drawn

@@ -178,6 +178,19 @@ def probabilities(logits: Tensor, task: Task) -> Tensor:
     return logits.softmax(-1) if task == "classification" else logits.sigmoid()
 
 
+def log_odds(logits: Tensor, index: int, task: Task) -> Tensor:
+    """How sure of one class logits [..., C] are, log(p / (1 - p)), which never saturates; of
+    regression the number itself: [...].
+
+    >>> float(log_odds(torch.tensor([40.0, 0.0]), 0, "classification"))
+    40.0
+    """
+    if task != "classification" or logits.shape[-1] == 1:
+        return logits[..., index]
+    others = torch.cat([logits[..., :index], logits[..., index + 1 :]], dim=-1)
+    return logits[..., index] - others.logsumexp(-1)
+
+
 def decision(logits: Tensor, class_names: Sequence[str], task: Task) -> str:
     """What a clip's logits [C] say, written as a label is written.
 
