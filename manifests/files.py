@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import StorageError
+from .errors import FeaturesError, StorageError
 
 BLOCK_BYTES = 2**24
 
@@ -61,6 +61,22 @@ def write_json(value: Any, path: Path, *, indent: int | None = 2) -> None:
     """Writes `value` as JSON, atomically."""
     with atomic_text(path) as file:
         file.write(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a JSON file says.
+
+    Args:
+        path: of a file that exists.
+        remedy: what to do where it is damaged.
+
+    Raises:
+        FeaturesError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FeaturesError(f"{path}: cannot be read ({error}); {remedy}") from None
 
 
 def read_through(path: Path) -> None:

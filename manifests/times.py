@@ -51,3 +51,14 @@ def nearest_each(
     before = (after - 1).clip(0)
     is_before = targets - timestamps[before] <= timestamps[after] - targets
     return np.where(is_before, before, after).astype(np.int64)
+
+
+def seconds_edges(timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """When each frame begins, and when the last one ends: [T + 1] seconds.
+
+    >>> seconds_edges(np.array([0.0, 0.5, 1.0])).tolist()
+    [0.0, 0.5, 1.0, 1.5]
+    """
+    steps = np.diff(timestamps)
+    last = float(np.median(steps)) if len(steps) else 1.0
+    return np.append(timestamps, timestamps[-1] + (last or 1.0))

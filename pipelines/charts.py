@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 360, 210  # of a chart; a phone shows it as it is, so text stays
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34  # margins
 MAX_TICKS = 5
 MAX_DECIMALS = 5
+ROUNDING = 1e-9
 MAX_DOTS = 60  # of a line; a longer one is drawn without
 MAX_POINTS = 2000  # of a scatter chart
 
@@ -73,14 +74,26 @@ class Axis:
 
     Args:
         low: the least value.
-        high: the largest.
+        high: the largest; where the two differ by no more than rounding, both are moved apart.
         begin: place of the one.
         end: place of the other.
+        least: below which nothing is.
+        most: above which nothing is.
     """
 
-    def __init__(self, low: float, high: float, begin: float, end: float) -> None:
-        if not low < high:
-            low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        begin: float,
+        end: float,
+        *,
+        least: float = -math.inf,
+        most: float = math.inf,
+    ) -> None:
+        if high - low <= ROUNDING * max(abs(low), abs(high)):
+            middle, half = (low + high) / 2, 0.5 * (abs(high) or 1)
+            low, high = max(least, middle - half), min(most, middle + half)
         self.low, self.high, self._begin, self._end = low, high, begin, end
 
     def __call__(self, value: float) -> float:
@@ -92,7 +105,7 @@ class Axis:
         """Round values along it."""
         from matplotlib.ticker import MaxNLocator
 
-        locator = MaxNLocator(MAX_TICKS, integer=is_whole)
+        locator = MaxNLocator(MAX_TICKS, integer=is_whole, min_n_ticks=1)
         values = [
             value
             for value in map(float, locator.tick_values(self.low, self.high))
@@ -155,7 +168,8 @@ def line_chart(
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points] + ([0.0] if from_zero else [])
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    y_axis = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
+    ends_of_share: dict[str, float] = {"least": 0.0, "most": 1.0} if is_share else {}
+    y_axis = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, **ends_of_share)
     lines = []
     for name, points in drawn.items():
         places = [(x_axis(x), y_axis(y)) for x, y in points]
@@ -197,8 +211,10 @@ def histogram(
     found = found[np.isfinite(found)]
     if not len(found):
         return None
-    counts, edges = np.histogram(found, bins=num_bins)
-    x_axis = Axis(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
+    x_axis = Axis(float(found.min()), float(found.max()), LEFT, WIDTH - RIGHT)
+    if np.ptp(found) <= ROUNDING * np.abs(found).max():
+        found = np.full_like(found, found[0])
+    counts, edges = np.histogram(found, bins=num_bins, range=(x_axis.low, x_axis.high))
     y_axis = Axis(0.0, float(counts.max()), HEIGHT - BOTTOM, TOP)
     bars = []
     for count, low, high in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
@@ -219,15 +235,18 @@ def histogram(
 
 def scatter_chart(
     title: str, points: Sequence[tuple[float, float]], *, x_label: str, unit: str
-) -> Chart:
-    """A chart of points (x, y), and the line on which the two are equal.
+) -> Chart | None:
+    """A chart of points (x, y), and the line on which the two are equal; None without points.
 
     Args:
         title: above it.
-        points: at least one; of many, `MAX_POINTS` evenly among them are drawn.
+        points: finite ones count; of many, `MAX_POINTS` evenly among them are drawn.
         x_label: under it.
         unit: what a point is, in the plural.
     """
+    points = [point for point in points if all(map(math.isfinite, point))]
+    if not points:
+        return None
     values = [value for point in points for value in point]
     low, high = min(values), max(values)
     x_axis = Axis(low, high, LEFT, WIDTH - RIGHT)

@@ -21,7 +21,7 @@ class Pair(NamedTuple):
     share: float  # of the class's videos
 
 
-class Cell(NamedTuple):
+class MatrixCell(NamedTuple):
     """Of a matrix whose cells are numbers."""
 
     num_videos: int
@@ -82,13 +82,13 @@ class Confusion:
         return list(chosen)
 
     @property
-    def table(self) -> list[tuple[str, list[Cell]]]:
+    def table(self) -> list[tuple[str, list[MatrixCell]]]:
         """The shown classes' rows."""
         return [
             (
                 self.classes[i],
                 [
-                    Cell(
+                    MatrixCell(
                         int(self.counts[i, j]),
                         float(self.counts[i, j] / max(1, self.totals[i])),
                         i == j,

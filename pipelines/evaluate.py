@@ -14,12 +14,14 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..temporal.choices import Precision
 from .figures import figures_text
 from .options import at_least, between, check_settings, setting
-from .predictions import write_predictions
+from .predictions import Predictions, write_predictions
 from .progress import is_verbose, say
 
 if TYPE_CHECKING:
     from ..temporal.clips import ClipSampling
     from ..temporal.metrics import Counts, Metrics
+    from .model_folder import NetworkConfig
+    from .scoring import ScoredSplit
 
 MAX_FAULTS_SHOWN = 20
 MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
@@ -125,15 +127,48 @@ def evaluate(
     Raises:
         VtnpipeError: model, source or a setting breaks a rule.
     """
+    settings = settings or EvaluateSettings()
+    found = evaluated(model, source, settings)
+    if found.is_main:
+        name = predictions_name(settings)
+        write_predictions(
+            found.folder, name, found.predictions, found.scored.usable.rows, found.config
+        )
+        _print(found.report, found.scored.faults, settings, name, console or Console(quiet=True))
+    return found.report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What an evaluation found, before any of it is written.
+
+    Attributes:
+        report: the figures.
+        predictions: what they are of.
+        scored: the rows, and what could not be decoded.
+        config: of the model.
+        folder: for predictions.
+        is_main: whether this process is the one of several that writes.
+    """
+
+    report: EvaluateReport
+    predictions: Predictions
+    scored: "ScoredSplit"
+    config: "NetworkConfig"
+    folder: Path
+    is_main: bool
+
+
+def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings) -> Evaluated:
+    """Scores a model on a split's videos and writes nothing; for the arguments see `evaluate`."""
     from ..extract.device import resolve_device
     from ..temporal.bootstrap import intervals
     from ..temporal.checkpoint import RunFolder
     from ..temporal.metrics import Counts, task_metrics
     from ..temporal.processes import accelerated
-    from .model_folder import read_config
+    from .model_folder import model_digest, read_config
     from .scoring import score_features, score_videos
 
-    settings = settings or EvaluateSettings()
     device = resolve_device(settings.device)
     files = RunFolder(Path(model))
     config = read_config(files)
@@ -165,18 +200,27 @@ def evaluate(
             partial=usable.num_partial,
         ),
     )
-    if is_main:
-        name = predictions_name(settings)
-        values = {
-            "settings": asdict(settings),
-            "source": scored.source,
-            "faults": scored.faults,
-            "classes": config.class_names,
-            **asdict(report),
-        }
-        write_predictions(files.predictions, name, usable.rows, logits, targets, config, values)
-        _print(report, scored.faults, settings, name, console or Console(quiet=True))
-    return report
+    record = {
+        "settings": asdict(settings),
+        "model": model_digest(files),
+        "source": scored.source,
+        "faults": scored.faults,
+        "classes": config.class_names,
+        **asdict(report),
+    }
+    return Evaluated(
+        report=report,
+        predictions=Predictions(
+            video_ids=[row.video_id for row in usable.rows],
+            logits=logits,
+            targets=targets,
+            record=record,
+        ),
+        scored=scored,
+        config=config,
+        folder=files.predictions,
+        is_main=is_main,
+    )
 
 
 def predictions_name(settings: EvaluateSettings) -> str:

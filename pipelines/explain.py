@@ -1,10 +1,13 @@
 """`vtnpipe explain`: what a model attends to in one video, and does its answer depend on that?"""
 
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from ..extract.choices import Decoder
@@ -13,16 +16,17 @@ from .options import at_least, check_settings, setting
 from .progress import CountProgress, say
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
     from ..extract.frames import Outcome
     from ..manifests.videos import VideoRow
     from .network import VideoTransformerNetwork
-    from .strips import Attention
+    from .strips import Attention, SeenVideo
 
 FORMATS = (".html", ".png")
+MIN_PASSES = 10  # prefixes and occlusions, however long a video is
+MAX_TOKENS = 1_000_000  # that all passes of a kind may see, unless they are asked for
 LARGE_HEIGHT = 132  # of the most attended frames' pictures
 
 
@@ -38,12 +42,15 @@ class ExplainSettings:
     frames: int = setting(12, help="Pictures along the video.", check=at_least(1))
     most: int = setting(6, help="Most attended frames to show.", check=at_least(1))
     top: int = setting(5, help="Classes to follow.", check=at_least(1))
-    prefixes: int = setting(
-        40, help="Beginnings of the video, evenly, to predict from.", check=at_least(1)
+    prefixes: int | None = setting(
+        None,
+        help="Beginnings of the video, evenly, to predict from; by default 40, fewer for hours.",
+        check=at_least(1),
     )
-    occlusions: int = setting(
-        250,
-        help="Parts to hide, one at a time; as many as frames, or more, hides each frame.",
+    occlusions: int | None = setting(
+        None,
+        help="Parts to hide, one at a time; as many as frames, or more, hides each frame. By "
+        "default 250, fewer for hours.",
         check=at_least(1),
     )
     chunk_frames: int = setting(
@@ -56,6 +63,12 @@ class ExplainSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        begin, end = self.start or 0.0, math.inf if self.end is None else self.end
+        if not 0 <= begin < end:
+            raise SettingsError(
+                f"--start {self.start} --end {self.end}: a span must begin at 0 or later, and end "
+                "after it begins"
+            )
         if self.output is not None and Path(self.output).suffix not in FORMATS:
             raise SettingsError(f"--output {self.output}: its name must end in .html or .png")
 
@@ -75,8 +88,6 @@ class Explanation:
         spans: [S] of frames that were hidden, half open.
         drops: [S], by how much the first class's log-odds fall without them; of regression, the
             value.
-        agreement: rank correlation (Spearman) of attention and drops, over the spans; None without
-            attention or for fewer than three spans.
     """
 
     class_names: Sequence[str]
@@ -85,10 +96,25 @@ class Explanation:
     timestamps: "npt.NDArray[np.float64]"
     frame_index: "npt.NDArray[np.int64]"
     attention: "Attention | None"
-    prefixes: "list[tuple[float, Tensor]]"
-    spans: list[tuple[int, int]]
-    drops: "npt.NDArray[np.float64]"
-    agreement: float | None
+    prefixes: "list[tuple[float, Tensor]]" = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    drops: "npt.NDArray[np.float64]" = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def agreement(self) -> float | None:
+        """Rank correlation (Spearman) of attention and drops, over the spans; None where there is
+        no attention, or one of the two is the same everywhere, or for fewer than three spans.
+        """
+        import torch
+        from torchmetrics.functional import spearman_corrcoef
+
+        if self.attention is None or len(self.spans) < 3:
+            return None
+        starts = [begin for begin, _ in self.spans]
+        weights = np.add.reduceat(self.attention.frames[-1].mean(0), starts)
+        if np.ptp(weights) == 0 or np.ptp(self.drops) == 0:
+            return None
+        return float(spearman_corrcoef(torch.from_numpy(weights), torch.from_numpy(self.drops)))
 
     @property
     def drop_unit(self) -> str:
@@ -120,6 +146,8 @@ def explain(
 ) -> Explanation:
     """Says what a model attends to in one video, and what its answer depends on.
 
+    Of several views, logits and attention are averaged, as `predict` does.
+
     Args:
         model: a model or run folder.
         video: a file.
@@ -144,80 +172,86 @@ def explain(
         raise SettingsError(f"--output {output}: its folder is missing")
     network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
     path = str(Path(video).absolute())
-    row = VideoRow(video_id=Path(video).name, path=path, start=settings.start, end=settings.end)
+    name = os.fsencode(Path(video).name).decode(errors="replace")
+    row = VideoRow(video_id=name, path=path, start=settings.start, end=settings.end)
     sampling = Sampling.from_identity(network.config.identity)
     request = Decode(path, row.start, row.end, sampling, decoder=settings.decoder)
     (piece,) = video_features(network, [request], chunk_frames=settings.chunk_frames)
     if not len(piece.times):
         raise VideoError(piece.outcome.reason or "no-frames", piece.outcome.message)
-    found = _look(network, piece, settings, device, console)
-    _print(found, settings, console)
+    found = _look(network, piece.seen.to(device), piece.outcome, settings, console)
     if output is not None:
-        _write(output, found, network, row, settings)
+        _write(output, found, network, row, settings, console)
         say(console, f"{output}: {output.stat().st_size / 2**20:,.1f} MiB")
     return found
 
 
 def _look(
     network: "VideoTransformerNetwork",
-    piece: Any,
+    seen: "SeenVideo",
+    outcome: "Outcome",
     settings: ExplainSettings,
-    device: str,
     console: Console,
 ) -> Explanation:
-    """Attention, prefixes and occlusions, of the first view."""
-    import numpy as np
+    """The answer and attention, which are said at once; then prefixes and occlusions."""
     import torch
-    from torchmetrics.functional import spearman_corrcoef
 
-    from ..temporal.batch import frame_positions
     from ..temporal.explain import even_spans, logits_without, prefix_logits
     from ..temporal.tasks import log_odds, probabilities
     from .strips import attention_of
 
     config, temporal = network.config, network.temporal
-    task = config.temporal.task
+    task, num_frames = config.temporal.task, len(seen.timestamps)
+    names = config.class_names or ["value"]
+    positions = seen.positions(config.temporal.position_fps)
 
-    features, times = piece.inputs[:, 0].to(device), piece.times
-    places = frame_positions(times, piece.frame_index, position_fps=config.temporal.position_fps)
-    positions = torch.from_numpy(places).to(device)
-    spans = even_spans(len(times), settings.occlusions)
-    lengths = [stop for _, stop in even_spans(len(times), settings.prefixes)]
-    seen: list[torch.Tensor] = []
+    def scores_of(logits: torch.Tensor) -> torch.Tensor:
+        return logits if task == "regression" else probabilities(logits, task)
+
+    (whole,) = prefix_logits(temporal, seen.features, positions, [num_frames])
+    whole = whole.double().cpu()
+    found = Explanation(
+        class_names=names,
+        scores=scores_of(whole),
+        outcome=outcome,
+        timestamps=seen.timestamps,
+        frame_index=seen.frame_index,
+        attention=attention_of(temporal, seen),
+    )
+    _print_answer(found, settings, console)
+    spans = even_spans(num_frames, settings.occlusions or _affordable(250, num_frames))
+    lengths = [
+        stop for _, stop in even_spans(num_frames, settings.prefixes or _affordable(40, num_frames))
+    ]
+    before: list[torch.Tensor] = []
     without: list[torch.Tensor] = []
     with CountProgress("explain", "passes", len(lengths) + len(spans), console) as progress:
-        for found, passes in (
-            (seen, prefix_logits(temporal, features, positions, lengths)),
-            (without, logits_without(temporal, features, positions, spans)),
+        for results, passes in (
+            (before, prefix_logits(temporal, seen.features, positions, lengths)),
+            (without, logits_without(temporal, seen.features, positions, spans)),
         ):
             for logits in passes:
-                found.append(logits.double().cpu())
+                results.append(logits.double().cpu())
                 progress.count()
-    first = int(seen[-1].argmax())
-    drops = log_odds(seen[-1], first, task) - log_odds(torch.stack(without), first, task)
-    scores = torch.stack(seen)
-    scores = scores if task == "regression" else probabilities(scores, task)
-    ends = [float(times[length - 1]) for length in lengths]
-    attention = attention_of(temporal, features, times, piece.frame_index)
-    agreement = None
-    if attention is not None and len(spans) > 2:
-        weights = np.add.reduceat(attention.frames[-1].mean(0), [begin for begin, _ in spans])
-        agreement = float(spearman_corrcoef(torch.from_numpy(weights), drops))
-    return Explanation(
-        class_names=config.class_names or ["value"],
-        scores=scores[-1],
-        outcome=piece.outcome,
-        timestamps=times,
-        frame_index=piece.frame_index,
-        attention=attention,
-        prefixes=list(zip(ends, scores, strict=True)),
+    first = int(whole.argmax())
+    drops = log_odds(whole, first, task) - log_odds(torch.stack(without), first, task)
+    ends = [float(seen.timestamps[length - 1]) for length in lengths]
+    found = replace(
+        found,
+        prefixes=list(zip(ends, scores_of(torch.stack(before)), strict=True)),
         spans=spans,
         drops=drops.numpy(),
-        agreement=agreement,
     )
+    say(console, *(f"  {line}" for line in check_lines(found)))
+    return found
 
 
-def _print(found: Explanation, settings: ExplainSettings, console: Console) -> None:
+def _affordable(most: int, num_frames: int) -> int:
+    """How many passes over a video are made: as many as are wanted, but fewer for hours."""
+    return max(MIN_PASSES, min(most, MAX_TOKENS // num_frames))
+
+
+def _print_answer(found: Explanation, settings: ExplainSettings, console: Console) -> None:
     if found.outcome.status != "ok":
         say(console, f"partial: {found.outcome.reason}: {found.outcome.message}")
     for index in found.scores.argsort(descending=True)[: settings.top].tolist():
@@ -225,27 +259,28 @@ def _print(found: Explanation, settings: ExplainSettings, console: Console) -> N
     for place, share in found.most_attended(settings.most):
         seconds, rank = found.timestamps[place], found.frame_index[place]
         say(console, f"  attends {share:6.2%} to frame {rank}, at {seconds:.2f} s")
-    for line in check_lines(found):
-        say(console, f"  {line}")
 
 
 def check_lines(found: Explanation) -> list[str]:
     """What hiding frames tells."""
-    if not len(found.drops):
-        return []
+    name = found.class_names[int(found.scores.argmax())]
     most = int(found.drops.argmax())
     begin, stop = found.spans[most]
-    name = found.class_names[int(found.scores.argmax())]
     frames = f"frame {found.frame_index[begin]}"
     if stop - begin > 1:
         frames = f"frames {found.frame_index[begin]} to {found.frame_index[stop - 1]}"
-    lines = [
+    line = (
         f"{name} falls most without {frames}, from {found.timestamps[begin]:.2f} s on: by "
         f"{found.drops[most]:.3g} in {found.drop_unit}"
-    ]
-    if found.agreement is None:
-        return lines if found.attention else [*lines, "this model has no [CLS] that attends"]
-    return [*lines, f"rank correlation of that with attention: {found.agreement:.2f}"]
+    )
+    if found.drops[most] <= 0:
+        line = f"hiding any one of {len(found.spans):,} parts never makes {name} fall"
+    if found.attention is None:
+        return [line, "this model has no [CLS] that attends"]
+    agreement = found.agreement
+    if agreement is None:
+        return [line, "too few parts, or too much alike, to compare with attention"]
+    return [line, f"rank correlation of that with attention: {agreement:.2f}"]
 
 
 def _score_text(found: Explanation, index: int) -> str:
@@ -259,24 +294,25 @@ def _write(
     network: "VideoTransformerNetwork",
     row: "VideoRow",
     settings: ExplainSettings,
+    console: Console,
 ) -> None:
     """The page, or the picture."""
-    from .strips import even_ranks
-    from .thumbnails import Wanted, thumbnails
+    from .thumbnails import Wanted, even_places, thumbnails
 
-    at = dict(zip(found.frame_index.tolist(), found.timestamps.tolist(), strict=True))
-    along = even_ranks(found.timestamps, found.frame_index, settings.frames)
-    most = [int(found.frame_index[place]) for place, _ in found.most_attended(settings.most)]
-    (pictures,) = thumbnails(
-        {row.video_id: Wanted(row, along + most, [at[rank] for rank in along + most])},
-        height=LARGE_HEIGHT,
-    ).values()
+    along = even_places(found.timestamps, settings.frames)
+    most = [place for place, _ in found.most_attended(settings.most)]
+    wanted = Wanted.of(row, along + most, found.frame_index, found.timestamps)
+    (pictures,) = thumbnails({row.video_id: wanted}, height=LARGE_HEIGHT).values()
     strip, attended = pictures.thumbnails[: len(along)], pictures.thumbnails[len(along) :]
     if output.suffix == ".png":
         from .explain_figure import write_figure
 
-        write_figure(output, row.video_id, found, strip, settings.top)
+        has_all_letters = write_figure(output, row.video_id, found, strip, settings.top)
+        if not has_all_letters:
+            say(console, "some letters of names are not in the picture's font; .html has all")
         return
     from .explain_page import write_explanation
 
-    write_explanation(output, network.config, row.video_id, found, strip, attended, settings)
+    write_explanation(
+        output, network.config, row.video_id, found, strip, attended, pictures.note, settings
+    )

@@ -2,14 +2,16 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..manifests.files import atomic_path
+from ..manifests.times import seconds_edges
 from .explain import Explanation
-from .strips import seconds_edges
 from .thumbnails import Thumbnail
 
 INCHES_WIDE, DPI = 11.0, 150
@@ -18,7 +20,7 @@ ASPECT = 4 / 3  # of the pictures, which are cropped to it
 
 def write_figure(
     path: Path, name: str, found: Explanation, along: Sequence[Thumbnail], top: int
-) -> None:
+) -> bool:
     """Writes frames, each layer's attention, occlusion and the prediction, one under another.
 
     Args:
@@ -27,6 +29,9 @@ def write_figure(
         found: what there is to show.
         along: pictures evenly along the video.
         top: classes to follow.
+
+    Returns:
+        whether its font has all letters of the names.
     """
     from matplotlib.figure import Figure
     from PIL import Image, ImageOps
@@ -65,13 +70,17 @@ def write_figure(
     hidden.bar(span_edges[:-1], found.drops, np.diff(span_edges), align="edge", color="tab:red")
     hidden.axhline(0, color="black", linewidth=0.8)
     hidden.set_ylabel(f"fall of {found.drop_unit}\nwhen hidden")
+    names: list[str] = []
+    lines: list[Any] = []
     for index in found.scores.argsort(descending=True)[:top].tolist():
         points = [(seconds, float(scores[index])) for seconds, scores in found.prefixes]
-        label = found.class_names[index].replace("$", r"\$")
-        prediction.plot(*zip(*points, strict=True), marker=".", label=label)
+        names.append(found.class_names[index].replace("$", r"\$"))
+        lines += prediction.plot(*zip(*points, strict=True), marker=".")
     prediction.set_ylabel("score, video\nseen so far")
     prediction.set_xlabel("seconds")
     prediction.set_xlim(edges[0], edges[-1])
-    prediction.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    with atomic_path(path) as temporary:
+    prediction.legend(lines, names, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    with atomic_path(path) as temporary, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure.savefig(temporary, dpi=DPI, format="png")
+    return not any("Glyph" in str(one.message) for one in caught)

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..manifests.times import seconds_edges
 from .charts import line_chart
 from .explain import ExplainSettings, Explanation, check_lines
 from .pages import cell, table, write_page
-from .strips import Strip, Track, seconds_edges
+from .strips import Strip, Track
 from .thumbnails import Thumbnail
 
 if TYPE_CHECKING:
     from .model_folder import NetworkConfig
 
+ATTENTION_WORDS = "how much [CLS], from which the class is read, attends to each, and "
 STRIP_WORDS = (
-    "Frames; under them how much [CLS], from which the class is read, attends to each; and under "
-    "that, how much less sure of the first class the model is when a part is hidden."
+    "Frames; under them, {}how much less sure of the first class the model is when a part is "
+    "hidden."
 )
 PREFIX_WORDS = "What the model says when it has seen the video only up to that second."
 
@@ -29,6 +31,7 @@ def write_explanation(
     found: Explanation,
     along: Sequence[Thumbnail],
     attended: Sequence[Thumbnail],
+    note: str,
     settings: ExplainSettings,
 ) -> None:
     """Writes the page.
@@ -40,6 +43,7 @@ def write_explanation(
         found: what there is to show.
         along: pictures evenly along the video.
         attended: of the most attended frames.
+        note: why pictures are missing.
         settings: how many of what.
     """
     task = config.temporal.task
@@ -71,12 +75,13 @@ def write_explanation(
             ("frames", f"{len(found.timestamps):,}, {edges[0]:.2f} to {edges[-1]:.2f} s"),
             *(("hiding parts", line) for line in check_lines(found)),
         ],
-        strip_words=STRIP_WORDS,
+        strip_words=STRIP_WORDS.format(ATTENTION_WORDS if found.attention else ""),
         strip=Strip(
             name=name,
             lines=[],
             thumbnails=along,
             edges=edges,
+            note=note,
             attention=found.attention,
             tracks=[
                 (f"Fall of its {found.drop_unit} without each of {len(found.spans):,} parts", drops)

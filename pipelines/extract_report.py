@@ -68,7 +68,8 @@ class Pace:
             `idle` without any task.
         busy_at_end: share of the last tenth of the time in which workers had a task.
         limit: which stage it was, and what would help.
-        frames_per_second_over_time: in equal spans of the time.
+        seconds_of_tasks: from the beginning of the first task's work to the end of the last one's.
+        frames_per_second_over_time: in equal spans of that.
     """
 
     seconds: float
@@ -77,6 +78,7 @@ class Pace:
     seconds_by_stage: dict[str, float]
     busy_at_end: float
     limit: str
+    seconds_of_tasks: float
     frames_per_second_over_time: list[float]
 
 
@@ -217,6 +219,7 @@ def pace_of(finished: Finished) -> Pace:
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
         busy_at_end=round(_busy_at_end(reports, num_workers), 3),
         limit=limit_of(stages),
+        seconds_of_tasks=round(max(o.end for o in reports) - min(o.begin for o in reports), 3),
         frames_per_second_over_time=_over_time(reports),
     )
 

@@ -44,6 +44,18 @@ def figure_text(name: str, value: float | None, interval: Interval | None = None
     return f"{label} {aligned} ({words})" if words and value is not None else f"{label} {aligned}"
 
 
+def counts_text(counts: Mapping[str, int], most: int) -> str:
+    """Values with how many there are of each, in their order.
+
+    >>> counts_text({"h264": 1200, "vp9": 2, "av1": 1}, most=2)
+    'h264 (1,200), vp9 (2), 1 others'
+    """
+    words = [f"{value} ({count:,})" for value, count in counts.items()]
+    if len(words) > most:
+        words[most:] = [f"{len(words) - most} others"]
+    return ", ".join(words) or "none"
+
+
 def figures_text(
     figures: Mapping[str, float | None],
     separator: str = ", ",

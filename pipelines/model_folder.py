@@ -25,7 +25,7 @@ from ..extract.backbone import BuiltBackbone, create_module, weights_bytes
 from ..extract.preprocessing import Preprocessing
 from ..extract.weights import mismatches
 from ..manifests.errors import BackboneError, FeaturesError, SettingsError
-from ..manifests.files import atomic_path, write_json
+from ..manifests.files import atomic_path, sha256_of, write_json
 from ..manifests.folder import FeatureFolder
 from ..temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
 from ..temporal.config import TemporalConfig
@@ -125,6 +125,19 @@ def write_config(files: RunFolder, config: NetworkConfig) -> None:
     """Writes config.json."""
     value = {"format": FORMAT, "version": VERSION, **asdict(config)}
     write_json(value, files.config)
+
+
+def model_digest(files: RunFolder) -> str:
+    """Of a model's weights file: 16 hexadecimal digits.
+
+    Raises:
+        FeaturesError: it is not there.
+    """
+    if not files.best.exists():
+        raise FeaturesError(
+            f"{files.best}: missing; a run has it after its first epoch, so train it further"
+        )
+    return sha256_of(files.best)[:16]
 
 
 def read_config(files: RunFolder) -> NetworkConfig:

@@ -1,5 +1,6 @@
 """HTML pages that need nothing but themselves: no network, no other file."""
 
+import math
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,10 +10,15 @@ from ..manifests.files import atomic_text
 
 
 class Cell(NamedTuple):
-    """Of a table: its text, and what it is sorted by, where that is a number."""
+    """Of a table: its text, and what it is sorted by, where that is a number; NaN comes last."""
 
     text: str
     value: float | None = None
+
+    @property
+    def sort_key(self) -> str:
+        """For the page's script; empty for NaN."""
+        return "" if self.value is None or math.isnan(self.value) else repr(float(self.value))
 
 
 class Table(NamedTuple):
@@ -28,10 +34,10 @@ def cell(value: object, pattern: str = "{:,}") -> Cell:
 
     >>> cell(1234), cell(0.5, "{:.1%}"), cell("a"), cell(None)
     (Cell(text='1,234', value=1234), Cell(text='50.0%', value=0.5), Cell(text='a', value=None), \
-Cell(text='–', value=-1))
+Cell(text='–', value=nan))
     """
     if value is None:
-        return Cell("–", -1)
+        return Cell("–", math.nan)
     if isinstance(value, int | float):
         return Cell(pattern.format(value), value)
     return Cell(str(value))

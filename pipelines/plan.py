@@ -1,6 +1,6 @@
 """`vtnpipe plan`: what extracting a manifest's videos will be, before any of it is done."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from ..manifests.videos import read_manifest
 from .cluster import client_when_needed
 from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
+from .figures import counts_text
 from .planning import LookedAt, divide, kinds_of, look_at_files
 from .preparation import create_folder, hire, size_of_tasks
 from .progress import in_words, say
@@ -109,20 +110,12 @@ def _videos(looked_at: Sequence[LookedAt], extraction: Extraction) -> Iterator[s
     kinds = kinds_of(looked_at)
     for what in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
         name = what if what in ("frames/s", "rotation") else f"{what}s"
-        yield f"{name:10}  {_counts(kinds.get(what, {}))}"
+        yield f"{name:10}  {counts_text(kinds.get(what, {}), MAX_KINDS)}"
     unreadable = [one for one in looked_at if one.glance is None]
     for one in unreadable[:MAX_LISTED]:
         yield f"unreadable  {one.row.video_id}: {one.reason}: {one.message}"
     if len(unreadable) > MAX_LISTED:
         yield f"unreadable  … and {len(unreadable) - MAX_LISTED:,} more"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    """The values with how many there are of each, the most frequent first."""
-    words = [f"{value} ({count:,})" for value, count in counts.items()]
-    if len(words) > MAX_KINDS:
-        words[MAX_KINDS:] = [f"{len(words) - MAX_KINDS} others"]
-    return ", ".join(words) or "none"
 
 
 def _work(

@@ -6,16 +6,16 @@ SPLIT.json  figures, intervals, counts, and how it was made
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from ..manifests.errors import FeaturesError
-from ..manifests.files import atomic_path, atomic_text, write_json
+from ..manifests.files import atomic_path, atomic_text, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,34 +44,30 @@ class Predictions:
 def write_predictions(
     folder: Path,
     name: str,
+    predictions: Predictions,
     rows: Sequence["VideoRow"],
-    logits: "Tensor",
-    targets: "Tensor",
     config: "NetworkConfig",
-    record: dict[str, Any],
 ) -> None:
-    """Writes the three files of a split.
+    """Writes the three files of a split, the JSON last.
 
     Args:
         folder: for them.
         name: of them.
-        rows: [N] of the videos.
-        logits: [N, C].
-        targets: [N] or [N, C].
+        predictions: of the split.
+        rows: [N], whose labels stand in the CSV.
         config: of the model.
-        record: for the JSON, which is written last.
     """
     folder.mkdir(exist_ok=True)
-    _write_csv(folder / f"{name}.csv", rows, logits, config)
+    _write_csv(folder / f"{name}.csv", rows, predictions.logits, config)
     with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            video_ids=np.array([row.video_id for row in rows]),
-            logits=logits.numpy(),
-            targets=targets.numpy(),
+            video_ids=np.array(predictions.video_ids),
+            logits=predictions.logits.numpy(),
+            targets=predictions.targets.numpy(),
             classes=np.array(config.class_names, dtype=np.str_),
         )
-    write_json(record, folder / f"{name}.json")
+    write_json(predictions.record, folder / f"{name}.json")
 
 
 def read_predictions(folder: Path, name: str) -> Predictions | None:
@@ -82,23 +78,22 @@ def read_predictions(folder: Path, name: str) -> Predictions | None:
     """
     import torch
 
-    path = folder / f"{name}.json"
+    path, remedy = folder / f"{name}.json", "remove it, and evaluate again"
+    if not path.exists():
+        return None
+    record = read_json(path, remedy)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            found = Predictions(
+            return Predictions(
                 video_ids=arrays["video_ids"].tolist(),
                 logits=torch.from_numpy(arrays["logits"]),
                 targets=torch.from_numpy(arrays["targets"]),
                 record=record,
             )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise FeaturesError(
-            f"{path}: cannot be read ({error}); remove it, and evaluate again"
+            f"{path.with_suffix('.npz')}: cannot be read ({error!r}); {remedy}"
         ) from None
-    return found
 
 
 def _write_csv(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..manifests.errors import FeaturesError, SettingsError
+from ..manifests.errors import SettingsError
 from ..manifests.folder import FeatureFolder
-from .evaluate import EvaluateSettings, evaluate, predictions_name
+from .evaluate import EvaluateSettings, evaluated, predictions_name
 from .options import at_least, check_settings, setting
 from .pages import write_page
 from .predictions import Predictions, read_predictions
@@ -28,7 +28,9 @@ class ReportSettings:
     output: str | None = setting(
         None, help="By default report.html in the folder.", short="-o", metavar="FILE"
     )
-    split: str = setting("val", help="That is shown of a run.")
+    split: str | None = setting(
+        None, help="That is shown of a run; by default the one that it was validated on."
+    )
     source: str | None = setting(
         None,
         help="Feature folder or manifest of that split; by default what the run was fitted on.",
@@ -36,6 +38,11 @@ class ReportSettings:
     )
     videos: int = setting(4, help="To show of the worst, and of the best.", check=at_least(0))
     frames: int = setting(10, help="Pictures of each.", check=at_least(1))
+    manifest: str | None = setting(
+        None,
+        help="Labels and splits of the features; by default those that the run was fitted with.",
+        metavar="FILE",
+    )
     device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
 
     def __post_init__(self) -> None:
@@ -50,8 +57,8 @@ def report(
 ) -> Path:
     """Writes a page that needs nothing but itself.
 
-    A run's split is evaluated first where it has not been since the model was written, if its
-    source is a feature folder.
+    A run's split is evaluated where `predictions/` does not hold what this model says of these
+    features and labels, if its source is a feature folder; what lies there stays as it is.
 
     Args:
         folder: a run or model folder, or a feature folder.
@@ -70,8 +77,8 @@ def report(
     console = console or Console(quiet=True)
     root = Path(folder)
     path = root / "report.html" if settings.output is None else Path(settings.output)
-    if settings.output is not None and not path.parent.is_dir():
-        raise SettingsError(f"--output {path}: its folder is missing")
+    if settings.output is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise SettingsError(f"--output {path}: is a folder, or its folder is missing")
     if FeatureFolder(root).extraction.exists():
         if settings.source is not None:
             raise SettingsError(
@@ -98,19 +105,34 @@ def _extraction(root: Path, settings: ReportSettings) -> dict[str, Any]:
 def _run(files: "RunFolder", settings: ReportSettings, console: Console) -> dict[str, Any]:
     from ..extract.device import resolve_device
     from .model_folder import read_config
-    from .report_run import run_section
+    from .report_run import read_begun, run_section
 
     config = read_config(files)
-    device = resolve_device(settings.device)
+    begun = read_begun(files)
+    evaluation = EvaluateSettings(
+        split=settings.split or begun.get("val_split", "val"),
+        manifest=settings.manifest or begun.get("manifest"),
+        drop_partial=begun.get("drop_partial", False),
+        device=resolve_device(settings.device),
+    )
     notes: list[str] = []
-    source = _source(files, settings, notes)
-    predictions = _predictions(files, config, source, settings, notes, console)
+    source = _source(files, begun.get("source"), settings, notes)
+    features = source if source is not None and source.is_dir() else None
+    manifest = source
+    if features is not None:
+        manifest = Path(evaluation.manifest or FeatureFolder(features).manifest)
+    rows = _rows(manifest)
+    predictions = _predictions(files, config, source, rows, evaluation, notes, console)
     strips: tuple[list[Strip], list[Strip]] = ([], [])
     if predictions is not None and source is not None:
-        strips = _strips(files, config, predictions, source, settings, device)
-    values: dict[str, Any] = {"extraction": None}
-    if source is not None and source.is_dir():
-        values = _extraction(source, settings)
+        strips = _strips(files, config, predictions, source, rows, settings, evaluation.device)
+        num_shown = len(strips[0]) + len(strips[1])
+        if num_shown < min(2 * settings.videos, len(predictions.video_ids)):
+            notes.append(
+                f"only {num_shown} videos are shown: the others have no frames, or are not in "
+                f"{source}"
+            )
+    values = {"extraction": None} if features is None else _extraction(features, settings)
     return values | {
         "subtitle": f"a run: {files.root}",
         "run": run_section(files, config, predictions, strips),
@@ -118,22 +140,24 @@ def _run(files: "RunFolder", settings: ReportSettings, console: Console) -> dict
     }
 
 
-def _rows(manifest: Path) -> dict[str, "VideoRow"]:
+def _rows(manifest: Path | None) -> dict[str, "VideoRow"]:
     from ..manifests.videos import read_manifest
 
-    return {row.video_id: row for row in read_manifest(manifest)} if manifest.exists() else {}
+    if manifest is None or not manifest.exists():
+        return {}
+    return {row.video_id: row for row in read_manifest(manifest)}
 
 
-def _source(files: "RunFolder", settings: ReportSettings, notes: list[str]) -> Path | None:
+def _source(
+    files: "RunFolder", begun_with: str | None, settings: ReportSettings, notes: list[str]
+) -> Path | None:
     """Where a run's videos or features are; None, and a note, where that is not known."""
-    from .report_run import source_of_run
-
     if settings.source is not None:
         source = Path(settings.source)
         if not source.exists():
             raise SettingsError(f"--source {source}: no such feature folder or manifest")
         return source
-    found = source_of_run(files)
+    found = None if begun_with is None else Path(begun_with)
     if found is None or not found.exists():
         what = "it does not say what it was fitted on" if found is None else f"{found} is gone"
         notes.append(
@@ -147,30 +171,61 @@ def _predictions(
     files: "RunFolder",
     config: "NetworkConfig",
     source: Path | None,
-    settings: ReportSettings,
+    rows: dict[str, "VideoRow"],
+    evaluation: EvaluateSettings,
     notes: list[str],
     console: Console,
 ) -> "Predictions | None":
-    """Those of the split, made anew where they are missing or older than the model and that takes
-    no decoding; None, and a note, where there are none.
+    """Those of the split: what lies there, where it is what this model says of these videos and
+    labels; made now, where that takes no decoding; none, and a note, else.
     """
-    evaluation = EvaluateSettings(split=settings.split, device=settings.device)
     name = predictions_name(evaluation)
-    path = files.predictions / f"{name}.json"
-    is_old = path.exists() and path.stat().st_mtime_ns < files.best.stat().st_mtime_ns
-    if (is_old or not path.exists()) and source is not None and source.is_dir():
-        say(console, f"evaluating split {settings.split} of {source}")
-        evaluate(files.root, source, evaluation)
-        is_old = False
-    command = f"`vtnpipe evaluate {files.root} SOURCE --split {settings.split}`"
-    if is_old:
-        notes.append(f"{path} is older than the model: {command} makes it anew")
-    predictions = read_predictions(files.predictions, name)
-    if predictions is None:
-        notes.append(f"split {settings.split} has not been evaluated: {command} does it")
-    elif predictions.record["classes"] != config.class_names:
-        raise FeaturesError(f"{path}: is of other classes than the model's; {command} mends it")
-    return predictions
+    stored = read_predictions(files.predictions, name)
+    fault = f"split {evaluation.split} has not been evaluated"
+    if stored is not None:
+        fault = _why_others(stored, files, config, source, rows, evaluation)
+        if not fault:
+            return stored
+    if source is not None and source.is_dir():
+        say(console, f"{fault}: evaluating it on {source}")
+        return evaluated(files.root, source, evaluation).predictions
+    command = f"`vtnpipe evaluate {files.root} SOURCE --split {evaluation.split}`"
+    notes.append(f"{fault}: {command} does it")
+    return None
+
+
+def _why_others(
+    stored: "Predictions",
+    files: "RunFolder",
+    config: "NetworkConfig",
+    source: Path | None,
+    rows: dict[str, "VideoRow"],
+    evaluation: EvaluateSettings,
+) -> str:
+    """Why stored predictions are not those that are meant; empty where they are."""
+    import torch
+
+    from ..manifests.folder import read_extraction
+    from ..temporal.tasks import read_targets
+    from .model_folder import model_digest
+
+    record = stored.record
+    if record.get("model") != model_digest(files) or record["classes"] != config.class_names:
+        return "its predictions are of another model"
+    for key in ("manifest", "drop_partial"):
+        if record["settings"].get(key) != getattr(evaluation, key):
+            return f"its predictions were made with another {key}"
+    if source is None:
+        return ""
+    if source.is_dir():
+        fingerprint = read_extraction(FeatureFolder(source))["fingerprint"]
+        if record["source"] != f"features {fingerprint}":
+            return "its predictions are of other features"
+    known = [rows[video_id] for video_id in stored.video_ids if video_id in rows]
+    if len(known) < len(stored.video_ids):
+        return "its predictions are of other videos"
+    targets = read_targets(known, config.class_names, config.temporal.task)
+    return "" if torch.equal(targets, stored.targets) else "its labels have changed since"
 
 
 def _strips(
@@ -178,6 +233,7 @@ def _strips(
     config: "NetworkConfig",
     predictions: "Predictions",
     source: Path,
+    rows: dict[str, "VideoRow"],
     settings: ReportSettings,
     device: str,
 ) -> "tuple[list[Strip], list[Strip]]":
@@ -190,7 +246,6 @@ def _strips(
     if source.is_dir():
         store = open_features(source)
         check_features(config, store.extraction["identity"], source)
-    rows = _rows(source if store is None else store.folder.manifest)
     known = rows if store is None else rows.keys() & store.keys()
     worst, best = (
         [number for number in numbers if predictions.video_ids[number] in known]

@@ -3,24 +3,25 @@ and whether the features look sound.
 """
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..manifests.files import read_json
 from ..manifests.folder import FeatureFolder
-from ..manifests.plan import read_kinds
+from ..manifests.plan import read_kinds, read_sizes
 from ..manifests.store import FeatureStore
-from ..manifests.times import frame_rate
+from ..manifests.times import frame_rate, seconds_edges
 from ..manifests.videos import VideoRow
 from .charts import Chart, histogram, line_chart
+from .figures import counts_text
 from .pages import Table, cell, table
-from .strips import Strip, even_ranks, seconds_edges
-from .thumbnails import Wanted, thumbnails
+from .strips import Strip
+from .thumbnails import Wanted, even_places, thumbnails
 
 MAX_FAILURES = 500  # on a page; all are in failures.csv
 MAX_PARTIAL = 6  # of whose frames there are pictures
@@ -74,7 +75,7 @@ def extraction_section(
     statuses = Counter(store.statuses.values())
     entries = [entry for parts in store.entries.values() for entry in parts]
     times = [store.times(video_id)[1] for video_id in _spread(list(store), 20_000)]
-    run = json.loads(folder.report.read_text(encoding="utf-8")) if folder.report.exists() else {}
+    run = read_json(folder.report, "remove it") if folder.report.exists() else {}
     pace = run.get("pace") or {}
     failures = _failures(folder)
     size = sum(path.stat().st_size for path in folder.shards.glob("*.h5"))
@@ -98,7 +99,11 @@ def extraction_section(
                 f"{shape} {identity['store']} a frame, computed in {identity['precision']}",
             ),
             ("frames taken", _sampling_words(identity)),
-            ("videos", f"{len(store.entries):,} of {len(rows):,} in the manifest are finished"),
+            (
+                "videos",
+                f"{len(store.entries.keys() & rows.keys()):,} of {len(rows):,} in the manifest are "
+                "finished",
+            ),
             ("decoders", _counts(entry.decoder for entry in entries if entry.decoder)),
             (
                 "not by decord because",
@@ -156,9 +161,8 @@ def _failures(folder: FeatureFolder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _counts(values: Any) -> str:
-    counts = Counter(values).most_common()
-    return ", ".join(f"{value} ({count:,})" for value, count in counts[:8]) or "–"
+def _counts(values: Iterable[str]) -> str:
+    return counts_text(dict(Counter(filter(None, values)).most_common()), most=8)
 
 
 def _spread(values: list[str], most: int) -> list[str]:
@@ -173,37 +177,48 @@ def _partial(
     num_frames: int,
 ) -> list[Strip]:
     """Strips of partial videos."""
-    chosen = [one for one in failures if one["status"] == "partial" and one["video_id"] in store]
-    wanted, lines, edges = {}, {}, {}
-    for one in chosen[:MAX_PARTIAL]:
-        video_id = one["video_id"]
-        index, times = store.times(video_id)
-        ranks = even_ranks(times, index, num_frames)
-        at = dict(zip(index.tolist(), times.tolist(), strict=True))
-        wanted[video_id] = Wanted(rows[video_id], ranks, [at[rank] for rank in ranks])
-        lines[video_id] = [
-            f"{one['reason']}: {one['message']}",
-            f"{len(index):,} frames stored, {lost(one):,} lost",
-        ]
-        edges[video_id] = seconds_edges(times)
-    pictures = thumbnails(wanted) if wanted else {}
+    chosen = {
+        one["video_id"]: one
+        for one in failures
+        if one["status"] == "partial" and one["video_id"] in store and one["video_id"] in rows
+    }
+    shown = list(chosen)[:MAX_PARTIAL]
+    sizes = read_sizes(store.folder, shown)
+    times = {video_id: store.times(video_id) for video_id in shown}
+    wanted = {
+        video_id: Wanted.of(
+            rows[video_id],
+            even_places(timestamps, num_frames),
+            frame_index,
+            timestamps,
+            sizes.get(video_id),
+        )
+        for video_id, (frame_index, timestamps) in times.items()
+    }
     return [
         Strip(
             name=video_id,
-            lines=lines[video_id],
+            lines=[
+                f"{chosen[video_id]['reason']}: {chosen[video_id]['message']}",
+                f"{len(times[video_id][0]):,} frames stored, {lost(chosen[video_id]):,} lost",
+            ],
             thumbnails=found.thumbnails,
-            edges=edges[video_id],
+            edges=seconds_edges(times[video_id][1]),
+            note=found.note,
         )
-        for video_id, found in pictures.items()
+        for video_id, found in (thumbnails(wanted) if wanted else {}).items()
     ]
 
 
 def _throughput(pace: dict[str, Any]) -> Chart | None:
     rates = pace.get("frames_per_second_over_time") or []
-    step = pace["seconds"] / max(1, len(rates))
+    step = pace.get("seconds_of_tasks", 0.0) / max(1, len(rates))
     points = [(round((number + 0.5) * step, 2), rate) for number, rate in enumerate(rates)]
     return line_chart(
-        "Throughput", {"frames/s": points}, x_label="seconds since the start", from_zero=True
+        "Throughput",
+        {"frames/s": points},
+        x_label="seconds since the first task began",
+        from_zero=True,
     )
 
 
@@ -218,48 +233,53 @@ def _stages(pace: dict[str, Any]) -> Table:
 
 
 def _statistics(store: FeatureStore) -> Statistics:
-    """Norms, near-duplicates and dead dimensions, of some whole videos evenly among all."""
-    ids, num_sampled = [], 0
-    for video_id in _spread(list(store), MAX_SAMPLED_VIDEOS):
-        if num_sampled < MAX_SAMPLED_FRAMES:
-            ids.append(video_id)
-            num_sampled += store.num_frames(video_id)
-    norms, neighbours, rows = [], [], []
-    series: dict[str, list[tuple[float, float | None]]] = {}
-    count, total, squares = 0, np.zeros(store.row_shape[-1]), np.zeros(store.row_shape[-1])
+    """Norms, near-duplicates and dead dimensions, of neighbouring frames of videos evenly among
+    all.
+    """
+    ids = _spread(list(store), MAX_SAMPLED_VIDEOS)
+    if not ids:
+        return Statistics(facts=[], charts=[], repeats=table("Video", []))
+    at_most = max(2, MAX_SAMPLED_FRAMES // len(ids))
+    D = store.row_shape[-1]
+    norms, neighbours, repeats, broken = [], [], [], Counter[str]()
+    count, total, squares = 0, np.zeros(D), np.zeros(D)
     for video_id in ids:
-        features = _first_view(store, video_id)
-        norm, cosine = np.linalg.norm(features, axis=1), _cosines(features)
-        norms.append(norm)
+        features = _middle(store, video_id, at_most)
+        is_finite = np.isfinite(features).all(1)
+        if not is_finite.all():
+            broken[video_id] = int((~is_finite).sum())
+            features = features[is_finite]
+        cosine = _cosines(features)
+        norms.append(np.linalg.norm(features, axis=1))
         neighbours.append(cosine)
         count += len(features)
         total += features.sum(0)
         squares += (features**2).sum(0)
-        if len(series) < MAX_NORM_LINES:
-            step = max(1, -(-len(norm) // MAX_NORM_POINTS))
-            times = store.times(video_id)[1]
-            series[video_id] = list(zip(times[::step].tolist(), norm[::step].tolist(), strict=True))
-        if len(cosine) and (cosine > SAME).any():
-            rows.append((video_id, len(features), cell(float((cosine > SAME).mean()), "{:.1%}")))
-    if not ids:
-        return Statistics(facts=[], charts=[], repeats=table("Video", []))
-    spread = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-    dead = np.flatnonzero(spread <= DEAD * spread.max())
+        if (cosine > SAME).any():
+            share = cell(float((cosine > SAME).mean()), "{:.1%}")
+            repeats.append((video_id, len(features), share))
     every, near = np.concatenate(norms), np.concatenate(neighbours)
-    rows.sort(key=lambda row: -(row[2].value or 0))
-    share = f"{(near > SAME).mean():.2%}" if len(near) else "–"
-    named = f": {', '.join(map(str, dead[:MAX_DEAD_LISTED]))}" if len(dead) else ""
-    named += ", …" if len(dead) > MAX_DEAD_LISTED else ""
+    repeats.sort(key=lambda row: -(row[2].value or 0))
+    facts = [
+        (
+            "looked at",
+            f"{count:,} frames of {len(ids):,} videos, evenly among all: at most {at_most:,} "
+            "neighbouring ones of each",
+        )
+    ]
+    if broken:
+        named = ", ".join(f"{video_id} ({n:,})" for video_id, n in broken.most_common(8))
+        facts.append(("NOT FINITE", f"{broken.total():,} frames hold NaN or infinity: {named}"))
+    if count:
+        facts.append(("norms", f"{every.min():.3g} to {every.max():.3g}, mean {every.mean():.3g}"))
+    if len(near):
+        share = (near > SAME).mean()
+        facts.append(("neighbouring frames alike", f"{share:.2%} have a cosine above {SAME}"))
+    if count > 1:
+        facts.append(("dead dimensions", _dead(total / count, squares / count)))
+    series = {video_id: _norms_over_time(store, video_id) for video_id in ids[:MAX_NORM_LINES]}
     return Statistics(
-        facts=[
-            ("looked at", f"{count:,} frames of {len(ids):,} videos, evenly among all"),
-            ("norms", f"{every.min():.3g} to {every.max():.3g}, mean {every.mean():.3g}"),
-            ("neighbouring frames alike", f"{share} have a cosine above {SAME}"),
-            (
-                "dead dimensions",
-                f"{len(dead)} of {store.row_shape[-1]} never change{named}",
-            ),
-        ],
+        facts=facts,
         charts=[
             histogram("Norms of features", every, x_label="norm", unit="frames"),
             line_chart("Norms over time", series, x_label="seconds"),
@@ -268,16 +288,47 @@ def _statistics(store: FeatureStore) -> Statistics:
             ),
         ],
         repeats=table(
-            "Video, Frames, Neighbours alike",
-            rows[:MAX_REPEATS],
+            "Video, Frames looked at, Neighbours alike",
+            repeats[:MAX_REPEATS],
             f"Of those looked at; alike: a cosine above {SAME}",
         ),
     )
 
 
-def _first_view(store: FeatureStore, video_id: str) -> npt.NDArray[np.float64]:
-    features = store[video_id].features.astype(np.float64)
-    return features if features.ndim == 2 else features[:, 0]
+def _dead(mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) -> str:
+    """Which dimensions never change, by their mean and mean square."""
+    spread = np.sqrt(np.maximum(square - mean**2, 0))
+    scale = np.sqrt(square.mean()) * 1e-7  # below which a spread is rounding
+    dead = np.flatnonzero(spread <= max(DEAD * spread.max(), scale))
+    words = f"{len(dead):,} of {len(spread):,} never change"
+    if not len(dead) or len(dead) == len(spread):
+        return words
+    named = ", ".join(map(str, dead[:MAX_DEAD_LISTED]))
+    return f"{words}: {named}{', …' if len(dead) > MAX_DEAD_LISTED else ''}"
+
+
+def _middle(store: FeatureStore, video_id: str, most: int) -> npt.NDArray[np.float64]:
+    """So many neighbouring frames from a video's middle, of its first view: [t, D]."""
+    num_frames = store.num_frames(video_id)
+    first = max(0, (num_frames - most) // 2)
+    return _rows(store, video_id, np.arange(first, min(num_frames, first + most)))
+
+
+def _norms_over_time(store: FeatureStore, video_id: str) -> list[tuple[float, float | None]]:
+    """Seconds and norms of frames along a whole video, evenly."""
+    times = store.times(video_id)[1]
+    places = np.arange(0, len(times), max(1, -(-len(times) // MAX_NORM_POINTS)))
+    norms = np.linalg.norm(_rows(store, video_id, places), axis=1)
+    return list(zip(times[places].tolist(), norms.tolist(), strict=True))
+
+
+def _rows(
+    store: FeatureStore, video_id: str, places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Some frames' features, of the first view: [t, D]."""
+    features = store.take(video_id, places)
+    features = features if features.ndim == 2 else features[:, 0]
+    return features.astype(np.float64)
 
 
 def _cosines(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -5,45 +5,37 @@ attends to.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ..extract.requests import Decode
 from ..extract.sampling import Sampling
+from ..manifests.errors import FeaturesError
+from ..manifests.files import read_json
+from ..manifests.plan import read_sizes
 from ..manifests.store import FeatureStore
+from ..manifests.times import seconds_edges
 from ..manifests.videos import VideoRow
 from ..temporal.checkpoint import RunFolder
 from ..temporal.metrics import METRICS
-from ..temporal.model import TemporalClassifier
-from ..temporal.tasks import decision, probabilities, task_losses
-from .charts import Chart, line_chart, scatter_chart
+from ..temporal.tasks import decision, is_decided, probabilities, task_losses
+from .charts import Chart, line_chart, number_text, scatter_chart
 from .confusion import Confusion, wilson_interval
 from .figures import figure_parts
 from .model_folder import NetworkConfig, load_temporal
 from .network import VideoTransformerNetwork
-from .pages import Table, cell, table
+from .pages import Cell, Table, cell, table
 from .predictions import Predictions
-from .strips import Strip, attention_of, even_ranks, seconds_edges
-from .thumbnails import Wanted, thumbnails
+from .strips import SeenVideo, Strip, attention_of
+from .thumbnails import Wanted, even_places, thumbnails
 from .video_inference import video_features
 
-STRIPS_WORDS = (
+ATTENTION_WORDS = (
     "Frames along each video's time and, under them, how much [CLS], from which the class is read, "
     "attends to each frame. Choose a layer and a head under each."
 )
-
-
-class SeenVideo(NamedTuple):
-    """A video's features as the temporal model takes them."""
-
-    features: Tensor  # [T, D]
-    timestamps: npt.NDArray[np.float64]
-    frame_index: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +55,8 @@ class RunSection:
     worst: list[Strip]
     best: list[Strip]
     settings: list[tuple[str, str]]
-    strips_words: str = STRIPS_WORDS
+    identity: list[tuple[str, str]]
+    strips_words: str
 
 
 def run_section(
@@ -108,7 +101,9 @@ def run_section(
         scatter=_scatter(config, predictions),
         worst=worst,
         best=best,
-        settings=_settings(files, config),
+        settings=_words(read_begun(files)),
+        identity=_words(config.identity),
+        strips_words=ATTENTION_WORDS if any(one.attention for one in worst + best) else "",
     )
 
 
@@ -116,13 +111,20 @@ def read_lines(files: RunFolder) -> list[dict[str, Any]]:
     """Those of metrics.jsonl; a model that was not trained here has none."""
     if not files.metrics.exists():
         return []
-    return [json.loads(line) for line in files.metrics.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = files.metrics.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise FeaturesError(
+            f"{files.metrics}: cannot be read ({error}); the training command writes it anew from "
+            "its checkpoint"
+        ) from None
 
 
 def _facts(
     config: NetworkConfig, lines: list[dict[str, Any]], record: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    temporal, identity = config.temporal, config.identity
+    temporal, identity, names = config.temporal, config.identity, config.class_names
     encoder = temporal.encoder
     if encoder in ("longformer", "full"):
         layers = "1 layer" if temporal.num_layers == 1 else f"{temporal.num_layers} layers"
@@ -131,7 +133,7 @@ def _facts(
     found = [
         ("backbone", str(identity["backbone"])),
         ("temporal model", f"{encoder}; features of {temporal.feature_dim}"),
-        ("task", f"{temporal.task}, {len(config.class_names):,} classes"),
+        ("task", temporal.task + (f", {len(names):,} classes" if names else "")),
     ]
     if lines:
         best = [line["epoch"] for line in lines if line["is_best"]][-1]
@@ -171,7 +173,10 @@ def curves(config: NetworkConfig, lines: list[dict[str, Any]]) -> list[Chart]:
 def _epochs(lines: list[dict[str, Any]]) -> Table:
     names = [name for name in lines[0] if name not in ("lost", "is_best")] if lines else []
     rows = [
-        [cell(line[name], "{:,}" if name == "epoch" else "{:.4g}") for name in names]
+        [
+            cell(None) if line[name] is None else Cell(number_text(line[name]), line[name])
+            for name in names
+        ]
         for line in lines
     ]
     return Table(names, rows)
@@ -212,12 +217,16 @@ def _scatter(config: NetworkConfig, predictions: Predictions | None) -> Chart | 
     return scatter_chart("Predicted against labelled", list(points), x_label="label", unit="videos")
 
 
-def _settings(files: RunFolder, config: NetworkConfig) -> list[tuple[str, str]]:
-    begun = {}
-    if files.settings.exists():
-        begun = json.loads(files.settings.read_text(encoding="utf-8"))
-    model = {key: value for key, value in config.identity.items() if key != "weights_digest"}
-    return [(key, str(value)) for key, value in (begun | model).items()]
+def _words(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Settings as people read them."""
+    words = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {one}" for name, one in value.items())
+        elif isinstance(value, list | tuple):
+            value = ", ".join(map(str, value))
+        words.append((key, "–" if value is None else str(value)))
+    return words
 
 
 def choose_videos(
@@ -258,88 +267,82 @@ def video_strips(
     if store is None:
         network = VideoTransformerNetwork.from_pretrained(files.root).to(device)
         temporal, seen = network.temporal, seen_by(network, [rows[video_id] for video_id in ids])
+        sizes: dict[str, int | None] = {}
     else:
         temporal = load_temporal(files, config).to(device)
         seen = {video_id: seen_in(store, video_id) for video_id in ids}
-    wanted = {}
-    for video_id, one in seen.items():
-        ranks = even_ranks(one.timestamps, one.frame_index, num_frames)
-        at = dict(zip(one.frame_index.tolist(), one.timestamps.tolist(), strict=True))
-        wanted[video_id] = Wanted(rows[video_id], ranks, [at[rank] for rank in ranks])
-    pictures = thumbnails(wanted)
-    return [
-        make_strip(
-            video_id,
-            prediction_lines(config, predictions, number, rows[video_id].label),
-            pictures[video_id],
-            seen[video_id],
-            temporal,
-            device,
+        sizes = read_sizes(store.folder, ids)
+    wanted = {
+        video_id: Wanted.of(
+            rows[video_id],
+            even_places(one.timestamps, num_frames),
+            one.frame_index,
+            one.timestamps,
+            sizes.get(video_id),
         )
-        for number, video_id in zip(numbers, ids, strict=True)
-        if video_id in seen
-    ]
-
-
-def make_strip(
-    name: str,
-    lines: Sequence[str],
-    pictures: Any,
-    seen: SeenVideo,
-    temporal: TemporalClassifier,
-    device: str,
-) -> Strip:
-    """A video with what [CLS] attends to in it."""
-    features = seen.features.to(device)
-    return Strip(
-        name=name,
-        lines=lines,
-        thumbnails=pictures.thumbnails,
-        note=pictures.note,
-        edges=seconds_edges(seen.timestamps),
-        attention=attention_of(temporal, features, seen.timestamps, seen.frame_index),
-    )
+        for video_id, one in seen.items()
+    }
+    pictures = thumbnails(wanted)
+    strips = []
+    for number, video_id in zip(numbers, ids, strict=True):
+        if video_id not in seen:
+            continue
+        one = seen[video_id].to(device)
+        strips.append(
+            Strip(
+                name=video_id,
+                lines=prediction_lines(config, predictions, number),
+                thumbnails=pictures[video_id].thumbnails,
+                note=pictures[video_id].note,
+                edges=seconds_edges(one.timestamps),
+                attention=attention_of(temporal, one),
+            )
+        )
+    return strips
 
 
 def seen_in(store: FeatureStore, video_id: str) -> SeenVideo:
-    """A video's stored features, of the first view."""
+    """A video's stored features."""
     video = store[video_id]
     features = torch.from_numpy(video.features.astype(np.float32))
-    features = features if features.ndim == 2 else features[:, 0]
-    return SeenVideo(features, video.timestamps, video.frame_index)
+    features = features[:, None] if features.ndim == 2 else features
+    return SeenVideo(features.transpose(0, 1), video.timestamps, video.frame_index)
 
 
 def seen_by(network: VideoTransformerNetwork, rows: Sequence[VideoRow]) -> dict[str, SeenVideo]:
-    """Videos' features as a network computes them, of the first view; not of those that can't be
-    decoded.
-    """
+    """Videos' features as a network computes them; not of those that can't be decoded."""
     sampling = Sampling.from_identity(network.config.identity)
     requests = [Decode(row.path, row.start, row.end, sampling) for row in rows]
+    pieces = video_features(network, requests)
     return {
-        row.video_id: SeenVideo(piece.inputs[:, 0], piece.times, piece.frame_index)
-        for row, piece in zip(rows, video_features(network, requests), strict=True)
+        row.video_id: piece.seen
+        for row, piece in zip(rows, pieces, strict=True)
         if len(piece.times)
     }
 
 
-def prediction_lines(
-    config: NetworkConfig, predictions: Predictions, number: int, label: str
-) -> list[str]:
+def prediction_lines(config: NetworkConfig, predictions: Predictions, number: int) -> list[str]:
     """What a model says of a video, beside its label."""
-    logits, task = predictions.logits[number], config.temporal.task
-    said = decision(logits, config.class_names, task)
+    logits, target = predictions.logits[number], predictions.targets[number]
+    names, task = config.class_names, config.temporal.task
+    said = decision(logits, names, task)
     if task == "regression":
-        return [f"label {label}, predicted {said}"]
+        return [f"label {float(target):.9g}, predicted {said}"]
+    if task == "classification":
+        label, is_right = names[int(target)], int(logits.argmax()) == int(target)
+    else:
+        label = "|".join(names[index] for index in target.nonzero()[:, 0].tolist())
+        is_right = bool((is_decided(logits) == target.bool()).all())
     shares = probabilities(logits, task)
     top = shares.argsort(descending=True)[:5].tolist()
-    words = ", ".join(f"{config.class_names[index]} {float(shares[index]):.1%}" for index in top)
-    verdict = "right" if said == label else "wrong"
-    return [f"label {label}, predicted {said or 'none'}: {verdict}", words]
+    words = ", ".join(f"{names[index]} {float(shares[index]):.1%}" for index in top)
+    verdict = "right" if is_right else "wrong"
+    return [f"label {label or 'none'}, predicted {said or 'none'}: {verdict}", words]
 
 
-def source_of_run(files: RunFolder) -> Path | None:
-    """What a run was fitted on: a feature folder or a manifest; None where it does not say."""
+def read_begun(files: RunFolder) -> dict[str, Any]:
+    """What a run was begun with; nothing for a model that was not trained here."""
     if not files.settings.exists():
-        return None
-    source = json.loads(files.settings.read_text(encoding="utf-8")).get("source")
-    return None if source is None else Path(source)
+        return {}
+    found: dict[str, Any] = read_json(files.settings, "put it back")
+    return found

@@ -67,7 +67,7 @@ def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path)
         value |= asdict(one)
     if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
         stored = json.loads(files.settings.read_text(encoding="utf-8"))
-        if value.keys() != stored.keys():
+        if value.keys() - FREE != stored.keys() - FREE:
             raise SettingsError(
                 f"{files.root}: its run was begun by another version of vtnpipe; finish it with "
                 "that one, or give a new folder"
@@ -82,6 +82,7 @@ def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path)
                 f"{files.root}: holds another run: {'; '.join(differences)} (data: which videos "
                 "have which class); use its settings and data to resume it, or another folder"
             )
+        write_json(stored | {"source": value["source"]}, files.settings)
         return False
     write_json(value, files.settings)
     return True

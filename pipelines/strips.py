@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..manifests.times import seconds_edges
 from ..temporal.batch import frame_positions
 from ..temporal.model import TemporalClassifier
 from .charts import Axis, Tick
@@ -17,6 +18,23 @@ from .thumbnails import Thumbnail
 MAX_BARS = 400  # of an attention strip; frames share them where they are more
 MAX_WEIGHTS = 60_000  # of a strip, so that a page of many layers and heads stays small
 WIDTH, HEIGHT = 1000, 100  # of its drawing, which is stretched
+
+
+class SeenVideo(NamedTuple):
+    """A video as a temporal model takes it."""
+
+    features: Tensor  # [V, T, D]
+    timestamps: npt.NDArray[np.float64]  # [T]
+    frame_index: npt.NDArray[np.int64]  # [T]
+
+    def positions(self, position_fps: float | None) -> Tensor:
+        """[T], on the features' device."""
+        places = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
+        return torch.from_numpy(places).to(self.features.device)
+
+    def to(self, device: str) -> "SeenVideo":
+        """With its features on a device."""
+        return self._replace(features=self.features.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,7 +141,7 @@ class Attention:
     def data(self) -> dict[str, Any]:
         """For the page's script."""
         return {
-            "begin": np.round(self.edges, 3).tolist(),
+            "begin": np.round(self.edges[:-1], 3).tolist(),
             "weights": np.round(self.weights, 7).tolist(),
             "own": np.round(self.own, 7).tolist(),
         }
@@ -157,60 +175,28 @@ class Strip:
         return Track(edges=self.edges, values=np.zeros(len(self.edges) - 1)).ticks
 
 
-def seconds_edges(timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """When each frame begins, and when the last one ends: [T + 1] seconds.
-
-    >>> seconds_edges(np.array([0.0, 0.5, 1.0])).tolist()
-    [0.0, 0.5, 1.0, 1.5]
-    """
-    steps = np.diff(timestamps)
-    last = float(np.median(steps)) if len(steps) else 1.0
-    return np.append(timestamps, timestamps[-1] + (last or 1.0))
-
-
 def bar_starts(num_frames: int, most: int = MAX_BARS) -> npt.NDArray[np.int64]:
     """The first frame of each bar."""
     count = min(num_frames, most)
     return np.arange(count) * num_frames // count
 
 
-def even_ranks(
-    timestamps: npt.NDArray[np.float64], frame_index: npt.NDArray[np.int64], count: int
-) -> list[int]:
-    """The frames at the middles of so many equal spans of a video's time, by rank; no more than
-    there are.
-    """
-    count = min(count, len(timestamps))
-    edges = seconds_edges(timestamps)
-    middles = edges[0] + (np.arange(count) + 0.5) * (edges[-1] - edges[0]) / count
-    nearest = np.searchsorted(edges[:-1], middles, side="right") - 1
-    return [int(rank) for rank in frame_index[np.clip(nearest, 0, None)]]
-
-
-def attention_of(
-    model: TemporalClassifier,
-    features: Tensor,
-    timestamps: npt.NDArray[np.float64],
-    frame_index: npt.NDArray[np.int64],
-) -> Attention | None:
-    """[CLS]'s attention in one video; None where the model has no [CLS].
+def attention_of(model: TemporalClassifier, seen: SeenVideo) -> Attention | None:
+    """[CLS]'s attention in one video, the mean over its views; None where the model has no [CLS].
 
     Args:
         model: in evaluation mode.
-        features: [T, D], on its device.
-        timestamps: [T] seconds.
-        frame_index: [T].
+        seen: the video's features, on the model's device.
     """
-    places = frame_positions(timestamps, frame_index, position_fps=model.config.position_fps)
-    positions = torch.from_numpy(places).to(features.device)
+    positions = seen.positions(model.config.position_fps)
     with torch.inference_mode():
-        found = model.cls_attention(features[None], positions[None])
+        found = model.cls_attention(seen.features, positions.expand(len(seen.features), -1))
     if found is None:
         return None
-    every = found[0].double().cpu().numpy()  # [L, H, 1 + T]
+    every = found.double().mean(0).cpu().numpy()  # [L, H, 1 + T]
     L, H, _ = every.shape
-    starts = bar_starts(len(timestamps), max(50, min(MAX_BARS, MAX_WEIGHTS // (L * H))))
-    edges = seconds_edges(timestamps)
+    starts = bar_starts(len(seen.timestamps), max(50, min(MAX_BARS, MAX_WEIGHTS // (L * H))))
+    edges = seconds_edges(seen.timestamps)
     return Attention(
         edges=np.append(edges[starts], edges[-1]),
         weights=np.add.reduceat(every[..., 1:], starts, axis=-1),

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -13,8 +13,10 @@ from rich.console import Console
 
 from ..extract.children import DecodingChildren
 from ..extract.frames import Outcome
+from ..extract.index import VideoIndex
 from ..extract.requests import Chunk, Decode
 from ..extract.sampling import Sampling
+from ..manifests.times import seconds_edges
 from ..manifests.videos import VideoRow
 from .cluster import num_cpus
 from .video_reader import IndexedVideos, index_videos
@@ -22,6 +24,7 @@ from .video_reader import IndexedVideos, index_videos
 HEIGHT = 96  # pixels
 MAX_WIDTH = 256  # of a panorama
 JPEG_QUALITY = 78
+HALF_FRAME = 0.5  # by which a file's times may differ from the stored ones
 
 
 class Thumbnail(NamedTuple):
@@ -33,11 +36,32 @@ class Thumbnail(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Frames of a row, by rank in the file, with the seconds of each."""
+    """Frames of a row, by rank in the file, with the seconds of each.
+
+    Attributes:
+        row: of which video.
+        ranks: of the frames.
+        seconds: of each.
+        size: of the file when its frames were stored, in bytes; None where that is not known.
+    """
 
     row: VideoRow
     ranks: Sequence[int]
     seconds: Sequence[float]
+    size: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        row: VideoRow,
+        places: Iterable[int],
+        frame_index: npt.NDArray[np.int64],
+        timestamps: npt.NDArray[np.float64],
+        size: int | None = None,
+    ) -> "Wanted":
+        """Frames by their places among those that are stored, whose ranks and times are given."""
+        chosen = list(places)
+        return cls(row, frame_index[chosen].tolist(), timestamps[chosen].tolist(), size)
 
 
 class Pictures(NamedTuple):
@@ -47,8 +71,23 @@ class Pictures(NamedTuple):
     note: str
 
 
+def even_places(timestamps: npt.NDArray[np.float64], count: int) -> list[int]:
+    """The frames at the middles of so many equal spans of a video's time; no more than there are.
+
+    >>> even_places(np.array([0.0, 0.1, 0.2, 0.3, 5.0, 9.0]), 2)
+    [3, 4]
+    """
+    count = min(count, len(timestamps))
+    edges = seconds_edges(timestamps)
+    middles = edges[0] + (np.arange(count) + 0.5) * (edges[-1] - edges[0]) / count
+    nearest = np.searchsorted(edges[:-1], middles, side="right") - 1
+    return [int(place) for place in np.clip(nearest, 0, None)]
+
+
 def thumbnails(wanted: Mapping[str, Wanted], *, height: int = HEIGHT) -> dict[str, Pictures]:
     """Decodes frames of videos, in child processes, each from the keyframe before it.
+
+    A file that is not the one whose frames were stored gives none: its size or its times differ.
 
     Args:
         wanted: by video_id.
@@ -68,15 +107,11 @@ def thumbnails(wanted: Mapping[str, Wanted], *, height: int = HEIGHT) -> dict[st
         requests: list[Decode] = []
         owners: list[str] = []
         for video_id, one in wanted.items():
-            fault = index.fault(one.row.path)
-            if fault is not None:
-                notes[video_id] = f"{fault.reason}: {fault.message}"
-                continue
-            num_frames = index.num_presented(one.row.path)
-            ranks = np.unique([rank for rank in one.ranks if rank < num_frames])
-            pieces = videos.requests(video_id, ranks) if len(ranks) else []
-            requests += pieces
-            owners += [video_id] * len(pieces)
+            notes[video_id] = _why_none(one, index)
+            if not notes[video_id]:
+                pieces = videos.requests(video_id, np.unique(one.ranks))
+                requests += pieces
+                owners += [video_id] * len(pieces)
     with DecodingChildren(max(1, min(len(requests), num_cpus()))) as children:
         for number, event in children.run(requests):
             if isinstance(event, Chunk):
@@ -94,6 +129,22 @@ def thumbnails(wanted: Mapping[str, Wanted], *, height: int = HEIGHT) -> dict[st
         )
         for video_id, one in wanted.items()
     }
+
+
+def _why_none(wanted: Wanted, index: VideoIndex) -> str:
+    """Why a file can't give the frames that were stored; empty where it can."""
+    path = wanted.row.path
+    fault = index.fault(path)
+    if fault is not None:
+        return f"no pictures: {fault.reason}: {fault.message}"
+    size = index.state(path).size
+    if wanted.size not in (None, size):
+        return f"no pictures: {path} has changed since, from {wanted.size:,} to {size:,} bytes"
+    times, ranks = index.timeline(path).times, np.asarray(wanted.ranks)
+    near = HALF_FRAME * np.median(np.diff(times)) if len(times) > 1 else 1.0
+    if ranks.max() >= len(times) or np.abs(times[ranks] - wanted.seconds).max() > max(0.001, near):
+        return f"no pictures: {path} has other frames than those that were stored"
+    return ""
 
 
 def _jpeg_uri(image: npt.NDArray[np.uint8], height: int) -> str:

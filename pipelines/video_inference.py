@@ -32,6 +32,7 @@ from ..temporal.clips import ClipSampling, generator_of, lay_clip
 from ..temporal.inference import Scored, never
 from ..temporal.processes import Accelerator, all_of
 from .network import VideoTransformerNetwork
+from .strips import SeenVideo
 from .video_reader import IndexedVideos
 
 Mode = Literal["end-to-end", "chunked"]
@@ -74,6 +75,11 @@ class Piece(NamedTuple):
     times: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
     outcome: Outcome
+
+    @property
+    def seen(self) -> SeenVideo:
+        """Its features, of a temporal model's inputs."""
+        return SeenVideo(self.inputs.transpose(0, 1), self.times, self.frame_index)
 
 
 @dataclass(kw_only=True)

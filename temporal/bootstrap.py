@@ -21,7 +21,8 @@ Index = npt.NDArray[np.int64]
 def intervals(
     logits: Tensor, targets: Tensor, config: TemporalConfig, *, num_resamples: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """The interval in which 95% of the resamples' figures lie, by the figure's name.
+    """The interval in which 95% of the resamples' figures lie, by the figure's name; none for a
+    figure that is undefined in all of them.
 
     Args:
         logits: [N, C], one row a video.
@@ -42,7 +43,11 @@ def intervals(
         for name, value in figures(generator.integers(num_videos, size=num_videos)).items():
             found.setdefault(name, []).append(value)
     ends = (100 * (1 - SHARE) / 2, 100 * (1 + SHARE) / 2)
-    quantiles = {name: np.nanpercentile(values, ends) for name, values in found.items()}
+    quantiles = {
+        name: np.nanpercentile(values, ends)
+        for name, values in found.items()
+        if np.isfinite(values).any()
+    }
     return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
 
 

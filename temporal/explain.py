@@ -28,16 +28,18 @@ def even_spans(num_frames: int, most: int) -> list[tuple[int, int]]:
 def prefix_logits(
     model: TemporalClassifier, features: Tensor, positions: Tensor, lengths: Sequence[int]
 ) -> Iterator[Tensor]:
-    """Yields a video's logits [C] when only its first frames are seen, for each of some lengths.
+    """Yields a video's logits [C] when only its first frames are seen, for each of some lengths;
+    the mean over its views.
 
     Args:
         model: in evaluation mode.
-        features: [T, D].
+        features: [V, T, D].
         positions: [T] int.
         lengths: at least 1, at most T.
     """
+    V = len(features)
     for length in lengths:
-        yield model(features[None, :length], positions[None, :length])[0]
+        yield model(features[:, :length], positions[:length].expand(V, -1)).mean(0)
 
 
 @torch.inference_mode()
@@ -47,21 +49,25 @@ def logits_without(
     positions: Tensor,
     spans: Sequence[tuple[int, int]],
 ) -> Iterator[Tensor]:
-    """Yields a video's logits [C] when some of its frames are not seen, for each of some spans.
+    """Yields a video's logits [C] when some of its frames are not seen, for each of some spans;
+    the mean over its views.
 
     What is hidden is masked: no token looks at it, and all others keep their positions.
 
     Args:
         model: in evaluation mode.
-        features: [T, D].
+        features: [V, T, D].
         positions: [T] int.
         spans: half open, of frames.
     """
-    T, D = features.shape
+    _, T, D = features.shape
     at_once = max(1, TOKENS_AT_ONCE // T)
     frames = torch.arange(T, device=features.device)
     for first in range(0, len(spans), at_once):
         ends = torch.tensor(spans[first : first + at_once], device=features.device)
         is_hidden = (frames >= ends[:, :1]) & (frames < ends[:, 1:])  # [B, T]
         B = len(ends)
-        yield from model(features.expand(B, T, D), positions.expand(B, T), ~is_hidden)
+        of_views = [
+            model(view.expand(B, T, D), positions.expand(B, T), ~is_hidden) for view in features
+        ]
+        yield from torch.stack(of_views).mean(0)

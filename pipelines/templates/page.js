@@ -6,18 +6,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const valueOf = (row, column) => {
     const cell = row.cells[column];
-    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
+    if (!("value" in cell.dataset)) return cell.textContent.trim();
+    return cell.dataset.value === "" ? NaN : Number(cell.dataset.value);
   };
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const sign = down ? -1 : 1;
       const rows = [...body.rows].sort((a, b) => {
         const [x, y] = [valueOf(a, column), valueOf(b, column)];
-        return typeof x === "number" ? x - y : x.localeCompare(y);
+        if (typeof x !== "number" || typeof y !== "number") return sign * String(x).localeCompare(String(y));
+        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);  // last
+        return sign * (x - y);
       });
-      body.append(...(down ? rows.reverse() : rows));
+      body.append(...rows);
     });
   });
 }
@@ -28,7 +32,7 @@ for (const figure of document.querySelectorAll(".strip[data-attention]")) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   const [layer, head] = figure.querySelectorAll("select");
   const bars = [...figure.querySelectorAll(".attention rect")];
-  const evenly = figure.querySelector(".attention line");
+  const evenly = figure.querySelectorAll(".attention line");
   const words = figure.querySelector("output");
   const mean = (lists) => lists[0].map((_, n) => lists.reduce((sum, one) => sum + one[n], 0) / lists.length);
   const draw = () => {
@@ -45,8 +49,10 @@ for (const figure of document.querySelectorAll(".strip[data-attention]")) {
       bar.firstElementChild.textContent = `${data.begin[n].toFixed(2)} s: ${percent(weights[n], 2)}`;
     });
     const level = (1 - self) / weights.length;
-    evenly.setAttribute("y1", 100 - 100 * level / most);
-    evenly.setAttribute("y2", 100 - 100 * level / most);
+    for (const line of evenly) {
+      line.setAttribute("y1", 100 - 100 * level / most);
+      line.setAttribute("y2", 100 - 100 * level / most);
+    }
     words.textContent = `most ${percent(most, 2)} at ${data.begin[where].toFixed(2)} s; dashed: spread evenly, ` +
       `${percent(level, 2)} a bar; [CLS] to itself ${percent(self)}`;
   };
@@ -65,7 +71,7 @@ for (const part of document.querySelectorAll(".overview")) {
   const size = Math.max(1, Math.floor(960 / count));
   canvas.width = canvas.height = size * count;
   const place = new Array(count);
-  let ranked = [], row = 0, column = 0;
+  let ranked = [], row = 0, column = 0, isChosen = false;
   const draw = () => {
     ranked = data.orders[order.value];
     ranked.forEach((index, rank) => { place[index] = rank; });
@@ -77,8 +83,14 @@ for (const part of document.querySelectorAll(".overview")) {
       context.fillStyle = `rgba(${shade}, ${(0.15 + 0.85 * Math.sqrt(n / data.totals[i])).toFixed(3)})`;
       context.fillRect(place[j] * size, place[i] * size, size, size);
     }
+    if (!isChosen) return;
+    context.strokeStyle = style.getPropertyValue("--text");
+    context.lineWidth = 2;
+    context.strokeRect(column * size - 3, row * size - 3, size + 6, size + 6);
   };
   const tell = () => {
+    isChosen = true;
+    draw();
     const [i, j] = [ranked[row], ranked[column]];
     const n = cells.get(i * count + j) || 0;
     const share = data.totals[i] ? ` (${percent(n / data.totals[i])})` : "";
@@ -100,7 +112,7 @@ for (const part of document.querySelectorAll(".overview")) {
     column = clamp(column + step[1]);
     tell();
   });
-  order.addEventListener("change", draw);
+  order.addEventListener("change", () => (isChosen ? tell() : draw()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 }

@@ -2,6 +2,7 @@
 the model.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,14 +17,21 @@ from command_line import run_cli
 from feature_folders import made_up_features
 from longformer_reference import dense_cls_attention, longformer_model
 from numbered_videos import write_video
+from rich.console import Console
 from torch import Tensor
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, VtnpipeError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.manifests.videos import read_manifest
-from vtnpipe.pipelines.evaluate import EvaluateSettings
+from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.explain import ExplainSettings, explain
-from vtnpipe.pipelines.model_folder import NetworkConfig, load_temporal, read_config, write_model
-from vtnpipe.pipelines.predictions import write_predictions
+from vtnpipe.pipelines.model_folder import (
+    NetworkConfig,
+    load_temporal,
+    model_digest,
+    read_config,
+    write_model,
+)
+from vtnpipe.pipelines.predictions import Predictions, write_predictions
 from vtnpipe.pipelines.report import ReportSettings, report
 from vtnpipe.temporal.batch import frame_positions
 from vtnpipe.temporal.checkpoint import RunFolder
@@ -65,7 +73,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(folder: Path) -> Path:
     """The run's report, by the command line."""
     ran = run_cli(folder, "report", "r", "--videos", 2)
-    assert "evaluating split val" in ran.stdout  # which nobody had done
+    assert "split val has not been evaluated: evaluating it" in ran.stdout
+    assert not (folder / "r/predictions").exists()
+    evaluate(folder / "r", folder / "f")
+    said = io.StringIO()
+    report(folder / "r", ReportSettings(videos=2), console=Console(file=said, width=200))
+    assert "evaluating" not in said.getvalue()
     assert "r/report.html" in ran.stdout
     return folder / "r/report.html"
 
@@ -121,7 +134,7 @@ def test_a_runs_report(folder: Path, page: Path, browser: Browser) -> None:
         ".map(e => e.querySelectorAll('circle').length)"
     )
     assert sorted(counts) == dots  # learning rate; two losses; top-1, top-5, mean class accuracy
-    cells = [int(text) for text in browser.texts(".matrix td")]
+    cells = [int(text) for text in browser.texts(".matrix tbody td")]
     assert cells == [n for row in record["metrics"]["confusion"] for n in row]
     assert HOSTILE in browser.texts(".matrix tbody th")
     assert browser.count(".strip[data-attention]") == 4
@@ -137,11 +150,9 @@ def open_lines(folder: Path) -> list[str]:
 
 @pytest.mark.usefixtures("page")
 def test_attention_drawn_is_the_models(folder: Path, browser: Browser) -> None:
-    shown = (folder / "r/predictions/val.json").stat().st_mtime_ns
     report(folder / "r", ReportSettings(videos=1, output=str(folder / "one.html")))
-    assert (folder / "r/predictions/val.json").stat().st_mtime_ns == shown  # not evaluated again
     browser.open(folder / "one.html")
-    (video_id, _) = browser.texts(".strip[data-attention] h4")
+    (video_id, _) = browser.texts(".strip[data-attention] .title")
     expected = _dense(folder, video_id)  # [2, 2, 1 + T]
     own = browser.run(
         "return JSON.parse(document.querySelector('.strip[data-attention] script').textContent).own"
@@ -285,7 +296,7 @@ def test_what_is_wrong_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(folder)
     for run, settings, message in (
         ("none", {}, "not a model or run folder"),
-        ("r", {"output": "no/r.html"}, "--output no/r.html: its folder is missing"),
+        ("r", {"output": "no/r.html"}, "--output no/r.html: is a folder, or its folder is missing"),
         ("r", {"source": "none"}, "--source none: no such feature folder"),
         ("f", {"source": "f"}, "f is a feature folder itself"),
     ):
@@ -318,10 +329,10 @@ def _large_run(root: Path, clips: dict[str, Path]) -> Path:
     labels = {f"v{number:05d}": classes[number % 400] for number in range(20_000)}
     made_up_features(root / "f", {"val": labels}, paths=[*clips.values()])
     rows = read_manifest(root / "f/manifest.csv")
-    identity = open_features(root / "f").extraction["identity"]
+    store = open_features(root / "f")
     torch.manual_seed(0)
     config = NetworkConfig(
-        identity=identity,
+        identity=store.extraction["identity"],
         temporal=TemporalConfig(
             feature_dim=16, num_classes=400, num_heads=4, intermediate_dim=16, head_dim=8
         ),
@@ -337,10 +348,13 @@ def _large_run(root: Path, clips: dict[str, Path]) -> Path:
     metrics = task_metrics(logits, targets, classes, config.temporal)
     counts = {"expected": 20_000, "scored": 20_000, "missing": 0, "partial": 0}
     record: dict[str, Any] = {
-        "settings": vars(EvaluateSettings()), "source": "made up", "faults": [], "classes": classes,
+        "settings": vars(EvaluateSettings()), "faults": [], "classes": classes,
+        "source": f"features {store.extraction['fingerprint']}", "model": model_digest(files),
         "metrics": vars(metrics), "intervals": {}, "counts": counts,
     }  # fmt: skip
-    write_predictions(files.predictions, "val", rows, logits, targets, config, record)
+    video_ids = [row.video_id for row in rows]
+    found = Predictions(video_ids=video_ids, logits=logits, targets=targets, record=record)
+    write_predictions(files.predictions, "val", found, rows, config)
     return files.root
 
 

@@ -1,25 +1,35 @@
 """What `vtnpipe report` counts and chooses; how its pages look is in test_pages.py."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import write_video
+from rich.console import Console
+from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.folder import FeatureFolder
-from vtnpipe.manifests.plan import Speed, read_kinds, write_plan
+from vtnpipe.manifests.plan import PlannedRow, Speed, read_kinds, read_sizes, write_plan
 from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
-from vtnpipe.manifests.videos import VideoRow, write_manifest
-from vtnpipe.pipelines.charts import histogram, line_chart
+from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
+from vtnpipe.pipelines.charts import histogram, line_chart, scatter_chart
 from vtnpipe.pipelines.confusion import Confusion
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
+from vtnpipe.pipelines.model_folder import NetworkConfig
+from vtnpipe.pipelines.predictions import Predictions
 from vtnpipe.pipelines.report import ReportSettings, report
 from vtnpipe.pipelines.report_features import extraction_section
-from vtnpipe.pipelines.strips import bar_starts, even_ranks
+from vtnpipe.pipelines.report_run import prediction_lines, read_lines
+from vtnpipe.pipelines.strips import bar_starts
+from vtnpipe.pipelines.thumbnails import Wanted, even_places, thumbnails
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
+from vtnpipe.temporal.checkpoint import RunFolder
+from vtnpipe.temporal.config import TemporalConfig
 
 SMALL: dict[str, Any] = {"layers": 1, "heads": 2, "intermediate": 16, "head_dim": 8, "epochs": 2}
 
@@ -65,11 +75,23 @@ def test_charts_have_a_mark_for_each_value() -> None:
     assert histogram("h", [], x_label="s", unit="videos") is None
 
 
+def test_values_that_differ_by_rounding_are_one_bar() -> None:
+    chart = histogram("h", [0.3, 0.1 + 0.2, 0.3], x_label="s", unit="videos")
+    assert chart is not None
+    assert [bar.text.split(": ")[1] for bar in chart.bars if "0 videos" not in bar.text] == [
+        "3 videos"
+    ]
+    one = line_chart("x", {"a": [(1, 1.0)]}, x_label="epoch", is_share=True, is_whole=True)
+    assert one is not None
+    assert [tick.text for tick in one.x_ticks] == ["1"]
+    assert all(float(tick.text.rstrip("%")) <= 100 for tick in one.y_ticks)
+    assert scatter_chart("s", [(1.0, float("nan"))], x_label="label", unit="videos") is None
+
+
 def test_strips_take_frames_evenly_over_the_time() -> None:
     times = np.concatenate([np.arange(10) / 10, [5.0, 9.0]])  # most frames in the first second
-    index = np.arange(12) + 100
-    assert even_ranks(times, index, 2) == [109, 110]
-    assert even_ranks(times, index, 50) == even_ranks(times, index, 12)
+    assert even_places(times, 2) == [9, 10]
+    assert even_places(times, 50) == even_places(times, 12)
     assert bar_starts(1000, 400).tolist() == [n * 1000 // 400 for n in range(400)]
 
 
@@ -113,6 +135,24 @@ def test_statistics_find_dead_dimensions_and_frozen_pictures(tmp_path: Path) -> 
     assert share.value == pytest.approx(9 / 39)
 
 
+def test_statistics_name_what_is_not_finite_and_what_is_all_alike(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).standard_normal((40, 16))
+    features[5, 3], features[9, 0] = np.nan, np.inf
+    facts = dict(
+        extraction_section(
+            open_features(_store(tmp_path / "f", features).root), {}, num_frames=4
+        ).statistics.facts
+    )
+    assert facts["NOT FINITE"] == "2 frames hold NaN or infinity: v (2)"
+    assert facts["dead dimensions"] == "0 of 16 never change"
+    for name, length, words in (("g", 1, None), ("h", 3, "16 of 16 never change")):
+        folder = _store(tmp_path / name, np.full((length, 16), 0.1))
+        facts = dict(
+            extraction_section(open_features(folder.root), {}, num_frames=4).statistics.facts
+        )
+        assert facts.get("dead dimensions") == words
+
+
 def test_an_empty_folder_has_a_report(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "f", "toy_backbones:block_means")
     page = report(folder.root).read_text()
@@ -124,6 +164,96 @@ def test_plans_say_what_files_are(tmp_path: Path) -> None:
     for kinds in ({"codec": {"h264": 2, "vp9": 1}}, {}, {"codec": {"h264": 3}}):
         write_plan(folder, [], "f", Speed(8), kinds)
     assert read_kinds(folder) == {"codec": {"h264": 5, "vp9": 1}}
+
+
+def _run(root: Path, **settings: Any) -> Path:
+    """A run `r` on made-up features `f` of two classes."""
+    splits = {split: {f"{split}{n}": "ab"[n % 2] for n in range(8)} for split in ("train", "val")}
+    made_up_features(root / "f", splits)
+    train_temporal(root / "f", root / "r", TrainTemporalSettings(**SMALL, **settings))
+    return root / "r"
+
+
+def test_a_report_keeps_to_the_labels_and_the_split_of_its_run(tmp_path: Path) -> None:
+    splits = {split: {f"{split}{n}": "ab"[n % 2] for n in range(8)} for split in ("train", "val")}
+    made_up_features(tmp_path / "f", splits)
+    swapped = [
+        VideoRow(video_id=row.video_id, path=row.path, label="uv"["ba".index(row.label)],
+                 split={"val": "dev"}.get(row.split, row.split))
+        for row in read_manifest(tmp_path / "f/manifest.csv")
+    ]  # fmt: skip
+    write_manifest(swapped, tmp_path / "own.csv")
+    settings = TrainTemporalSettings(**SMALL, manifest=str(tmp_path / "own.csv"), val_split="dev")
+    train_temporal(tmp_path / "f", tmp_path / "r", settings)
+    best = [line for line in read_lines(RunFolder(tmp_path / "r")) if line["is_best"]][-1]
+    page = report(tmp_path / "r").read_text()
+    assert f"<strong>{best['top1']:.1%}</strong>top-1" in page
+    assert "split dev" in page
+    assert "label u" in page
+
+
+def test_stored_predictions_are_shown_only_where_they_are_those(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    evaluate(run, tmp_path / "f")
+    said = io.StringIO()
+    report(run, console=Console(file=said, width=300))
+    assert "evaluating" not in said.getvalue()
+    before = (run / "predictions/val.json").read_bytes()
+    rows = read_manifest(tmp_path / "f/manifest.csv")
+    flipped = [
+        VideoRow(video_id=r.video_id, path=r.path, label="ab"["ba".index(r.label)], split=r.split)
+        for r in rows
+    ]
+    write_manifest(flipped, tmp_path / "f/manifest.csv")
+    page = report(run, console=Console(file=said, width=300)).read_text()
+    assert "its labels have changed since: evaluating it" in said.getvalue()
+    assert (run / "predictions/val.json").read_bytes() == before  # whoever made them keeps them
+    metrics = evaluate(run, tmp_path / "f").figures
+    assert f"<strong>{metrics['top1']:.1%}</strong>top-1" in page
+    for name in ("val.npz", "val.json"):
+        (run / "predictions" / name).write_bytes(b"")
+        with pytest.raises(FeaturesError, match="evaluate again"):
+            report(run)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(FeaturesError, match=r"model.safetensors: missing"):
+        report(run, ReportSettings(split="train"))
+
+
+def test_a_right_answer_of_several_classes_is_right() -> None:
+    temporal = TemporalConfig(feature_dim=4, num_classes=3, num_heads=2, task="multi-label")
+    config = NetworkConfig(identity={}, temporal=temporal, class_names=list("abc"))
+    logits = torch.tensor([[1.0, 2.0, -1.0], [1.0, -1.0, -1.0]])
+    targets = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    found = Predictions(video_ids=["v", "w"], logits=logits, targets=targets, record={})
+    assert prediction_lines(config, found, 0)[0] == "label a|b, predicted a|b: right"
+    assert prediction_lines(config, found, 1)[0] == "label a|b, predicted a: wrong"
+
+
+def test_pictures_are_never_another_files(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mp4", 30)
+    row = VideoRow(video_id="v", path=str(path), label="a")
+    index, times = np.arange(30), np.arange(30) / 25
+    good = Wanted.of(row, [3, 20], index, times, path.stat().st_size)
+    pictures = thumbnails({"v": good})["v"]
+    assert pictures.note == ""
+    assert all(one.uri for one in pictures.thumbnails)
+    for wanted, words in (
+        (good._replace(size=17), "has changed since, from 17 to"),
+        (good._replace(ranks=[3, 40]), "has other frames"),
+        (good._replace(seconds=[0.12, 1.5]), "has other frames"),
+        (good._replace(row=VideoRow(video_id="v", path="/none.mp4")), "missing"),
+    ):
+        pictures = thumbnails({"v": wanted})["v"]
+        assert words in pictures.note
+        assert not any(one.uri for one in pictures.thumbnails)
+
+
+def test_sizes_are_those_of_the_newest_plan(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "f", "toy_backbones:block_means")
+    for size in (1, 2):
+        rows = [PlannedRow(f'v"{n}"', "v.mp4", None, None, 10 * size + n, 0) for n in range(5)]
+        write_plan(folder, [rows[:2], rows[2:]], "f", Speed(8))
+    assert read_sizes(folder, ['v"1"', 'v"4"', "none"]) == {'v"1"': 21, 'v"4"': 24}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def _video() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_prefix_is_a_shorter_video(encoder: str) -> None:
     model, (features, positions) = _model(encoder), _video()
     lengths = [1, 7, T]
-    found = list(prefix_logits(model, features, positions, lengths))
+    found = list(prefix_logits(model, features[None], positions, lengths))
     for length, logits in zip(lengths, found, strict=True):
         with torch.inference_mode():
             expected = model(features[None, :length], positions[None, :length])[0]
@@ -45,7 +45,7 @@ def test_what_is_hidden_is_as_if_it_was_not_there(
     monkeypatch.setattr("vtnpipe.temporal.explain.TOKENS_AT_ONCE", at_once)
     model, (features, positions) = _model(encoder), _video()
     spans = even_spans(T, 7)
-    found = list(logits_without(model, features, positions, spans))
+    found = list(logits_without(model, features[None], positions, spans))
     assert len(found) == 7
     for (begin, stop), logits in zip(spans, found, strict=True):
         kept = [n for n in range(T) if not begin <= n < stop]
@@ -56,10 +56,10 @@ def test_what_is_hidden_is_as_if_it_was_not_there(
 
 def test_hidden_frames_change_a_longformers_answer_and_their_values_do_not() -> None:
     model, (features, positions) = _model("longformer"), _video()
-    (found,) = logits_without(model, features, positions, [(10, 13)])
+    (found,) = logits_without(model, features[None], positions, [(10, 13)])
     other = features.clone()
     other[10:13] = 100.0
-    (same,) = logits_without(model, other, positions, [(10, 13)])
+    (same,) = logits_without(model, other[None], positions, [(10, 13)])
     torch.testing.assert_close(found, same)
     with torch.inference_mode():
         assert not torch.allclose(found, model(features[None], positions[None])[0], atol=1e-4)
@@ -85,3 +85,15 @@ def test_attention_costs_the_normal_path_nothing(monkeypatch: pytest.MonkeyPatch
     features, positions = _video()
     with torch.inference_mode():
         assert _model("longformer")(features[None], positions[None]).shape == (1, 3)
+
+
+def test_several_views_are_averaged() -> None:
+    model, (features, positions) = _model("longformer"), _video()
+    views = torch.stack([features, features.flip(1)])
+    spans = [(0, 5), (20, 21)]
+    for found, function, of in (
+        (prefix_logits(model, views, positions, [9]), prefix_logits, [9]),
+        (logits_without(model, views, positions, spans), logits_without, spans),
+    ):
+        each = [torch.stack(list(function(model, v[None], positions, of))) for v in views]
+        torch.testing.assert_close(torch.stack(list(found)), torch.stack(each).mean(0))
