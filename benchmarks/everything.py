@@ -1,0 +1,159 @@
+"""All benchmarks, one after the other, and the table of their results in README.md.
+
+    python benchmarks/everything.py            # about two hours on two idle cores
+    python benchmarks/everything.py --table    # only the table, of the results that lie here
+
+A benchmark that fails is told at the end, and its result of before stays.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from measure import RESULTS
+
+HERE = RESULTS.parent
+README = HERE / "README.md"
+BEGIN, END = "<!-- results: python benchmarks/everything.py --table -->", "<!-- end of results -->"
+
+PYTHON = [sys.executable]
+COMMANDS = [
+    [*PYTHON, "extract.py"],
+    [*PYTHON, "dask_overhead.py"],
+    [*PYTHON, "temporal_encoder.py"],
+    [*PYTHON, "train_temporal.py"],
+    [*PYTHON, "finetune.py"],
+    ["bash", "ablations.sh"],
+]
+
+
+def efficiency(found: Any) -> str:
+    """Of each set of videos."""
+    return ", ".join(f"{name} {one['efficiency']:.2f}" for name, one in found.items())
+
+
+def top1(runs: Any) -> str:
+    """In order, and shuffled, of the two ends."""
+    return ", ".join(
+        f"{name} {sum(runs[name]['val']) / len(runs[name]['val']):.0%}"
+        for name in ("3 layers", "encoder: mean")
+    )
+
+
+# What is measured, the result file, and its figure in words.
+ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
+    (
+        "extraction over the bare backbone, frames/s",
+        "extract_efficiency",
+        lambda d: efficiency(d["efficiency"]),
+    ),
+    (
+        "two workers, times as fast as one",
+        "extract_scaling",
+        lambda d: f"{d['scaling']['two workers over one']:.2f}",
+    ),
+    (
+        "extraction, times as fast as the usual loop",
+        "extract_peer",
+        lambda d: (
+            f"{d['peer']['auto over the usual loop']:.2f} ({d['peer']['precision auto']}), "
+            f"{d['peer']['float32 over the usual loop']:.2f} (float32)"
+        ),
+    ),
+    (
+        "a worker's memory along two hours of 1080p",
+        "extract_memory",
+        lambda d: f"{d['memory']['peak_mib']:,} MiB",
+    ),
+    (
+        "a manifest of 1,000,000 rows: read, plan, resume",
+        "extract_million",
+        lambda d: ", ".join(
+            f"{d['million'][part]['seconds']:.0f} s" for part in ("read", "plan", "resume")
+        ),
+    ),
+    (
+        "Dask's cost of a task, 100,000 of them",
+        "dask_overhead",
+        lambda d: f"{d['runs'][-1]['ms_per_task']:.1f} ms",
+    ),
+    (
+        "the Longformer, times as fast as transformers' (16 clips of 250 frames, float32)",
+        "temporal_encoder",
+        lambda d: (
+            f"inference {d['ratios']['16x251 window 18']['inference float32']:.2f}, "
+            f"training {d['ratios']['16x251 window 18']['training dropout 0.1']:.2f}"
+        ),
+    ),
+    (
+        "training on a clip from video, times the time of one from features",
+        "train_temporal",
+        lambda d: (
+            f"{d['end_to_end']['end to end over stage two']:.0f} "
+            f"({d['end_to_end']['frozen over stage two']:.0f} with a frozen backbone)"
+        ),
+    ),
+    (
+        "an epoch from memory, times that from shards",
+        "train_temporal",
+        lambda d: f"{d['reading']['in memory over shards']:.2f}",
+    ),
+    (
+        "memory of a finetuning step, checkpointing over plain",
+        "finetune_memory",
+        lambda d: f"{d['memory, checkpointing over plain']:.2f}",
+    ),
+    (
+        "a finetuning's waiting for clips",
+        "finetune_stages",
+        lambda d: "{:.1%} of the time".format(d["a run's waiting for clips"]),
+    ),
+    (
+        "hatchings, frozen and finetuned, top-1",
+        "finetune_textures",
+        lambda d: f"{d['top-1, frozen']['best']:.0%}, {d['top-1, finetuned']['best']:.0%}",
+    ),
+    ("order of frames, top-1", "ablations", lambda d: top1(d["top1"])),
+]
+
+
+def table() -> str:
+    """The table, from the result files."""
+    lines = ["| what | figure | result of |", "|---|---|---|"]
+    for words, name, figure in ROWS:
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        lines.append(f"| {words} | {figure(result)} | `{result['command']}` |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Puts the table into README.md, between its marks."""
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}")
+
+
+def main() -> int:
+    """Runs everything; the exit code is 1 where a benchmark failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", action="store_true", help="write the table only")
+    failed = []
+    for command in [] if parser.parse_args().table else COMMANDS:
+        begun = time.monotonic()
+        print("==", *command[1:], flush=True)
+        script = [*command[:1], str(HERE / command[1])]
+        if subprocess.run(script, check=False, cwd=HERE.parent).returncode:
+            failed.append(command[1])
+        print(f"== {command[1]}: {(time.monotonic() - begun) / 60:.1f} min", flush=True)
+    write_table()
+    print(json.dumps({"benchmarks": len(COMMANDS), "failed": failed}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
