@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..manifests.errors import SettingsError
 from ..manifests.times import nearest
 
 ROUNDING_FRAMES = 1e-6  # 2 s x 5 frames/s is 10, whatever floating point says
@@ -24,6 +25,13 @@ class Sampling:
 
     fps: float | None = None
     every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.every != 1:
+            raise SettingsError(
+                f"--fps {self.fps:g} with --every {self.every}: frames are chosen by time or by "
+                "count; leave out one of the two"
+            )
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any]) -> "Sampling":

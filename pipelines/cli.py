@@ -46,9 +46,9 @@ from .plan import plan
 from .predict import PredictSettings, predict
 from .progress import LastingConsole
 from .report import ReportSettings, report
+from .stopping import STOP_SIGNALS
 from .train_temporal import TrainTemporalSettings, train_temporal
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # and Ctrl-C, which may come twice
 # Of a disk that is full, lost, or may not be written, where nothing nearer says so.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN),
@@ -64,7 +64,7 @@ def cli() -> None:
     minutes.
 
     Exit codes: 0 all went well; 1 finished, but some videos failed or are partial; 2 wrong usage or
-    settings; 3 stopped, and the same command resumes.
+    settings; 3 stopped, and the same command resumes; 70 a bug.
     """
 
 

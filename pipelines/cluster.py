@@ -235,7 +235,7 @@ def _batch_cluster(
         except (OSError, RuntimeError) as error:
             raise SettingsError(
                 f"--cluster {settings.cluster}: a job can't be submitted ({in_a_line(error)}); see "
-                "what it asks for: `vtnpipe cluster script` with the same options"
+                "what it asks for: `vtnpipe cluster script` with the options of the job"
             ) from None
         looks = PeriodicCallback(keeper.go_on, LOOK_SECONDS * 1000)
         cluster.loop.add_callback(looks.start)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ def _findings() -> Iterator[Finding]:
     for name, found in package_versions(*PACKAGES).items():
         # decord2 has no wheel for some systems; `--decoder auto` then takes PyAV, and says so.
         yield Finding(name, found or "not installed", found is not None or name == "decord2")
+    yield _requirements()
     torch_fits = _imports("torch and torchvision", "import torchvision; print('they match')")
     yield torch_fits
     yield _imports("decoder decord", "import decord; print(decord.__version__)", is_needed=False)
@@ -65,6 +66,20 @@ def _findings() -> Iterator[Finding]:
         if folder.exists():
             free = shutil.disk_usage(folder).free
             yield Finding(label, f"{free / 2**30:,.0f} GiB free in {folder}", free > 2**30)
+
+
+def _requirements() -> Finding:
+    """Which of the packages that vtnpipe needs are missing, or of a version that won't do."""
+    from packaging.requirements import Requirement
+
+    name, faults = "requirements", []
+    for one in map(Requirement, requires("vtnpipe") or []):
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        found = package_versions(one.name)[one.name]
+        if found is None or not one.specifier.contains(found, prereleases=True):
+            faults.append(f"{one} is needed, {found or 'none'} is there")
+    return Finding(name, "; ".join(faults) or "all there, in versions that do", not faults)
 
 
 def _imports(name: str, code: str, *, is_needed: bool = True) -> Finding:

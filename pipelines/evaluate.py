@@ -39,7 +39,9 @@ class EvaluateSettings:
     shuffle_frames: bool = setting(
         False, help="Put each video's frames in a random order: what does the order tell the model?"
     )
-    seed: int = setting(0, help="Of that order.", check=between(0, 2**31))
+    seed: int = setting(
+        0, help="Of that order, and of the intervals' draws.", check=between(0, 2**31)
+    )
     clips: int = setting(
         0,
         help="Mean of the logits of so many clips, evenly over each video; 0: every frame at once.",

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from ..extract.choices import Decoder, Precision, Store, Views
 from ..extract.limits import Limits
+from ..extract.sampling import Sampling
 from ..manifests.errors import Reason, SettingsError
 from .cluster_settings import ClusterSettings
 from .extraction import DEFAULT_BACKBONE
@@ -59,7 +60,7 @@ class ExtractSettings(ClusterSettings):
     )
     fps: float | None = setting(
         None,
-        help="Only the frames nearest to times so far apart; by default, every frame.",
+        help="So many frames a second, the nearest to a steady rate; by default, every frame.",
         check=above(0),
     )
     every: int = setting(1, help="Only each so many frames.", check=at_least(1))
@@ -154,11 +155,7 @@ class ExtractSettings(ClusterSettings):
                 f"--device {self.device} with workers elsewhere: each has a GPU of its own; give "
                 "--device cuda"
             )
-        if self.fps is not None and self.every != 1:
-            raise SettingsError(
-                f"--fps {self.fps:g} with --every {self.every}: frames are chosen by time or by "
-                "count; leave out one of the two"
-            )
+        Sampling(fps=self.fps, every=self.every)
 
     @property
     def parts(self) -> tuple[int, int]:

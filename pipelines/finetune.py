@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from ..extract.choices import Decoder
+from ..extract.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.folder import locked
 from ..manifests.videos import VideoRow, read_manifest
@@ -24,7 +25,6 @@ from .runs import begin_run, check_root
 if TYPE_CHECKING:
     from ..extract.augmentation import Augmentation
     from ..extract.preprocessing import Preprocessing
-    from ..extract.sampling import Sampling
     from ..temporal.checkpoint import RunFolder
     from ..temporal.processes import Accelerator
     from .training import TrainReport
@@ -66,7 +66,9 @@ class FinetuneSettings(FitSettings):
         None, help=f"{OF_NONE}: a timm model's pooling, other than its own.", metavar="NAME"
     )
     fps: float | None = setting(
-        None, help=f"{OF_NONE}: only frames nearest to times so far apart.", check=above(0)
+        None,
+        help=f"{OF_NONE}: so many frames a second, the nearest to a steady rate.",
+        check=above(0),
     )
     every: int = setting(1, help=f"{OF_NONE}: only each so many frames.", check=at_least(1))
     train_blocks: int | None = setting(
@@ -109,6 +111,7 @@ class FinetuneSettings(FitSettings):
         super().__post_init__()
         if self.from_ == "none" and self.new_head:
             raise SettingsError("--new-head with --from none: all is new; leave out one of the two")
+        Sampling(fps=self.fps, every=self.every)
         for name in NEW_BACKBONE if self.from_ != "none" else ():
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -183,7 +186,7 @@ def finetune(
     wanted = (settings.train_split, settings.val_split)
     rows = [row for row in read_manifest(manifest) if row.split in wanted]
     files = RunFolder(Path(run))
-    check_root(files, files.index, files.failures)
+    check_root(files, "finetune", files.index, files.failures)
     with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
         is_main = accelerator.is_main_process
         console = console if console and is_main else Console(quiet=True)
@@ -217,7 +220,9 @@ def finetune(
                 data = splits.digest(
                     config.identity, lambda row: (row.start, row.end, *videos.state(row.video_id))
                 )
-                if begin_run(files, settings, recipe, data=data, source=manifest):
+                if begin_run(
+                    files, settings, recipe, command="finetune", data=data, source=manifest
+                ):
                     identity = {**config.identity, "weights_digest": None}  # they are to change
                     write_config(files, replace(config, identity=identity))
             accelerator.wait_for_everyone()

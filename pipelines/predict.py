@@ -145,6 +145,7 @@ def _from_features(
 
     from ..manifests.shards import open_features
     from ..temporal.batch import frame_positions
+    from ..temporal.reader import check_finite
     from .model_folder import check_features
 
     store = open_features(features)
@@ -158,6 +159,7 @@ def _from_features(
             yield Prediction(video_id, None, f"{entry.reason}: {entry.message}")
             continue
         video = store[video_id]
+        check_finite(video_id, video.features, store)
         positions = frame_positions(
             video.timestamps,
             video.frame_index,
@@ -177,6 +179,7 @@ def _from_videos(
 ) -> Iterator[Prediction]:
     from ..extract.requests import Decode
     from ..extract.sampling import Sampling
+    from .cluster import num_cpus_of_process
     from .video_inference import Video, VideoClassifier
 
     sampling = Sampling.from_identity(network.config.identity)
@@ -185,7 +188,12 @@ def _from_videos(
         request = Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
         videos.append(Video(path, [[request]]))
     mode: Any = settings.mode
-    classify = VideoClassifier(network=network, mode=mode, chunk_frames=settings.chunk_frames)
+    classify = VideoClassifier(
+        network=network,
+        mode=mode,
+        chunk_frames=settings.chunk_frames,
+        num_children=num_cpus_of_process(),
+    )
     for found in classify(videos):
         note = found.fault if found.logits is None else found.outcome.message
         yield Prediction(found.name, found.logits, note)

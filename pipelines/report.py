@@ -212,9 +212,14 @@ def _why_others(
     record = stored.record
     if record.get("model") != model_digest(files) or record["classes"] != config.class_names:
         return "its predictions are of another model"
-    for key in ("manifest", "drop_partial"):
-        if record["settings"].get(key) != getattr(evaluation, key):
-            return f"its predictions were made with another {key}"
+    used = record["settings"].get("manifest")
+    manifests = [
+        None if one is None else Path(one).absolute() for one in (used, evaluation.manifest)
+    ]
+    if manifests[0] != manifests[1]:
+        return "its predictions were made with another manifest"
+    if record["settings"].get("drop_partial") != evaluation.drop_partial:
+        return "its predictions were made with other partial videos"
     if source is None:
         return ""
     if source.is_dir():

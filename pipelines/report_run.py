@@ -20,6 +20,7 @@ from ..manifests.times import seconds_edges
 from ..manifests.videos import VideoRow
 from ..temporal.checkpoint import RunFolder
 from ..temporal.metrics import METRICS
+from ..temporal.reader import check_finite
 from ..temporal.tasks import decision, is_decided, probabilities, task_losses
 from .charts import Chart, line_chart, number_text, scatter_chart
 from .confusion import Confusion, wilson_interval
@@ -304,6 +305,7 @@ def video_strips(
 def seen_in(store: FeatureStore, video_id: str) -> SeenVideo:
     """A video's stored features."""
     video = store[video_id]
+    check_finite(video_id, video.features, store)
     features = torch.from_numpy(video.features.astype(np.float32))
     features = features[:, None] if features.ndim == 2 else features
     return SeenVideo(features.transpose(0, 1), video.timestamps, video.frame_index)

@@ -1,12 +1,12 @@
 """How a run begins: is its folder a run folder, and of the same run?"""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..manifests.errors import SettingsError
-from ..manifests.files import remove_temporaries, write_json
+from ..manifests.files import read_json, remove_temporaries, write_json
+from .options import option_name
 
 if TYPE_CHECKING:
     from ..temporal.checkpoint import RunFolder
@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 # What may change when a run is resumed:
 FREE = set(
     "device gradient_checkpointing preload loaders checkpoint_minutes keep_checkpoints "
-    "chunk_frames decoder source".split()
+    "chunk_frames decoder command source manifest".split()  # the data's digest covers manifests
 )
+REMEDY = "put it back, or give a new folder"
+PATHS = {"source", "manifest", "from_", "weights"}  # where they are files or folders
 
 
-def check_root(files: "RunFolder", *remains: Path) -> None:
-    """Refuses a folder that holds something else than a run, or what remains of a beginning.
+def check_root(files: "RunFolder", command: str, *remains: Path) -> None:
+    """Refuses a folder that holds something else than a run of a command, or what remains of a
+    beginning.
 
     Raises:
         SettingsError: it does.
     """
     if not files.settings.exists():
         check_new(files, *remains)
+        return
+    begun_by = read_json(files.settings, REMEDY).get("command", command)
+    if begun_by != command:
+        raise SettingsError(
+            f"{files.root}: holds a run of `vtnpipe {begun_by}`, which `vtnpipe {command}` can't "
+            "resume; give a new folder"
+        )
 
 
 def check_new(files: "RunFolder", *remains: Path) -> None:
@@ -45,12 +55,15 @@ def check_new(files: "RunFolder", *remains: Path) -> None:
     raise SettingsError(f"{files.root}: not empty; give a new folder")
 
 
-def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path) -> bool:
+def begin_run(
+    files: "RunFolder", *settings: Any, command: str, data: str, source: str | Path
+) -> bool:
     """Notes what a new run is for, or checks that it is the one that the folder holds.
 
     Args:
         files: the run folder.
         settings: dataclasses.
+        command: that begins it.
         data: a digest of what it learns from.
         source: where that is: noted for reports.
 
@@ -62,18 +75,22 @@ def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path)
     """
     for folder in (files.root, files.checkpoints):
         remove_temporaries(folder)
-    value: dict[str, Any] = {"data": data, "source": str(Path(source).absolute())}
+    value: dict[str, Any] = {"command": command, "data": data, "source": str(source)}
     for one in settings:
         value |= asdict(one)
+    for key in PATHS & value.keys():
+        if value[key] is not None and Path(value[key]).exists():  # else it is a word
+            value[key] = str(Path(value[key]).absolute())
     if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
-        stored = json.loads(files.settings.read_text(encoding="utf-8"))
+        stored = read_json(files.settings, REMEDY)
         if value.keys() - FREE != stored.keys() - FREE:
             raise SettingsError(
                 f"{files.root}: its run was begun by another version of vtnpipe; finish it with "
                 "that one, or give a new folder"
             )
         differences = [
-            f"{key} is {value.get(key)!r} here and {stored.get(key)!r} there"
+            f"{key if key == 'data' else option_name(key)} is {value.get(key)!r} here and "
+            f"{stored.get(key)!r} there"
             for key in sorted(value.keys() - FREE)
             if value.get(key) != stored.get(key)
         ]
@@ -82,7 +99,8 @@ def begin_run(files: "RunFolder", *settings: Any, data: str, source: str | Path)
                 f"{files.root}: holds another run: {'; '.join(differences)} (data: which videos "
                 "have which class); use its settings and data to resume it, or another folder"
             )
-        write_json(stored | {"source": value["source"]}, files.settings)
+        where = {key: value[key] for key in ("command", "source", "manifest") if key in value}
+        write_json(stored | where, files.settings)
         return False
     write_json(value, files.settings)
     return True

@@ -7,7 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # a cluster's, SLURM's warning, Ctrl-C
+# A cluster's, SLURM's warning, a terminal that is closed; and Ctrl-C, which may come twice.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopOnSignals:
@@ -22,7 +23,9 @@ class StopOnSignals:
 
     def __enter__(self) -> "StopOnSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            for number in (*STOP_SIGNALS, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(

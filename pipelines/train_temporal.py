@@ -103,7 +103,7 @@ def train_temporal(
     config = shape(settings, chosen, dim, splits.targets[0], len(names))
     recipe = make_recipe(settings, chosen)
     files = RunFolder(Path(run))
-    check_root(files)
+    check_root(files, "train-temporal")
     sampling = clip_sampling(settings)
     if settings.train_on == "videos":
         sampling = replace(sampling, num_frames=None)
@@ -120,7 +120,14 @@ def train_temporal(
                     store.extraction["fingerprint"],
                     lambda row: [entry.crc32 for entry in store.entries[row.video_id]],
                 )
-                if begin_run(files, settings, recipe, data=data, source=store.folder.root):
+                if begin_run(
+                    files,
+                    settings,
+                    recipe,
+                    command="train-temporal",
+                    data=data,
+                    source=store.folder.root,
+                ):
                     network = NetworkConfig(identity=identity, temporal=config, class_names=names)
                     write_config(files, network)
                     files.backbone.unlink(missing_ok=True)  # of a run that failed at its start

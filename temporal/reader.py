@@ -63,7 +63,7 @@ class FeatureReader:
                 row[: len(frames)] = _view(self.store.take(video_id, frames), view)
             if not np.isfinite(features).all():
                 for (video_id, _, _), row in zip(clips, features, strict=True):
-                    _check_finite(video_id, row, self.store)
+                    check_finite(video_id, row, self.store)
             return Read(torch.from_numpy(features))
         rows = np.full((len(clips), longest), -1)
         for row, (video_id, frames, view) in zip(rows, clips, strict=True):
@@ -78,7 +78,12 @@ def _view(features: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
     return features if features.ndim == 2 else features[:, view]
 
 
-def _check_finite(video_id: str, features: npt.NDArray[Any], store: FeatureStore) -> None:
+def check_finite(video_id: str, features: npt.NDArray[Any], store: FeatureStore) -> None:
+    """Refuses features that hold NaN or infinity.
+
+    Raises:
+        FeaturesError: they do.
+    """
     if not np.isfinite(features).all():
         raise FeaturesError(
             f"video_id {video_id!r}: a stored feature is not finite, in {store.folder.root}; "
@@ -114,7 +119,7 @@ def preload(store: FeatureStore, video_ids: Iterable[str], device: str) -> Featu
     table = torch.empty(num_frames * num_views, dim, dtype=dtype, device=device)
     for video_id, start in starts.items():
         features = store[video_id].features
-        _check_finite(video_id, features, store)
+        check_finite(video_id, features, store)
         rows = torch.from_numpy(features.reshape(-1, dim).copy())
         table[start * num_views : start * num_views + len(rows)] = rows
     return FeatureReader(store, table, starts)

@@ -304,6 +304,9 @@ def test_what_is_wrong_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             report(run, ReportSettings(**settings))
     with pytest.raises(SettingsError, match=r"must end in \.html or \.png"):
         ExplainSettings(output="e.pdf")
+    for span in ({"start": 3.0, "end": 1.0}, {"start": -1.0}, {"start": float("nan")}):
+        with pytest.raises(SettingsError, match="a span must begin at 0 or later"):
+            ExplainSettings(**span)
     with pytest.raises(FeaturesError, match="not a model or run folder"):
         explain("f", "7.mp4")
     assert "none.mp4" in run_cli(folder, "explain", "r", "none.mp4", code=1).stderr

@@ -11,7 +11,7 @@ import torch
 from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import write_video
 from rich.console import Console
-from vtnpipe.manifests.errors import FeaturesError
+from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.folder import FeatureFolder
 from vtnpipe.manifests.plan import PlannedRow, Speed, read_kinds, read_sizes, write_plan
 from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
@@ -217,6 +217,27 @@ def test_stored_predictions_are_shown_only_where_they_are_those(tmp_path: Path) 
     (run / "model.safetensors").unlink()
     with pytest.raises(FeaturesError, match=r"model.safetensors: missing"):
         report(run, ReportSettings(split="train"))
+
+
+def test_a_run_is_resumed_from_wherever_its_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    relative = TrainTemporalSettings(**SMALL, manifest="f/manifest.csv")
+    train_temporal("f", "r", relative)  # the same rows
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["command"] == "train-temporal"
+    del settings["source"]  # begun before it was noted
+    (run / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "f").rename(tmp_path / "moved")
+    train_temporal("moved", "r", TrainTemporalSettings(**SMALL))
+    assert json.loads((run / "settings.json").read_text())["source"] == str(tmp_path / "moved")
+    assert "is gone" not in report(run).read_text()
+    with pytest.raises(SettingsError, match="holds a run of `vtnpipe train-temporal`"):
+        finetune(tmp_path / "moved/manifest.csv", run, FinetuneSettings(from_="none"))
+    with pytest.raises(SettingsError, match="--fps 5 with --every 2"):
+        FinetuneSettings(from_="none", fps=5, every=2)
 
 
 def test_a_right_answer_of_several_classes_is_right() -> None:

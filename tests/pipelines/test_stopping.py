@@ -46,7 +46,7 @@ def _signalled(folder: Path, number: signal.Signals, after_lines: int) -> tuple[
 def test_a_run_killed_and_stopped_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     _features(tmp_path)
     run_cli(tmp_path, "train-temporal", "f", "whole", *OPTIONS)
-    asked = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)  # SIGUSR1: test_finetune.py
+    asked = (signal.SIGHUP, signal.SIGKILL, signal.SIGINT)  # SIGUSR1: test_finetune.py
     for number, after_lines in zip(asked, (4, 20, 45), strict=True):
         code, errors = _signalled(tmp_path, number, after_lines)
         if number == signal.SIGKILL:

@@ -85,7 +85,7 @@ def test_the_whole_way(folder: Path) -> None:
     assert "epoch   " not in again
     assert (folder / "run/model.safetensors").read_bytes() == before
     ran = run_cli(folder, "train-temporal", "f", "run", *SMALL, "--lr", 0.1, code=2)
-    assert "holds another run: lr is 0.1 here and 0.001 there" in ran.stderr
+    assert "holds another run: --lr is 0.1 here and 0.001 there" in ran.stderr
 
     ran = run_cli(folder, "evaluate", "run", "f", code=1)
     assert "videos: 5 expected, 4 scored, 1 missing, 0 partial  <- not all" in ran.stdout
