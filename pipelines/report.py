@@ -15,6 +15,7 @@ from .predictions import Predictions, read_predictions
 from .progress import say
 
 if TYPE_CHECKING:
+    from ..manifests.store import FeatureStore
     from ..manifests.videos import VideoRow
     from ..temporal.checkpoint import RunFolder
     from .model_folder import NetworkConfig
@@ -71,6 +72,7 @@ def report(
     Raises:
         VtnpipeError: the folder is neither, or a setting breaks a rule.
     """
+    from ..manifests.shards import open_features
     from ..temporal.checkpoint import RunFolder
 
     settings = settings or ReportSettings()
@@ -84,7 +86,7 @@ def report(
             raise SettingsError(
                 f"--source {settings.source}: {root} is a feature folder itself; leave it out"
             )
-        values = _extraction(root, settings)
+        values = _extraction(open_features(root), settings)
     else:
         values = _run(RunFolder(root), settings, console)
     title = root.absolute().name
@@ -93,17 +95,21 @@ def report(
     return path
 
 
-def _extraction(root: Path, settings: ReportSettings) -> dict[str, Any]:
-    from ..manifests.shards import open_features
+def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, Any]:
     from .report_features import extraction_section
 
-    store = open_features(root)
     section = extraction_section(store, _rows(store.folder.manifest), num_frames=settings.frames)
-    return {"subtitle": f"features of {root}", "run": None, "extraction": section, "notes": []}
+    return {
+        "subtitle": f"features of {store.folder.root}",
+        "run": None,
+        "extraction": section,
+        "notes": [],
+    }
 
 
 def _run(files: "RunFolder", settings: ReportSettings, console: Console) -> dict[str, Any]:
     from ..extract.device import resolve_device
+    from ..manifests.shards import open_features
     from .model_folder import read_config
     from .report_run import read_begun, run_section
 
@@ -117,22 +123,22 @@ def _run(files: "RunFolder", settings: ReportSettings, console: Console) -> dict
     )
     notes: list[str] = []
     source = _source(files, begun.get("source"), settings, notes)
-    features = source if source is not None and source.is_dir() else None
+    store = open_features(source) if source is not None and source.is_dir() else None
     manifest = source
-    if features is not None:
-        manifest = Path(evaluation.manifest or FeatureFolder(features).manifest)
+    if store is not None:
+        manifest = Path(evaluation.manifest or store.folder.manifest)
     rows = _rows(manifest)
-    predictions = _predictions(files, config, source, rows, evaluation, notes, console)
+    predictions = _predictions(files, config, store, rows, evaluation, notes, console)
     strips: tuple[list[Strip], list[Strip]] = ([], [])
     if predictions is not None and source is not None:
-        strips = _strips(files, config, predictions, source, rows, settings, evaluation.device)
+        strips = _strips(files, config, predictions, store, rows, settings, evaluation.device)
         num_shown = len(strips[0]) + len(strips[1])
         if num_shown < min(2 * settings.videos, len(predictions.video_ids)):
             notes.append(
                 f"only {num_shown} videos are shown: the others have no frames, or are not in "
                 f"{source}"
             )
-    values = {"extraction": None} if features is None else _extraction(features, settings)
+    values = {"extraction": None} if store is None else _extraction(store, settings)
     return values | {
         "subtitle": f"a run: {files.root}",
         "run": run_section(files, config, predictions, strips),
@@ -170,7 +176,7 @@ def _source(
 def _predictions(
     files: "RunFolder",
     config: "NetworkConfig",
-    source: Path | None,
+    store: "FeatureStore | None",
     rows: dict[str, "VideoRow"],
     evaluation: EvaluateSettings,
     notes: list[str],
@@ -183,12 +189,12 @@ def _predictions(
     stored = read_predictions(files.predictions, name)
     fault = f"split {evaluation.split} has not been evaluated"
     if stored is not None:
-        fault = _why_others(stored, files, config, source, rows, evaluation)
+        fault = _why_others(stored, files, config, store, rows, evaluation)
         if not fault:
             return stored
-    if source is not None and source.is_dir():
-        say(console, f"{fault}: evaluating it on {source}")
-        return evaluated(files.root, source, evaluation).predictions
+    if store is not None:
+        say(console, f"{fault}: evaluating it on {store.folder.root}")
+        return evaluated(files.root, store.folder.root, evaluation).predictions
     command = f"`vtnpipe evaluate {files.root} SOURCE --split {evaluation.split}`"
     notes.append(f"{fault}: {command} does it")
     return None
@@ -198,14 +204,13 @@ def _why_others(
     stored: "Predictions",
     files: "RunFolder",
     config: "NetworkConfig",
-    source: Path | None,
+    store: "FeatureStore | None",
     rows: dict[str, "VideoRow"],
     evaluation: EvaluateSettings,
 ) -> str:
     """Why stored predictions are not those that are meant; empty where they are."""
     import torch
 
-    from ..manifests.folder import read_extraction
     from ..temporal.tasks import read_targets
     from .model_folder import model_digest
 
@@ -220,12 +225,10 @@ def _why_others(
         return "its predictions were made with another manifest"
     if record["settings"].get("drop_partial") != evaluation.drop_partial:
         return "its predictions were made with other partial videos"
-    if source is None:
+    if store is None and not rows:  # the source is gone: nothing to compare with
         return ""
-    if source.is_dir():
-        fingerprint = read_extraction(FeatureFolder(source))["fingerprint"]
-        if record["source"] != f"features {fingerprint}":
-            return "its predictions are of other features"
+    if store is not None and record["source"] != f"features {store.extraction['fingerprint']}":
+        return "its predictions are of other features"
     known = [rows[video_id] for video_id in stored.video_ids if video_id in rows]
     if len(known) < len(stored.video_ids):
         return "its predictions are of other videos"
@@ -237,20 +240,17 @@ def _strips(
     files: "RunFolder",
     config: "NetworkConfig",
     predictions: "Predictions",
-    source: Path,
+    store: "FeatureStore | None",
     rows: dict[str, "VideoRow"],
     settings: ReportSettings,
     device: str,
 ) -> "tuple[list[Strip], list[Strip]]":
     """Of the worst and of the best videos."""
-    from ..manifests.shards import open_features
     from .model_folder import check_features
     from .report_run import choose_videos, video_strips
 
-    store = None
-    if source.is_dir():
-        store = open_features(source)
-        check_features(config, store.extraction["identity"], source)
+    if store is not None:
+        check_features(config, store.extraction["identity"], store.folder.root)
     known = rows if store is None else rows.keys() & store.keys()
     worst, best = (
         [number for number in numbers if predictions.video_ids[number] in known]

@@ -104,10 +104,10 @@ def extraction_section(
                 f"{len(store.entries.keys() & rows.keys()):,} of {len(rows):,} in the manifest are "
                 "finished",
             ),
-            ("decoders", _counts(entry.decoder for entry in entries if entry.decoder)),
+            ("decoders", _counts(entry.decoder for entry in entries)),
             (
                 "not by decord because",
-                _counts(e.decoder_reason for e in entries if e.decoder_reason),
+                _counts(entry.decoder_reason for entry in entries),
             ),
         ],
         reasons=table(
