@@ -48,11 +48,12 @@ from vtnpipe.pipelines import preparation
 from vtnpipe.pipelines.cluster import open_client
 from vtnpipe.pipelines.dask_tasks import on_each_worker
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extract_report import Finished, Pace
 from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.pace import Finished, Pace
 from vtnpipe.pipelines.planning import LookedAt
 from vtnpipe.pipelines.preparation import Crew
-from vtnpipe.pipelines.tuning import Tuning, Workers
+from vtnpipe.pipelines.tuning import Tuning
+from vtnpipe.pipelines.workers import Workers
 
 FPS = 25
 BACKBONE = "vit_small_patch16_224"

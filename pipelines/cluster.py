@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,31 +30,6 @@ WAIT_SECONDS = 5.0  # for more workers, once one has come
 SAY_SECONDS = 60.0
 # How often a task's worker may die before it is suspected: those of batch jobs often do.
 MAX_DEATHS, MAX_DEATHS_OF_JOBS = 2, 10
-# The cores that a batch system gave to the job, where it does not bind processes to them.
-CORES_OF_JOB = ("SLURM_CPUS_ON_NODE", "NCPUS", "LSB_DJOB_NUMPROC", "NSLOTS")
-
-
-def num_cpus() -> int:
-    """The cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    of_job = [
-        int(os.environ[name]) for name in CORES_OF_JOB if os.environ.get(name, "").isdecimal()
-    ]
-    return max(1, min([cores or 1, *of_job]))
-
-
-def num_cpus_of_process(most: int = 8) -> int:
-    """The cores that each process of this machine may use where `torchrun` started several; at
-    least one.
-    """
-    return max(1, min(most, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def num_gpus(device: str) -> int:
-    """How many GPUs `cuda` (all of them) or `cuda:N` (one) means."""
-    import torch
-
-    return 1 if ":" in device else torch.cuda.device_count()
 
 
 @contextlib.contextmanager

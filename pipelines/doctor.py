@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..manifests.errors import EXIT_OK, EXIT_USAGE
-from .cluster import num_cpus
+from .processors import num_cpus
 
 PACKAGES = (
     *("vtnpipe", "torch", "torchvision", "timm", "transformers", "decord2", "av", "h5py"),

@@ -22,7 +22,6 @@ from .cluster_settings import THREADS_PER_WORKER
 from .dask_tasks import run_tasks
 from .extract_report import (
     ExtractReport,
-    Finished,
     note_failures,
     report_of_part,
     write_report,
@@ -30,6 +29,7 @@ from .extract_report import (
 from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
 from .giving_up import FailureLimit, TimeBudget
+from .pace import Finished
 from .preparation import (
     Crew,
     Work,

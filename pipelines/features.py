@@ -12,7 +12,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError
 from ..manifests.folder import FeatureFolder, locked, read_extraction
 from ..manifests.plan import read_plans
 from ..manifests.videos import read_manifest
-from .cluster import num_cpus
+from .processors import num_cpus
 from .progress import CountProgress, say
 
 

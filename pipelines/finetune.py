@@ -15,10 +15,10 @@ from ..extract.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.folder import locked
 from ..manifests.videos import VideoRow, read_manifest
-from .cluster import num_cpus_of_process
-from .extract_report import Failure, write_failures
+from .failures import Failure, write_failures
 from .fit_settings import FitSettings
 from .options import above, at_least, between, option_name, setting
+from .processors import num_cpus_of_process
 from .progress import say
 from .runs import begin_run, check_root
 

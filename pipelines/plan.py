@@ -18,7 +18,8 @@ from .figures import counts_text
 from .planning import LookedAt, divide, kinds_of, look_at_files
 from .preparation import create_folder, hire, size_of_tasks
 from .progress import in_words, say
-from .tuning import Tuning, Workers
+from .tuning import Tuning
+from .workers import Workers
 
 MAX_LISTED = 20  # files that can't be read
 MAX_KINDS = 6  # of codecs, sizes and the like, in a line

@@ -7,7 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ..manifests.plan import PlannedRow, TaskSize, pack
-from .cluster import num_cpus
+from .processors import num_cpus
 
 if TYPE_CHECKING:
     from ..extract.glance import Glance

@@ -179,7 +179,7 @@ def _from_videos(
 ) -> Iterator[Prediction]:
     from ..extract.requests import Decode
     from ..extract.sampling import Sampling
-    from .cluster import num_cpus_of_process
+    from .processors import num_cpus_of_process
     from .video_inference import Video, VideoClassifier
 
     sampling = Sampling.from_identity(network.config.identity)

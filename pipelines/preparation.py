@@ -19,7 +19,8 @@ from .extraction import Extraction
 from .giving_up import FailureLimit
 from .planning import LookedAt, divide, kinds_of, look_at_files, most_frames, task_size
 from .progress import say
-from .tuning import Tuning, Workers, choose_workers, tune, workers_elsewhere
+from .tuning import Tuning, tune
+from .workers import Workers, choose_workers, workers_elsewhere
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore

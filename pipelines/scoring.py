@@ -18,9 +18,9 @@ from ..temporal.processes import Accelerator
 from ..temporal.reader import FeatureReader
 from ..temporal.splits import UsableRows, rows_of_split, usable_rows
 from ..temporal.tasks import read_targets
-from .cluster import num_cpus_of_process
 from .model_folder import NetworkConfig, check_features, load_temporal
 from .network import VideoTransformerNetwork
+from .processors import num_cpus_of_process
 from .video_inference import (
     Video,
     VideoClassifier,

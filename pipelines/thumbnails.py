@@ -18,7 +18,7 @@ from ..extract.requests import Chunk, Decode
 from ..extract.sampling import Sampling
 from ..manifests.times import seconds_edges
 from ..manifests.videos import VideoRow
-from .cluster import num_cpus
+from .processors import num_cpus
 from .video_reader import IndexedVideos, index_videos
 
 HEIGHT = 96  # pixels

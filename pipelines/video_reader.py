@@ -25,9 +25,9 @@ from ..extract.timeline import Timeline
 from ..manifests.videos import VideoRow
 from ..temporal.clips import Clip, Frames, Times
 from ..temporal.dataset import Read
-from .cluster import num_cpus
-from .extract_report import Failure
+from .failures import Failure
 from .planning import CHILDREN_PER_CPU
+from .processors import num_cpus
 from .progress import CountProgress
 
 WAITING_SECONDS = 1.0

@@ -18,11 +18,9 @@ from vtnpipe.manifests.folder import FeatureFolder, locked
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines import cluster, dask_tasks
 from vtnpipe.pipelines.cli import cli
-from vtnpipe.pipelines.cluster import num_cpus
 from vtnpipe.pipelines.cluster_settings import ClusterSettings, JobSettings
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extract_settings import ExtractSettings
-from vtnpipe.pipelines.tuning import workers_elsewhere
 
 JOB = {
     "queue": "long",
@@ -135,16 +133,6 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str
     assert ClusterSettings(jobs="2:8", cluster="slurm").num_jobs == (2, 8)
 
 
-def test_the_cores_of_a_job_are_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever other jobs the node has."""
-    found = {f"tcp://a:{port}": {"host": "a", "resources": {}} for port in range(8)}
-    client = SimpleNamespace(scheduler_info=lambda n_workers: {"workers": found})
-    job = JobSettings(cores=8)
-    settings = ExtractSettings(cluster="slurm", job=job, workers=2, jobs="1:9")
-    workers = workers_elsewhere(client, settings, "cpu")
-    assert (workers.num_workers, workers.num_threads, workers.num_cpus) == (18, 4, 4)
-
-
 @pytest.mark.parametrize(("name", "gpu"), [("vtnpipe-0-3", 1), (2, 0), ("1", 1), ("tcp://a:1", -1)])
 def test_a_worker_has_the_gpu_of_its_number(
     monkeypatch: pytest.MonkeyPatch, name: object, gpu: int
@@ -164,17 +152,6 @@ def test_features_do_not_keep_a_jobs_environment() -> None:
     settings = ExtractSettings(cluster="slurm", job=JobSettings(env=(("TOKEN", "secret"),)))
     assert "secret" not in str(settings.record)
     assert {"backbone", "workers"} <= settings.record.keys()
-
-
-def test_the_cores_are_those_that_the_batch_system_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda pid: set(range(64)))
-    for name in cluster.CORES_OF_JOB:
-        monkeypatch.delenv(name, raising=False)
-    assert num_cpus() == 64
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
-    assert num_cpus() == 6
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "")
-    assert num_cpus() == 64
 
 
 def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

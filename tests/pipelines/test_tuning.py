@@ -3,10 +3,8 @@
 import pytest
 from vtnpipe.extract.backbone import Kinds
 from vtnpipe.manifests.plan import Speed
-from vtnpipe.pipelines import tuning
-from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.planning import CUT_FROM, MAX_SHARD_BYTES, task_size
-from vtnpipe.pipelines.tuning import Measure, choose_children, choose_speed, choose_workers
+from vtnpipe.pipelines.tuning import Measure, choose_children, choose_speed
 
 NEITHER = Kinds(1, 0)
 
@@ -77,15 +75,6 @@ def test_as_many_children_as_keep_the_backbone_busy(
     found, reason = choose_children(forward, decode, **options)
     assert found == number
     assert reason.startswith(f"decoding children a worker: {number}; ")
-
-
-def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "num_cpus", lambda: 8)
-    for num_frames, expected in ((10, (1, 8)), (600, (2, 4)), (10**6, (8, 1))):
-        workers = choose_workers(ExtractSettings(), "cpu", num_frames)
-        assert (workers.num_workers, workers.num_threads) == expected
-    workers = choose_workers(ExtractSettings(workers=3, threads=5), "cpu", 10)
-    assert (workers.num_workers, workers.num_threads) == (3, 5)
 
 
 def test_tasks_are_of_minutes_and_bounded_in_bytes() -> None:
