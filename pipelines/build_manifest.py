@@ -21,7 +21,7 @@ from ..manifests.annotations import (
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
 from ..manifests.files import atomic_text
 from ..manifests.videos import VideoRow, write_manifest
-from .options import between, check_settings, setting
+from .settings import between, check_settings, setting
 
 Format = Literal[
     "folder", "kinetics", "ucf101", "hmdb51", "something-something-v2", "activitynet", "list"

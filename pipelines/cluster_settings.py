@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..manifests.errors import SettingsError
-from .options import at_least, check_settings, section, setting
+from .settings import at_least, check_settings, section, setting
 
 BatchSystem = Literal["slurm", "pbs", "lsf", "sge", "htcondor"]
 Cluster = Literal["local", "slurm", "pbs", "lsf", "sge", "htcondor"]

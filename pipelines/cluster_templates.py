@@ -6,7 +6,7 @@ from typing import Literal
 
 from .cluster import job_script
 from .cluster_settings import ClusterSettings
-from .options import at_least, setting
+from .settings import at_least, setting
 
 Template = Literal["extract", "extract-array", "train"]
 TemplateSystem = Literal["slurm", "pbs"]

@@ -22,9 +22,9 @@ from ..manifests.videos import VideoRow, write_manifest
 from .evaluate import EvaluateSettings, evaluate
 from .extract import extract
 from .extract_settings import ExtractSettings
-from .options import at_least, check_settings, option_name, setting
 from .progress import say
 from .report import report as write_report
+from .settings import at_least, check_settings, option_name, setting
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4

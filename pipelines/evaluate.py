@@ -12,10 +12,11 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..temporal.choices import Precision
+from . import common_settings
 from .figures import figures_text
-from .options import at_least, between, check_settings, setting
 from .predictions import Predictions, write_predictions
 from .progress import is_verbose, say
+from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     from ..temporal.clips import ClipSampling
@@ -32,23 +33,19 @@ class EvaluateSettings:
     """The settings of `vtnpipe evaluate`."""
 
     split: str = setting("val", help="Of the manifest.")
-    manifest: str | None = setting(
-        None, help="Labels and splits; by default the features' own.", metavar="FILE"
-    )
-    drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
+    manifest: str | None = common_settings.labels_of_features()
+    drop_partial: bool = common_settings.drop_partial()
     shuffle_frames: bool = setting(
         False, help="Put each video's frames in a random order: what does the order tell the model?"
     )
-    seed: int = setting(
-        0, help="Of that order, and of the intervals' draws.", check=between(0, 2**31)
-    )
+    seed: int = common_settings.seed("Of that order, and of the intervals' draws.")
     clips: int = setting(
         0,
         help="Mean of the logits of so many clips, evenly over each video; 0: every frame at once.",
         check=at_least(0),
     )
-    clip_frames: int = setting(16, help="Frames of such a clip.", check=at_least(1))
-    clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
+    clip_frames: int = common_settings.clip_frames("Frames of such a clip.")
+    clip_seconds: float = common_settings.clip_seconds()
     bootstrap: int = setting(
         1000, help="Resamples for the 95% intervals; 0: none.", check=at_least(0)
     )
@@ -61,13 +58,9 @@ class EvaluateSettings:
         help="auto: features of a feature folder, chunked for a manifest; end-to-end holds all "
         "frames of a video in memory at once.",
     )
-    chunk_frames: int = setting(
-        32, help="Frames that go through the backbone at once.", check=at_least(1)
-    )
-    decoder: Decoder = setting(
-        "auto", help="auto: decord where it is known to be right, else PyAV."
-    )
-    device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
+    chunk_frames: int = common_settings.chunk_frames()
+    decoder: Decoder = common_settings.decoder()
+    device: str = common_settings.device()
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, VideoError
-from .options import at_least, check_settings, setting
+from . import common_settings
 from .progress import CountProgress, say
+from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,13 +54,9 @@ class ExplainSettings:
         "default 250, fewer for hours.",
         check=at_least(1),
     )
-    chunk_frames: int = setting(
-        32, help="Frames that go through the backbone at once.", check=at_least(1)
-    )
-    decoder: Decoder = setting(
-        "auto", help="auto: decord where it is known to be right, else PyAV."
-    )
-    device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
+    chunk_frames: int = common_settings.chunk_frames()
+    decoder: Decoder = common_settings.decoder()
+    device: str = common_settings.device()
 
     def __post_init__(self) -> None:
         check_settings(self)

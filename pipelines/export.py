@@ -23,8 +23,8 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, Setti
 from ..manifests.files import atomic_path, write_json
 from ..manifests.times import nearest_each
 from ..manifests.videos import VideoRow, read_manifest
-from .options import above, check_settings, setting
 from .progress import CountProgress, say
+from .settings import above, check_settings, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore, VideoFeatures

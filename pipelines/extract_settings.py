@@ -8,10 +8,11 @@ from ..extract.choices import Decoder, Precision, Store, Views
 from ..extract.limits import Limits
 from ..extract.sampling import Sampling
 from ..manifests.errors import Reason, SettingsError
+from . import common_settings
 from .cluster_settings import ClusterSettings
 from .extraction import DEFAULT_BACKBONE
 from .giving_up import is_failure_limit, is_time_budget
-from .options import above, at_least, auto_or_at_least, setting
+from .settings import above, at_least, auto_or_at_least, setting
 
 _PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
@@ -54,10 +55,8 @@ class ExtractSettings(ClusterSettings):
         "auto", help="Of the backbone. auto: bfloat16 where the machine has it, or the folder's."
     )
     store: Store = setting("float16", help="Of the stored features.")
-    device: str = setting("auto", help="Of the backbone.", metavar="auto|cpu|cuda|cuda:N")
-    decoder: Decoder = setting(
-        "auto", help="auto: decord where it is known to be right, else PyAV."
-    )
+    device: str = common_settings.device("Of the backbone.")
+    decoder: Decoder = common_settings.decoder()
     fps: float | None = setting(
         None,
         help="So many frames a second, the nearest to a steady rate; by default, every frame.",

@@ -16,8 +16,8 @@ from ..manifests.folder import FeatureFolder, check_identity, read_extraction
 from .cluster import GetClient
 from .dask_tasks import on_one_worker
 from .doctor import package_versions
-from .options import option_name
 from .progress import say
+from .settings import option_name
 
 if TYPE_CHECKING:
     from ..extract.backbone import BuiltBackbone

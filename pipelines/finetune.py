@@ -15,12 +15,13 @@ from ..extract.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.folder import locked
 from ..manifests.videos import VideoRow, read_manifest
+from . import common_settings
 from .failures import Failure, write_failures
 from .fit_settings import FitSettings
-from .options import above, at_least, between, option_name, setting
 from .processors import num_cpus_of_process
 from .progress import say
 from .runs import begin_run, check_root
+from .settings import above, at_least, between, option_name, setting
 
 if TYPE_CHECKING:
     from ..extract.augmentation import Augmentation
@@ -96,8 +97,8 @@ class FinetuneSettings(FitSettings):
         help="Validate on so many clips, evenly over each video; 0: every frame at once.",
         check=at_least(0),
     )
-    chunk_frames: int = setting(
-        32, help="Frames that go through the backbone at once in validation.", check=at_least(1)
+    chunk_frames: int = common_settings.chunk_frames(
+        "Frames that go through the backbone at once in validation."
     )
     loaders: int | None = setting(
         None,
@@ -105,7 +106,7 @@ class FinetuneSettings(FitSettings):
         "most 8.",
         check=at_least(0),
     )
-    decoder: Decoder = setting("auto", help="pyav: also for whole videos, in validation.")
+    decoder: Decoder = common_settings.decoder("pyav: also for whole videos, in validation.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

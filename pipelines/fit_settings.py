@@ -12,7 +12,8 @@ from ..temporal.choices import (
     Schedule,
     Task,
 )
-from .options import above, at_least, between, check_settings, one_of_or_factory, setting
+from . import common_settings
+from .settings import above, at_least, between, check_settings, one_of_or_factory, setting
 
 OF_THE_PRESET = "By default, the preset's."
 
@@ -96,8 +97,8 @@ class FitSettings:
     patience: int | None = setting(
         None, help="Stop after so many epochs without a better figure.", check=at_least(1)
     )
-    clip_frames: int = setting(16, help="Frames of a training clip.", check=at_least(1))
-    clip_seconds: float = setting(5.12, help="Its length.", check=between(0.01, 1e6))
+    clip_frames: int = common_settings.clip_frames("Frames of a training clip.")
+    clip_seconds: float = common_settings.clip_seconds()
     time_jitter: float = setting(
         0.0, help="Moves each frame of a clip by up to this share of a gap.", check=between(0, 1)
     )
@@ -113,8 +114,8 @@ class FitSettings:
         10.0, help="Between checkpoints inside an epoch; each epoch has one.", check=at_least(0)
     )
     keep_checkpoints: int = setting(2, help="The newest that stay.", check=at_least(1))
-    seed: int = setting(0, help="Of weights, clips and their order.", check=between(0, 2**31))
-    device: str = setting("auto", help="Where to train.", metavar="auto|cpu|cuda|cuda:N")
+    seed: int = common_settings.seed("Of weights, clips and their order.")
+    device: str = common_settings.device("Where to train.")
 
     def __post_init__(self) -> None:
         check_settings(self)

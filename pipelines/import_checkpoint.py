@@ -16,9 +16,9 @@ from ..manifests.errors import CheckpointError, SettingsError, first_line
 from ..manifests.files import write_bytes
 from ..manifests.folder import locked
 from .extraction import SAMPLING
-from .options import check_settings, setting
 from .progress import say
 from .runs import check_new
+from .settings import check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor

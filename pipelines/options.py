@@ -1,11 +1,6 @@
-"""Settings as dataclasses, and the command-line options that are made from them.
-
-A setting's default, type, help and check stand on its field, written with `setting(...)`, and
-nowhere else. Types are str, int, float, bool, a Literal of words, or one of these `| None`.
-"""
+"""The command-line options that are made from settings, and `--config`."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,113 +11,11 @@ import click
 import yaml
 
 from ..manifests.errors import SettingsError
-from ..manifests.factory import is_factory
 from .progress import LastingConsole
+from .settings import base_type, option_name
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
-
-# A check returns the rule that a value breaks, in words; empty where it is fine.
-Check = Callable[[Any], str]
-
-
-def setting(
-    default: Any, *, help: str, check: Check | None = None, short: str = "", metavar: str = ""
-) -> Any:
-    """A field of a settings dataclass."""
-    metadata = {"help": help, "check": check, "short": short, "metavar": metavar}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(name: str, read: Callable[[dict[str, Any]], Any], *, default: Any) -> Any:
-    """A field of a settings dataclass that no option gives, but a section of the config file.
-
-    Args:
-        name: of the section; its entry `kind` is the value of the option of that name.
-        read: makes the field's value of the section's other entries.
-        default: without such a section.
-    """
-    return dataclasses.field(default=default, metadata={"section": name, "read": read})
-
-
-def at_least(minimum: float) -> Check:
-    """A check for numbers."""
-    return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
-
-
-def above(minimum: float) -> Check:
-    """A check for numbers."""
-    return lambda value: "" if value > minimum else f"it must be above {minimum:g}"
-
-
-def auto_or_at_least(minimum: int) -> Check:
-    """A check for text: `auto`, or a whole number."""
-    rule = f"it must be auto or a whole number, at least {minimum}"
-    return lambda value: (
-        "" if value == "auto" or (value.isdecimal() and int(value) >= minimum) else rule
-    )
-
-
-def between(minimum: float, maximum: float) -> Check:
-    """A check for numbers; the limits themselves are fine."""
-    rule = f"it must be between {minimum:g} and {maximum:g}"
-    return lambda value: "" if minimum <= value <= maximum else rule
-
-
-def one_of_or_factory(*names: str) -> Check:
-    """A check for a name out of several, or `package.module:factory`."""
-    rule = f"it must be {', '.join(names)} or package.module:factory"
-    return lambda value: "" if value in names or is_factory(value) else rule
-
-
-def check_settings(settings: Any, name: Callable[[str], str] | None = None) -> None:
-    """Runs the checks of a settings dataclass; call it in `__post_init__`.
-
-    Args:
-        settings: the dataclass.
-        name: how an error calls a field; by default, as its option.
-
-    Raises:
-        SettingsError: names option, value, rule.
-    """
-    hints = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        base, is_optional = _base_type(hints[field.name])
-        if value is None and is_optional:
-            continue
-        words = typing.get_args(base) if typing.get_origin(base) is typing.Literal else ()
-        if words:
-            rule = "" if value in words else f"it must be one of {', '.join(words)}"
-        elif not isinstance(value, _runtime_type(base)):
-            rule = f"it must be of type {base.__name__}"
-        else:
-            check = field.metadata.get("check")
-            rule = check(value) if check else ""
-        if rule:
-            raise SettingsError(f"{(name or option_name)(field.name)} {value!r}: {rule}")
-
-
-def option_name(name: str) -> str:
-    """The option of a field, whose name ends in an underscore where it is a word of Python's.
-
-    >>> option_name("batch_size"), option_name("from_")
-    ('--batch-size', '--from')
-    """
-    return "--" + name.rstrip("_").replace("_", "-")
-
-
-def _base_type(hint: Any) -> tuple[Any, bool]:
-    """The type without `| None`, and whether it had it."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (base,) = (member for member in typing.get_args(hint) if member is not type(None))
-        return base, True
-    return hint, False
-
-
-def _runtime_type(base: Any) -> Any:
-    """What `isinstance` takes for a type: whole numbers are fine as float."""
-    return (int, float) if base is float else typing.get_origin(base) or base
 
 
 def settings_options(settings_class: type[S]) -> Callable[[F], F]:
@@ -206,7 +99,7 @@ class _Section(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
 
 
 def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
-    base, _ = _base_type(hint)
+    base, _ = base_type(hint)
     names = [option_name(field.name), field.name]
     if field.metadata["short"]:
         names.append(field.metadata["short"])

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from ..manifests.errors import FeaturesError, VideoError
 from ..manifests.videos import VideoRow, read_manifest
-from .options import at_least, check_settings, setting
+from . import common_settings
 from .progress import say
+from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +40,7 @@ class ParitySettings:
     model: str | None = setting(
         None, help="Also say how far its logits move, on the sampled frames.", metavar="MODEL"
     )
-    seed: int = setting(0, help="Of the sample.")
+    seed: int = common_settings.seed("Of the sample.")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -17,8 +17,9 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.files import atomic_text
-from .options import at_least, check_settings, setting
+from . import common_settings
 from .progress import say
+from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,17 +41,13 @@ class PredictSettings:
         help="A feature folder, for --mode features; then VIDEOs are ids, by default all.",
         metavar="FOLDER",
     )
-    chunk_frames: int = setting(
-        32, help="Frames that go through the backbone at once.", check=at_least(1)
-    )
+    chunk_frames: int = common_settings.chunk_frames()
     top: int = setting(5, help="Classes to print of each video.", check=at_least(1))
     output: str | None = setting(
         None, help="Also write all classes' probabilities as CSV.", metavar="FILE"
     )
-    decoder: Decoder = setting(
-        "auto", help="auto: decord where it is known to be right, else PyAV."
-    )
-    device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
+    decoder: Decoder = common_settings.decoder()
+    device: str = common_settings.device()
 
     def __post_init__(self) -> None:
         check_settings(self)

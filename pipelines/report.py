@@ -8,11 +8,12 @@ from rich.console import Console
 
 from ..manifests.errors import SettingsError
 from ..manifests.folder import FeatureFolder
+from . import common_settings
 from .evaluate import EvaluateSettings, evaluated, predictions_name
-from .options import at_least, check_settings, setting
 from .pages import write_page
 from .predictions import Predictions, read_predictions
 from .progress import say
+from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
@@ -44,7 +45,7 @@ class ReportSettings:
         help="Labels and splits of the features; by default those that the run was fitted with.",
         metavar="FILE",
     )
-    device: str = setting("auto", help="Where to run.", metavar="auto|cpu|cuda|cuda:N")
+    device: str = common_settings.device()
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..manifests.errors import SettingsError
 from ..manifests.files import read_json, remove_temporaries, write_json
-from .options import option_name
+from .settings import option_name
 
 if TYPE_CHECKING:
     from ..temporal.checkpoint import RunFolder

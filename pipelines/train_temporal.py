@@ -12,10 +12,11 @@ from rich.console import Console
 
 from ..manifests.folder import locked
 from ..temporal.choices import Preload
+from . import common_settings
 from .fit_settings import FitSettings
-from .options import at_least, setting
 from .progress import say
 from .runs import begin_run, check_root
+from .settings import at_least, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
@@ -31,10 +32,8 @@ class TrainTemporalSettings(FitSettings):
     train_on: Literal["clips", "videos"] = setting(
         "clips", help="videos: every frame of each, as in evaluation."
     )
-    manifest: str | None = setting(
-        None, help="Labels and splits; by default the features' own.", metavar="FILE"
-    )
-    drop_partial: bool = setting(False, help="Leave out videos with missing frames.")
+    manifest: str | None = common_settings.labels_of_features()
+    drop_partial: bool = common_settings.drop_partial()
     preload: Preload = setting(
         "auto", help="Copy the features into memory, where half of what is free holds them."
     )

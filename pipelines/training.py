@@ -29,8 +29,8 @@ from ..temporal.splits import UsableRows, usable_rows
 from ..temporal.tasks import read_targets, training_classes
 from .figures import figure_text
 from .fit_settings import FitSettings
-from .options import option_name
 from .progress import say, say_more
+from .settings import option_name
 from .stopping import StopOnSignals
 from .training_log import TrainingLog
 

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.pipelines.cluster_settings import JobSettings
 from vtnpipe.pipelines.extract_settings import ExtractSettings
-from vtnpipe.pipelines.options import at_least, check_settings, setting, settings_options
+from vtnpipe.pipelines.options import settings_options
+from vtnpipe.pipelines.settings import at_least, check_settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
