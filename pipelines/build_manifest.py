@@ -46,7 +46,9 @@ class BuildSettings:
         help="For list: names of the classes, one a line from 0 on, or PySlowFast's JSON.",
         metavar="FILE",
     )
-    split: str = setting("", help="Name of the split to write into every row.")
+    split: str | None = setting(
+        None, help="To write into every row; by default the data set's own, or none."
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -140,7 +142,7 @@ def build_manifest(
     return report
 
 
-def _rows_of_folder(sources: Sequence[str | Path], split: str) -> list[VideoRow]:
+def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[VideoRow]:
     if len(sources) != 1:
         raise SettingsError(f"{len(sources)} folders: give one with a sub-folder per class")
     root = Path(sources[0])
@@ -151,7 +153,7 @@ def _rows_of_folder(sources: Sequence[str | Path], split: str) -> list[VideoRow]
             video_id=path.relative_to(root).as_posix(),
             path=str(path.absolute()),
             label=path.relative_to(root).parts[0],
-            split=split,
+            split=split or "",
         )
         for path in sorted(root.glob("*/**/*"))
         if path.suffix.lower() in EXTENSIONS and path.is_file()

@@ -22,7 +22,6 @@ from ..manifests.errors import (
 )
 from .build_manifest import BuildSettings, build_manifest
 from .cluster_templates import (
-    ScriptSettings,
     Template,
     TemplateSystem,
     cluster_script,
@@ -44,7 +43,7 @@ from .options import settings_options
 from .parity import ParitySettings, parity
 from .plan import plan
 from .predict import PredictSettings, predict
-from .progress import LastingConsole
+from .progress import LastingConsole, say
 from .report import ReportSettings, report
 from .stopping import STOP_SIGNALS
 from .train_temporal import TrainTemporalSettings, train_temporal
@@ -83,7 +82,8 @@ def demo_command(folder: str, **options: Any) -> int:
 def plan_command(manifest: str, **options: Any) -> int:
     """Look at every video in MANIFEST, and say what extracting it will be: frames, bytes, time.
 
-    The options are those of `vtnpipe extract`.
+    The options are those of `vtnpipe extract`; those that say which part of the work a run does,
+    and when it stops, change nothing here.
     """
     return plan(manifest, ExtractSettings(**options), console=LastingConsole()).exit_code
 
@@ -207,8 +207,7 @@ def model_group() -> None:
 )
 def model_show(model: str, frames: int) -> int:
     """Show parameters, GMACs and settings of MODEL, a preset or a model or run folder."""
-    for line in show_model(model, num_frames=frames):
-        click.echo(line)
+    say(LastingConsole(), *show_model(model, num_frames=frames))
     return EXIT_OK
 
 
@@ -222,11 +221,11 @@ def features_group() -> None:
 @click.argument("video_id", nargs=-1)
 def features_show(features: str, video_id: tuple[str, ...]) -> int:
     """Show what FEATURES holds, or what it holds of each VIDEO_ID."""
-    for line in show_features(features) if not video_id else ():
-        click.echo(line)
+    console = LastingConsole()
+    if not video_id:
+        say(console, *show_features(features))
     for one in video_id:
-        for line in show_video(features, one):
-            click.echo(line)
+        say(console, *show_video(features, one))
     return EXIT_OK
 
 
@@ -260,17 +259,24 @@ def cluster_group() -> None:
 
 
 @cluster_group.command("script")
-@settings_options(ScriptSettings)
+@settings_options(ExtractSettings)
 def cluster_script_command(**options: Any) -> int:
-    """Print the script of the jobs that `vtnpipe extract --cluster ...` submits; submit nothing."""
-    click.echo(cluster_script(ScriptSettings(**options)), nl=False)
+    """Print the script of the jobs that `vtnpipe extract --cluster ...` submits; submit nothing.
+
+    The options are those of `vtnpipe extract`.
+    """
+    click.echo(cluster_script(ExtractSettings(**options)), nl=False)
     return EXIT_OK
 
 
 @cluster_group.command("template")
 @click.argument("name", type=click.Choice(get_args(Template)))
 @click.option(
-    "--system", type=click.Choice(get_args(TemplateSystem)), default="slurm", show_default=True
+    "--system",
+    type=click.Choice(get_args(TemplateSystem)),
+    default="slurm",
+    show_default=True,
+    help="That it is for.",
 )
 def cluster_template_command(name: Template, system: TemplateSystem) -> int:
     """Print a commented batch file to edit and submit: `> job.slurm`, then `sbatch job.slurm`."""
@@ -294,8 +300,7 @@ def manifest_build(source: tuple[str, ...], output: str, **options: Any) -> int:
     JSON files of Something-Something v2 or ActivityNet, or lists of paths and class numbers.
     """
     report = build_manifest(source, output, BuildSettings(**options))
-    for line in report.lines:
-        click.echo(line)
+    say(LastingConsole(), *report.lines)
     return report.exit_code
 
 
@@ -304,11 +309,8 @@ def manifest_build(source: tuple[str, ...], output: str, **options: Any) -> int:
 def manifest_check(manifest: str) -> int:
     """Check MANIFEST's rules, and that every file is there; list those that are not."""
     faults = list(check_manifest(manifest))
-    for fault in faults:
-        click.echo(fault)
-    click.echo(
-        f"{manifest}: {f'{len(faults):,} files are missing or no files' if faults else 'ok'}"
-    )
+    count = f"{len(faults):,} files are missing or no files"
+    say(LastingConsole(), *faults, f"{manifest}: {count if faults else 'ok'}")
     return EXIT_WITH_FAILURES if faults else EXIT_OK
 
 
@@ -330,8 +332,7 @@ def manifest_show(manifest: str) -> int:
 
 
 def _echo_counts(manifest: str) -> int:
-    for line in show_manifest(manifest):
-        click.echo(line)
+    say(LastingConsole(), *show_manifest(manifest))
     return EXIT_OK
 
 

@@ -1,29 +1,16 @@
 """`vtnpipe cluster`: batch files to start from, and the job script that `--cluster` submits."""
 
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
 from .cluster import job_script
-from .cluster_settings import ClusterSettings
-from .settings import at_least, setting
+from .extract_settings import ExtractSettings
 
 Template = Literal["extract", "extract-array", "train"]
 TemplateSystem = Literal["slurm", "pbs"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScriptSettings(ClusterSettings):
-    """The settings of `vtnpipe cluster script`."""
-
-    workers: int | None = setting(
-        None,
-        help="Worker processes of each job; by default one per core, or one per GPU.",
-        check=at_least(1),
-    )
-
-
-def cluster_script(settings: ScriptSettings) -> str:
+def cluster_script(settings: ExtractSettings) -> str:
     """The script of each job that `extract` would submit with these settings.
 
     Raises:

@@ -1,6 +1,5 @@
 """`vtnpipe evaluate`: a model's figures on a split, from stored features or from the videos."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from ..temporal.choices import Precision
 from . import common_settings
 from .figures import figures_text
 from .predictions import Predictions, write_predictions
-from .progress import is_verbose, say
-from .settings import at_least, check_settings, setting
+from .progress import say, say_some
+from .settings import at_least, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     from ..temporal.clips import ClipSampling
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from .model_folder import NetworkConfig
     from .scoring import ScoredSplit
 
-MAX_FAULTS_SHOWN = 20
-MAX_CLASSES_SHOWN = 20  # of the per-class table; all are in the file
+MAX_SHOWN = 20  # of what could not be read, and of the classes; all are in the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,10 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if not self.clips:
+            check_unset(self, ["clip_frames", "clip_seconds"], "without --clips, all is seen")
+        if self.mode == "end-to-end":
+            check_unset(self, ["chunk_frames"], "--mode end-to-end has no chunks")
 
     @property
     def sampling(self) -> "ClipSampling":
@@ -178,6 +180,10 @@ def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings)
             f"--mode {settings.mode}: {source} is no manifest, whose videos could be decoded; "
             "leave it out, or give one"
         )
+    if is_manifest:
+        check_unset(settings, ["batch_size"], f"{source} is a manifest, whose videos are decoded")
+    else:
+        check_unset(settings, ["chunk_frames", "decoder"], f"{source} is a feature folder")
     with accelerated(device, settings.precision) as accelerator:
         score = score_videos if is_manifest else score_features
         scored = score(files, config, source, settings, accelerator)
@@ -232,14 +238,11 @@ def _print(
     name: str,
     console: Console,
 ) -> None:
-    most_faults, most_classes = MAX_FAULTS_SHOWN, MAX_CLASSES_SHOWN
-    if is_verbose(console):
-        most_faults = most_classes = sys.maxsize
-    for fault in faults[:most_faults]:
-        say(console, f"lost {fault}")
-    if len(faults) > most_faults:
-        say(console, f"… and {len(faults) - most_faults} more in predictions/{name}.json")
-    say(console, *_class_lines(report.metrics, name, most_classes))
+    file = f"predictions/{name}.json"
+    say_some(console, [f"lost {fault}" for fault in faults], MAX_SHOWN, file)
+    classes = list(_class_lines(report.metrics))
+    say(console, *classes[:1])
+    say_some(console, classes[1:], MAX_SHOWN, file)
     clips = f", {settings.clips} clips a video" if settings.clips else ""
     shuffled = ", frames shuffled" if settings.shuffle_frames else ""
     figures = figures_text(report.figures, intervals=report.intervals)
@@ -253,21 +256,18 @@ def _print(
     )
 
 
-def _class_lines(metrics: "Metrics", name: str, most: int) -> Iterator[str]:
-    """A table of the first classes: each one's figure, and what it was taken for."""
+def _class_lines(metrics: "Metrics") -> Iterator[str]:
+    """A table of the classes: each one's figure, and what it was taken for."""
     per_class: dict[str, float | None] = getattr(metrics, "per_class", {})
     confusion: list[list[int]] = getattr(metrics, "confusion", [])
     classes = list(per_class)
-    shown = classes[:most]
-    if shown:
-        width = max(12, *map(len, shown))
+    if classes:
+        width = max(12, *map(len, classes))
         figure = "accuracy  predicted as (videos)" if confusion else "average precision"
         yield f"{'class'.ljust(width)}  {figure}"
-    for index, one in enumerate(shown):
+    for index, one in enumerate(classes):
         value = per_class[one]
         share = "       –" if value is None else f"{value:8.1%}"
         counts = zip(confusion[index] if confusion else (), classes, strict=False)
         found = ", ".join(f"{name} {n}" for n, name in sorted(counts, reverse=True)[:4] if n)
         yield f"{one.ljust(width)}  {share}  {found}".rstrip()
-    if len(classes) > len(shown):
-        yield f"… and {len(classes) - len(shown)} more classes in predictions/{name}.json"

@@ -14,7 +14,7 @@ from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, VideoError
 from . import common_settings
 from .progress import CountProgress, say
-from .settings import at_least, check_settings, setting
+from .settings import at_least, check_output, check_settings, setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -164,9 +164,7 @@ def explain(
     settings = settings or ExplainSettings()
     console = console or Console(quiet=True)
     device = resolve_device(settings.device)
-    output = None if settings.output is None else Path(settings.output)
-    if output is not None and not output.parent.is_dir():
-        raise SettingsError(f"--output {output}: its folder is missing")
+    output = None if settings.output is None else check_output(Path(settings.output))
     network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
     path = str(Path(video).absolute())
     name = os.fsencode(Path(video).name).decode(errors="replace")

@@ -11,16 +11,14 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.files import read_json, write_json
 from ..manifests.folder import FeatureFolder
 from ..manifests.videos import VideoRow
-from .failures import Failure, write_failures
+from .failures import Failure, say_failures, write_failures
 from .pace import Finished, Pace, pace_of
-from .progress import in_words, is_verbose, say, say_table
+from .progress import in_words, say, say_table
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
     from .tuning import Tuning
     from .workers import Workers
-
-MAX_LISTED = 20  # failures printed; all are in failures.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +147,7 @@ def _failures(
 def _print(
     report: ExtractReport, failures: list[Failure], folder: FeatureFolder, console: Console
 ) -> None:
-    listed = failures if is_verbose(console) else failures[:MAX_LISTED]
-    for failure in listed:
-        say(console, f"{failure.status} {failure.video_id}: {failure.reason}: {failure.message}")
-    if len(failures) > len(listed):
-        say(console, f"… and {len(failures) - len(listed):,} more in {folder.failures}")
+    say_failures(console, failures, folder.failures)
     counts = ", ".join(f"{count:,} {status}" for status, count in report.num_videos.items())
     if report.pace is None:
         say(console, f"{folder.root}: nothing to do: all videos were extracted before ({counts})")

@@ -1,11 +1,16 @@
 """Videos that failed or are partial: failures.csv."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+
 from ..manifests.files import atomic_text
+from .progress import say_some
+
+MAX_LISTED = 20  # failures printed
 
 
 class Failure(NamedTuple):
@@ -18,6 +23,11 @@ class Failure(NamedTuple):
     message: str
     num_lost_frames: int
 
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{self.status} {self.video_id}: {self.reason}: {self.message}"
+
 
 def write_failures(failures: Iterable[Failure], path: Path) -> None:
     """Writes failures.csv, atomically."""
@@ -25,3 +35,14 @@ def write_failures(failures: Iterable[Failure], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Failure._fields)
         writer.writerows(failures)
+
+
+def say_failures(console: Console, failures: Sequence[Failure], path: Path) -> None:
+    """Prints the first ones.
+
+    Args:
+        console: where.
+        failures: all of them.
+        path: of failures.csv.
+    """
+    say_some(console, [one.text for one in failures], MAX_LISTED, path)

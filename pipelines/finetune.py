@@ -16,12 +16,12 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.folder import locked
 from ..manifests.videos import VideoRow, read_manifest
 from . import common_settings
-from .failures import Failure, write_failures
+from .failures import Failure, say_failures, write_failures
 from .fit_settings import FitSettings
 from .processors import num_cpus_of_process
 from .progress import say
 from .runs import begin_run, check_root
-from .settings import above, at_least, between, option_name, setting
+from .settings import above, at_least, between, check_unset, setting
 
 if TYPE_CHECKING:
     from ..extract.augmentation import Augmentation
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 OF_NONE = "With --from none"
 NEW_BACKBONE = ("backbone", "weights", "pool", "fps", "every")  # only without a model to begin with
+AUGMENTATION = ("short_side_min", "short_side_max", "flip")
 SIDES = r"\b(left|right)\b"  # a class name with one of these words forbids mirroring
 MAX_LOADERS = 8
-MAX_LISTED = 5  # failures printed; all are in failures.csv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +113,10 @@ class FinetuneSettings(FitSettings):
         if self.from_ == "none" and self.new_head:
             raise SettingsError("--new-head with --from none: all is new; leave out one of the two")
         Sampling(fps=self.fps, every=self.every)
-        for name in NEW_BACKBONE if self.from_ != "none" else ():
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise SettingsError(
-                    f"{option_name(name)} {getattr(self, name)} with --from {self.from_}: the "
-                    "backbone is that of the model; leave out one of the two"
-                )
+        if self.from_ != "none":
+            check_unset(self, NEW_BACKBONE, f"the backbone is that of --from {self.from_}")
+        if self.augment == "no":
+            check_unset(self, AUGMENTATION, "--augment no leaves frames as evaluation has them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +247,7 @@ def finetune(
                 num_children=max(1, num_loaders),
             )
             what = f"{config.identity['backbone']} and {config.temporal.encoder}, {start.words}"
-            _say_failures(failures, console)
+            say_failures(console, failures, files.failures)
             say(
                 console,
                 describe_fit(network, what, recipe, accelerator),
@@ -330,10 +327,3 @@ def _words(augmentation: "Augmentation | None", settings: FinetuneSettings) -> s
     least, most = augmentation.short_sides
     mirrored = "half of them mirrored" if augmentation.flip else "none mirrored"
     return f"{clips}, short side {least} to {most}, random crops, {mirrored}"
-
-
-def _say_failures(failures: list[Failure], console: Console) -> None:
-    for one in failures[:MAX_LISTED]:
-        say(console, f"{one.status} {one.video_id}: {one.reason}: {one.message}")
-    if len(failures) > MAX_LISTED:
-        say(console, f"… and {len(failures) - MAX_LISTED} more, in failures.csv")

@@ -13,7 +13,15 @@ from ..temporal.choices import (
     Task,
 )
 from . import common_settings
-from .settings import above, at_least, between, check_settings, one_of_or_factory, setting
+from .settings import (
+    above,
+    at_least,
+    between,
+    check_settings,
+    check_unset,
+    one_of_or_factory,
+    setting,
+)
 
 OF_THE_PRESET = "By default, the preset's."
 
@@ -61,8 +69,8 @@ class FitSettings:
     max_positions: int | None = setting(
         None, help="Rows of the learned position embedding; by default 288.", check=at_least(3)
     )
-    positions: Literal["seconds", "frames"] | None = setting(
-        None, help="By default seconds; frames: a position is a frame's index, whatever its time."
+    positions: Literal["seconds", "frames"] = setting(
+        "seconds", help="What a frame's position is: its time, or its index, whatever its time."
     )
     position_fps: float | None = setting(
         None, help="Positions a second; by default 25.", check=between(1e-3, 1e6)
@@ -119,3 +127,7 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.positions == "frames":
+            check_unset(self, ["position_fps"], "--positions frames has no rate")
+        if self.optimizer != "sgd":
+            check_unset(self, ["momentum"], f"--optimizer {self.optimizer} has none")

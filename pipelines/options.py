@@ -128,7 +128,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
     known = {
         p.name.rstrip("_"): p.name
         for p in context.command.params
-        if isinstance(p, click.Option) and p.name
+        if isinstance(p, click.Option) and p.name and p.name != "config"
     }
     sections = {
         p.type.section: p.name

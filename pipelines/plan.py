@@ -17,7 +17,7 @@ from .extraction import Extraction, settle, with_model_settings
 from .figures import counts_text
 from .planning import LookedAt, divide, kinds_of, look_at_files
 from .preparation import create_folder, hire, size_of_tasks
-from .progress import in_words, say
+from .progress import in_words, say, say_some
 from .tuning import Tuning
 from .workers import Workers
 
@@ -77,6 +77,12 @@ def plan(
         create_folder(folder, extraction)
         looked_at = look_at_files(rows, extraction.sampling, limits, with_orientation=True)
         say(console, *_videos(looked_at, extraction))
+        unreadable = [
+            f"unreadable  {one.row.video_id}: {one.reason}: {one.message}"
+            for one in looked_at
+            if one.glance is None
+        ]
+        say_some(console, unreadable, MAX_LISTED, manifest)
         with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as client:
             crew = hire(folder, extraction, settings, looked_at, [], client, console)
             workers, tuning = crew.workers, crew.tuning
@@ -112,11 +118,6 @@ def _videos(looked_at: Sequence[LookedAt], extraction: Extraction) -> Iterator[s
     for what in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
         name = what if what in ("frames/s", "rotation") else f"{what}s"
         yield f"{name:10}  {counts_text(kinds.get(what, {}), MAX_KINDS)}"
-    unreadable = [one for one in looked_at if one.glance is None]
-    for one in unreadable[:MAX_LISTED]:
-        yield f"unreadable  {one.row.video_id}: {one.reason}: {one.message}"
-    if len(unreadable) > MAX_LISTED:
-        yield f"unreadable  … and {len(unreadable) - MAX_LISTED:,} more"
 
 
 def _work(

@@ -6,7 +6,6 @@ features    the features were extracted in advance; only the temporal model runs
 """
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, Setti
 from ..manifests.files import atomic_text
 from . import common_settings
 from .progress import say
-from .settings import at_least, check_settings, setting
+from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +55,10 @@ class PredictSettings:
                 f"--mode {self.mode} with --features {self.features}: --mode features needs "
                 "--features FOLDER, and the other modes take none"
             )
+        if self.mode != "chunked":
+            check_unset(self, ["chunk_frames"], f"--mode {self.mode} has no chunks")
+        if self.mode == "features":
+            check_unset(self, ["decoder"], "--mode features decodes nothing")
 
 
 class Prediction(NamedTuple):
@@ -108,9 +111,7 @@ def predict(
     device = resolve_device(settings.device)
     if not videos and settings.mode != "features":
         raise SettingsError(f"--mode {settings.mode}: name at least one VIDEO")
-    output = None if settings.output is None else Path(settings.output)
-    if output is not None and not os.access(output.parent, os.W_OK):  # before the work, not after
-        raise SettingsError(f"--output {output}: its folder is missing or cannot be written")
+    output = None if settings.output is None else check_output(Path(settings.output))
     names = [str(video) for video in videos]
     if settings.features is not None:
         files = RunFolder(Path(model))

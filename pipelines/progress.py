@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -67,6 +68,21 @@ def say_more(console: Console, *lines: str, **values: Any) -> None:
     """Prints what only those want to read who ask for it."""
     if is_verbose(console):
         say(console, *lines, **values)
+
+
+def say_some(console: Console, lines: Sequence[str], most: int, where: str | Path) -> None:
+    """Prints the first lines of a list, or with `--verbose` all of them.
+
+    Args:
+        console: where.
+        lines: the list.
+        most: that are printed otherwise.
+        where: all of them are.
+    """
+    shown = len(lines) if is_verbose(console) else most
+    say(console, *lines[:shown])
+    if len(lines) > shown:
+        say(console, f"… and {len(lines) - shown:,} more in {where}; --verbose prints them all")
 
 
 def is_verbose(console: Console) -> bool:

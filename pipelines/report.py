@@ -13,7 +13,7 @@ from .evaluate import EvaluateSettings, evaluated, predictions_name
 from .pages import write_page
 from .predictions import Predictions, read_predictions
 from .progress import say
-from .settings import at_least, check_settings, setting
+from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..temporal.checkpoint import RunFolder
     from .model_folder import NetworkConfig
     from .strips import Strip
+
+OF_RUNS = ("split", "source", "videos", "manifest", "device")  # settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +81,11 @@ def report(
     settings = settings or ReportSettings()
     console = console or Console(quiet=True)
     root = Path(folder)
-    path = root / "report.html" if settings.output is None else Path(settings.output)
-    if settings.output is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise SettingsError(f"--output {path}: is a folder, or its folder is missing")
+    path = root / "report.html"
+    if settings.output is not None:
+        path = check_output(Path(settings.output))
     if FeatureFolder(root).extraction.exists():
-        if settings.source is not None:
-            raise SettingsError(
-                f"--source {settings.source}: {root} is a feature folder itself; leave it out"
-            )
+        check_unset(settings, OF_RUNS, f"{root} is a feature folder, and no run")
         values = _extraction(open_features(root), settings)
     else:
         values = _run(RunFolder(root), settings, console)

@@ -6,9 +6,11 @@ command line are made from them in `options.py`.
 """
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ..manifests.errors import SettingsError
@@ -110,6 +112,19 @@ def check_unset(settings: Any, names: Iterable[str], why: str) -> None:
     for name in names:
         if (value := getattr(settings, name)) != defaults[name]:
             raise SettingsError(f"{option_name(name)} {value}: {why}; leave it out")
+
+
+def check_output(path: Path) -> Path:
+    """Refuses a file of `--output` that could not be written: before the work, not after it.
+
+    Raises:
+        SettingsError: it could not.
+    """
+    if path.is_dir():
+        raise SettingsError(f"--output {path}: is a folder; give a file")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"--output {path}: its folder is missing or can't be written")
+    return path
 
 
 def option_name(name: str) -> str:

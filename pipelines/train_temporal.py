@@ -16,7 +16,7 @@ from . import common_settings
 from .fit_settings import FitSettings
 from .progress import say
 from .runs import begin_run, check_root
-from .settings import at_least, setting
+from .settings import at_least, check_unset, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
@@ -40,6 +40,11 @@ class TrainTemporalSettings(FitSettings):
     loaders: int = setting(
         0, help="Processes that read ahead, where features are not copied.", check=at_least(0)
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_on == "videos":
+            check_unset(self, ["clip_frames", "clip_seconds"], "--train-on videos has no clips")
 
 
 def train_temporal(

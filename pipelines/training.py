@@ -30,7 +30,7 @@ from ..temporal.tasks import read_targets, training_classes
 from .figures import figure_text
 from .fit_settings import FitSettings
 from .progress import say, say_more
-from .settings import option_name
+from .settings import check_unset
 from .stopping import StopOnSignals
 from .training_log import TrainingLog
 
@@ -197,13 +197,8 @@ def check_shape_is_unset(settings: FitSettings, model: object) -> None:
     Raises:
         SettingsError: names the setting.
     """
-    defaults = FitSettings()
-    for name in ("preset", "positions", *SHAPE):
-        if getattr(settings, name) != getattr(defaults, name):
-            raise SettingsError(
-                f"{option_name(name)} {getattr(settings, name)}: the model has the shape of "
-                f"{model}, which it begins with; leave it out"
-            )
+    why = f"the model has the shape of {model}, which it begins with"
+    check_unset(settings, ("preset", "positions", *SHAPE), why)
 
 
 def choose_preset(settings: FitSettings, backbone: str, dim: int) -> Preset:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .confusion import Confusion
 from .figures import figures_text
-from .progress import LineClock, in_words, say
+from .progress import LineClock, in_words, say, say_some
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -103,10 +103,8 @@ class TrainingLog:
     def on_epoch(self, report: "EpochReport") -> None:
         """Prints a line, and writes events."""
         say(self._console, _line(report, self._epochs), **report.to_json())
-        say(self._console, *(f"  lost {fault}" for fault in report.lost[:MAX_LOST_LISTED]))
-        if len(report.lost) > MAX_LOST_LISTED:
-            more = len(report.lost) - MAX_LOST_LISTED
-            say(self._console, f"  … and {more} more, in metrics.jsonl")
+        lost = [f"  lost {fault}" for fault in report.lost]
+        say_some(self._console, lost, MAX_LOST_LISTED, "metrics.jsonl")
         if self._folder is None:
             return
         if self._writer is None:
