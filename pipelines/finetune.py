@@ -3,7 +3,6 @@ command resumes.
 """
 
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,6 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..extract.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
-from ..manifests.folder import locked
 from ..manifests.videos import VideoRow, read_manifest
 from . import common_settings
 from .failures import Failure, say_failures, write_failures
@@ -159,116 +157,95 @@ def finetune(
         VtnpipeError: manifest, model or a setting breaks a rule.
         StoppedError: a signal asked for it; the same call resumes.
     """
-    import torch
-
-    from ..extract.device import resolve_device
     from ..temporal.checkpoint import RunFolder
     from ..temporal.dataset import ClipDataset, RandomClips
-    from ..temporal.processes import accelerated
+    from .fit_shape import choose_preset
+    from .fit_splits import describe_splits, read_splits
     from .model_folder import save_network, write_config
     from .starting_point import start_network
-    from .training import (
-        choose_preset,
-        clip_sampling,
-        describe_fit,
-        describe_splits,
-        make_recipe,
-        read_splits,
-        run_fit,
-    )
+    from .training import clip_sampling, describe_fit, fitting, make_recipe, run_fit
     from .video_inference import VideoClassifier, clips_of_videos, score, whole_videos
     from .video_reader import VideoReader
 
     settings = settings or FinetuneSettings()
-    device = resolve_device(settings.device)
     wanted = (settings.train_split, settings.val_split)
     rows = [row for row in read_manifest(manifest) if row.split in wanted]
     files = RunFolder(Path(run))
     check_root(files, "finetune", files.index, files.failures)
-    with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
-        is_main = accelerator.is_main_process
-        console = console if console and is_main else Console(quiet=True)
-        torch.manual_seed(settings.seed)
-        with locked(files) if is_main else nullcontext():
-            start = start_network(settings)
-            videos = _index(rows, files, start.sampling, settings.decoder, accelerator, console)
-            failures = videos.failures()
-            if is_main:
-                write_failures(failures, files.failures)
-            statuses = dict.fromkeys(videos.rows, "ok")
-            statuses |= {one.video_id: one.status for one in failures}
-            splits = read_splits(
-                rows,
-                statuses,
-                settings,
-                what="frames",
-                remedy=f"see {files.failures}",
-                class_names=start.class_names,
+    with fitting(settings, files, console) as session:
+        accelerator, console = session.accelerator, session.console
+        start = start_network(settings)
+        videos = _index(rows, files, start.sampling, settings.decoder, accelerator, console)
+        failures = videos.failures()
+        if session.is_main:
+            write_failures(failures, files.failures)
+        statuses = dict.fromkeys(videos.rows, "ok")
+        statuses |= {one.video_id: one.status for one in failures}
+        splits = read_splits(
+            rows,
+            statuses,
+            settings,
+            what="frames",
+            remedy=f"see {files.failures}",
+            class_names=start.class_names,
+        )
+        network = start.network(splits)
+        config = network.config
+        chosen = choose_preset(settings, config.identity["backbone"], config.temporal.feature_dim)
+        recipe = make_recipe(settings, chosen)
+        network.unfreeze(settings.train_blocks)
+        if settings.gradient_checkpointing:
+            network.use_gradient_checkpointing()
+        if session.is_main:
+            data = splits.digest(
+                config.identity, lambda row: (row.start, row.end, *videos.state(row.video_id))
             )
-            network = start.network(splits)
-            config = network.config
-            recipe = make_recipe(
-                settings,
-                choose_preset(settings, config.identity["backbone"], config.temporal.feature_dim),
-            )
-            network.unfreeze(settings.train_blocks)
-            if settings.gradient_checkpointing:
-                network.use_gradient_checkpointing()
-            if is_main:
-                data = splits.digest(
-                    config.identity, lambda row: (row.start, row.end, *videos.state(row.video_id))
-                )
-                if begin_run(
-                    files, settings, recipe, command="finetune", data=data, source=manifest
-                ):
-                    identity = {**config.identity, "weights_digest": None}  # they are to change
-                    write_config(files, replace(config, identity=identity))
-            accelerator.wait_for_everyone()
-            augmentation = _augmentation(settings, config.preprocessing, splits.class_names)
-            sampling = clip_sampling(settings)
-            num_loaders = settings.loaders
-            if num_loaders is None:
-                num_loaders = num_cpus_of_process(MAX_LOADERS)
-            train = ClipDataset(
-                VideoReader(videos, config.preprocessing, augmentation),
-                splits.train.rows,
-                splits.targets[0],
-                RandomClips(sampling, settings.seed),
-                position_fps=config.temporal.position_fps,
-            )
-            held_out = splits.validation.rows
-            if settings.val_clips:
-                seen = clips_of_videos(held_out, videos, sampling, settings.val_clips)
-            else:
-                seen = whole_videos(held_out, start.sampling, settings.decoder)
-            classifier = VideoClassifier(
-                network=network,
-                chunk_frames=settings.chunk_frames,
-                num_children=max(1, num_loaders),
-            )
-            what = f"{config.identity['backbone']} and {config.temporal.encoder}, {start.words}"
-            say_failures(console, failures, files.failures)
-            say(
-                console,
-                describe_fit(network, what, recipe, accelerator),
-                f"{describe_splits(splits)}; {_words(augmentation, settings)}",
-                *splits.gaps,
-            )
-            report = run_fit(
-                network,
-                config.temporal,
-                recipe,
-                settings,
-                splits,
-                train,
-                validate=lambda _, should_stop: score(classifier, seen, accelerator, should_stop),
-                save=lambda path: save_network(network, network.backbone, path),
-                folder=files,
-                accelerator=accelerator,
-                console=console,
-                num_loaders=num_loaders,
-                lr_scales=network.lr_scales(settings.layer_decay),
-            )
+            if begin_run(files, settings, recipe, command="finetune", data=data, source=manifest):
+                identity = {**config.identity, "weights_digest": None}  # they are to change
+                write_config(files, replace(config, identity=identity))
+        accelerator.wait_for_everyone()
+        augmentation = _augmentation(settings, config.preprocessing, splits.class_names)
+        sampling = clip_sampling(settings)
+        num_loaders = settings.loaders
+        if num_loaders is None:
+            num_loaders = num_cpus_of_process(MAX_LOADERS)
+        train = ClipDataset(
+            VideoReader(videos, config.preprocessing, augmentation),
+            splits.train.rows,
+            splits.targets[0],
+            RandomClips(sampling, settings.seed),
+            position_fps=config.temporal.position_fps,
+        )
+        held_out = splits.validation.rows
+        if settings.val_clips:
+            seen = clips_of_videos(held_out, videos, sampling, settings.val_clips)
+        else:
+            seen = whole_videos(held_out, start.sampling, settings.decoder)
+        classifier = VideoClassifier(
+            network=network,
+            chunk_frames=settings.chunk_frames,
+            num_children=max(1, num_loaders),
+        )
+        what = f"{config.identity['backbone']} and {config.temporal.encoder}, {start.words}"
+        say_failures(console, failures, files.failures)
+        say(
+            console,
+            describe_fit(network, what, recipe, accelerator),
+            f"{describe_splits(splits)}; {_words(augmentation, settings)}",
+            *splits.gaps,
+        )
+        report = run_fit(
+            session,
+            network,
+            config.temporal,
+            recipe,
+            splits,
+            train,
+            validate=lambda _, should_stop: score(classifier, seen, accelerator, should_stop),
+            save=lambda path: save_network(network, network.backbone, path),
+            num_loaders=num_loaders,
+            lr_scales=network.lr_scales(settings.layer_decay),
+        )
     return FinetuneReport(training=report, failures=failures)
 
 

@@ -14,9 +14,10 @@ from ..temporal.config import TemporalConfig
 from ..temporal.model import TemporalClassifier
 from ..temporal.presets import preset
 from .extraction import DEFAULT_BACKBONE, SAMPLING
+from .fit_shape import check_shape_is_unset, choose_preset, dropouts, shape
+from .fit_splits import Splits
 from .model_folder import NetworkConfig, backbone_module
 from .network import VideoTransformerNetwork
-from .training import Splits, check_shape_is_unset, choose_preset, dropouts, shape
 
 if TYPE_CHECKING:
     from .finetune import FinetuneSettings

@@ -3,14 +3,12 @@ resumes.
 """
 
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from ..manifests.folder import locked
 from ..temporal.choices import Preload
 from . import common_settings
 from .fit_settings import FitSettings
@@ -68,30 +66,18 @@ def train_temporal(
         VtnpipeError: features, manifest or a setting breaks a rule; nothing has been written then.
         StoppedError: a signal asked for it; the same call resumes.
     """
-    import torch
-
-    from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..manifests.videos import read_manifest
     from ..temporal.checkpoint import RunFolder, save_weights
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
     from ..temporal.inference import Scored, predict_logits
     from ..temporal.model import TemporalClassifier
-    from ..temporal.processes import accelerated
+    from .fit_shape import choose_preset, shape
+    from .fit_splits import describe_splits, read_splits
     from .model_folder import NetworkConfig, link_backbone, write_config
-    from .training import (
-        choose_preset,
-        clip_sampling,
-        describe_fit,
-        describe_splits,
-        make_recipe,
-        read_splits,
-        run_fit,
-        shape,
-    )
+    from .training import clip_sampling, describe_fit, fitting, make_recipe, run_fit
 
     settings = settings or TrainTemporalSettings()
-    device = resolve_device(settings.device)
     store = open_features(features)
     splits = read_splits(
         read_manifest(settings.manifest or store.folder.manifest),
@@ -111,67 +97,61 @@ def train_temporal(
     sampling = clip_sampling(settings)
     if settings.train_on == "videos":
         sampling = replace(sampling, num_frames=None)
-    with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
-        is_main = accelerator.is_main_process
-        console = console if console and is_main else Console(quiet=True)
-        torch.manual_seed(settings.seed)
+    with fitting(settings, files, console) as session:
+        accelerator = session.accelerator
         model = TemporalClassifier(config)
         if settings.gradient_checkpointing:
             model.use_gradient_checkpointing()
-        with locked(files) if is_main else nullcontext():
-            if is_main:
-                data = splits.digest(
-                    store.extraction["fingerprint"],
-                    lambda row: [entry.crc32 for entry in store.entries[row.video_id]],
-                )
-                if begin_run(
-                    files,
-                    settings,
-                    recipe,
-                    command="train-temporal",
-                    data=data,
-                    source=store.folder.root,
-                ):
-                    network = NetworkConfig(identity=identity, temporal=config, class_names=names)
-                    write_config(files, network)
-                    files.backbone.unlink(missing_ok=True)  # of a run that failed at its start
-                link_backbone(store.folder, files)
-            accelerator.wait_for_everyone()
-            video_ids = [row.video_id for row in splits.rows]
-            reader, place = _open_reader(store, video_ids, settings, accelerator)
-            num_loaders = settings.loaders if reader.table is None else 0
-            train, validation = (
-                ClipDataset(reader, part.rows, targets, clips, position_fps=config.position_fps)
-                for part, targets, clips in (
-                    (splits.train, splits.targets[0], RandomClips(sampling, settings.seed)),
-                    (splits.validation, splits.targets[1], EvenClips()),
-                )
+        if session.is_main:
+            data = splits.digest(
+                store.extraction["fingerprint"],
+                lambda row: [entry.crc32 for entry in store.entries[row.video_id]],
             )
-            what = describe_fit(model, config.encoder, recipe, accelerator)
-            say(console, what, describe_splits(splits), place, *splits.gaps)
-            return run_fit(
-                model,
-                config,
-                recipe,
+            if begin_run(
+                files,
                 settings,
-                splits,
-                train,
-                validate=lambda network, should_stop: Scored(
-                    predict_logits(
-                        network,
-                        validation,
-                        batch_size=recipe.batch_size,
-                        accelerator=accelerator,
-                        num_loaders=num_loaders,
-                        should_stop=should_stop,
-                    )
-                ),
-                save=lambda path: save_weights(model, path, prefix="temporal."),
-                folder=files,
-                accelerator=accelerator,
-                console=console,
-                num_loaders=num_loaders,
+                recipe,
+                command="train-temporal",
+                data=data,
+                source=store.folder.root,
+            ):
+                network = NetworkConfig(identity=identity, temporal=config, class_names=names)
+                write_config(files, network)
+                files.backbone.unlink(missing_ok=True)  # of a run that failed at its start
+            link_backbone(store.folder, files)
+        accelerator.wait_for_everyone()
+        video_ids = [row.video_id for row in splits.rows]
+        reader, place = _open_reader(store, video_ids, settings, accelerator)
+        num_loaders = settings.loaders if reader.table is None else 0
+        train, validation = (
+            ClipDataset(reader, part.rows, targets, clips, position_fps=config.position_fps)
+            for part, targets, clips in (
+                (splits.train, splits.targets[0], RandomClips(sampling, settings.seed)),
+                (splits.validation, splits.targets[1], EvenClips()),
             )
+        )
+        what = describe_fit(model, config.encoder, recipe, accelerator)
+        say(session.console, what, describe_splits(splits), place, *splits.gaps)
+        return run_fit(
+            session,
+            model,
+            config,
+            recipe,
+            splits,
+            train,
+            validate=lambda network, should_stop: Scored(
+                predict_logits(
+                    network,
+                    validation,
+                    batch_size=recipe.batch_size,
+                    accelerator=accelerator,
+                    num_loaders=num_loaders,
+                    should_stop=should_stop,
+                )
+            ),
+            save=lambda path: save_weights(model, path, prefix="temporal."),
+            num_loaders=num_loaders,
+        )
 
 
 def _open_reader(

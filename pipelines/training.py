@@ -1,19 +1,20 @@
-"""What fitting on features and fitting from video share: rows and targets, the model's shape, the
-recipe, and the fit itself with all who look on.
+"""What fitting on features and fitting from video share: where a fit runs, the recipe, and the fit
+itself with all who look on.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from ..manifests.errors import ManifestError, SettingsError
-from ..manifests.folder import fingerprint
-from ..manifests.videos import VideoRow
+from ..extract.device import resolve_device
+from ..manifests.errors import SettingsError
+from ..manifests.folder import locked
 from ..temporal.checkpoint import RunFolder
 from ..temporal.clips import ClipSampling
 from ..temporal.config import TemporalConfig
@@ -21,72 +22,16 @@ from ..temporal.dataset import ClipDataset
 from ..temporal.fit import Fit
 from ..temporal.inference import Scored
 from ..temporal.metrics import METRICS
-from ..temporal.presets import Preset, preset, preset_for, preset_like
-from ..temporal.processes import Accelerator
+from ..temporal.presets import Preset
+from ..temporal.processes import Accelerator, accelerated
 from ..temporal.progress import Keeping, Watch
 from ..temporal.recipe import Recipe
-from ..temporal.splits import UsableRows, usable_rows
-from ..temporal.tasks import read_targets, training_classes
 from .figures import figure_text
 from .fit_settings import FitSettings
+from .fit_splits import Splits
 from .progress import say, say_more
-from .settings import check_unset
 from .stopping import StopOnSignals
 from .training_log import TrainingLog
-
-# Setting → field of the temporal model's configuration.
-SHAPE = {
-    "encoder": "encoder",
-    "layers": "num_layers",
-    "heads": "num_heads",
-    "window": "attention_window",
-    "intermediate": "intermediate_dim",
-    "head": "head",
-    "head_dim": "head_dim",
-    "position_embedding": "position_embedding",
-    "max_positions": "max_positions",
-    "position_fps": "position_fps",
-}
-DROPOUT = {
-    "dropout": ("dropout", "attention_dropout"),
-    "head_dropout": ("head_dropout",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    """The rows to learn from and those to validate on, with their targets."""
-
-    train: UsableRows
-    validation: UsableRows
-    targets: tuple[Tensor, Tensor]
-    class_names: list[str]
-
-    @property
-    def rows(self) -> list[VideoRow]:
-        """Of both."""
-        return self.train.rows + self.validation.rows
-
-    @property
-    def gaps(self) -> list[str]:
-        """What is missing or partial, in words."""
-        return [part.gaps for part in (self.train, self.validation) if part.gaps]
-
-    def digest(self, source: Any, mark: Callable[[VideoRow], Any]) -> str:
-        """What is learnt from, as 16 hexadecimal digits.
-
-        Args:
-            source: what all videos have in common.
-            mark: what changes when a video's frames do.
-        """
-        rows = [
-            [
-                (row.video_id, target, mark(row))
-                for row, target in zip(part.rows, wanted.tolist(), strict=True)
-            ]
-            for part, wanted in zip((self.train, self.validation), self.targets, strict=True)
-        ]
-        return fingerprint({"source": source, "rows": rows, "classes": self.class_names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,118 +49,48 @@ class TrainReport:
     lost: list[str]
 
 
-def read_splits(
-    rows: list[VideoRow],
-    statuses: Mapping[str, str],
-    settings: FitSettings,
-    *,
-    what: str,
-    remedy: str,
-    drop_partial: bool = False,
-    class_names: list[str] | None = None,
-) -> Splits:
-    """The rows of the two splits that can be used.
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Where a fit runs.
 
-    Args:
-        rows: of the manifest.
-        statuses: video_id → `ok`, `partial` or `failed`.
-        settings: which splits, which task.
-        what: videos must have, in words.
-        remedy: where none has it.
-        drop_partial: leave out partial videos.
-        class_names: of the model; None for those of the training split.
+    Attributes:
+        settings: of it.
+        folder: of the run.
+        accelerator: of the processes that fit together.
+        console: silent in all of them but the first.
+    """
+
+    settings: FitSettings
+    folder: RunFolder
+    accelerator: Accelerator
+    console: Console
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+
+@contextmanager
+def fitting(settings: FitSettings, folder: RunFolder, console: Console | None) -> Iterator[Session]:
+    """Opens a session: the processes find each other, the first locks the run folder, and all have
+    the settings' seed.
 
     Raises:
-        ManifestError: a rule is broken, or a label can't be learned.
+        SettingsError: there is no such device.
+        FeaturesError: another run is at work in the folder.
     """
-    train, validation = (
-        usable_rows(statuses, rows, split, what=what, remedy=remedy, drop_partial=drop_partial)
-        for split in (settings.train_split, settings.val_split)
-    )
-    names = class_names
-    if names is None:
-        names = training_classes(rows, train.rows, settings.train_split, settings.task)
-    try:
-        targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
-    except ManifestError as error:
-        if class_names is None:
-            raise
-        raise ManifestError(f"{error}; or give --new-head, for the manifest's classes") from None
-    return Splits(
-        train=train, validation=validation, targets=(targets[0], targets[1]), class_names=names
-    )
-
-
-def shape(
-    settings: FitSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
-) -> TemporalConfig:
-    """A new model's shape: what is set, else the preset's.
-
-    Args:
-        settings: of the fit.
-        preset_shape: the preset.
-        dim: D, of the features.
-        targets: to learn from.
-        num_classes: C; 0 for regression.
-
-    Raises:
-        SettingsError: a setting does not fit the features or the task.
-    """
-    is_regression = settings.task == "regression"
-    base = preset_shape.temporal_config(num_classes=num_classes or 1)
-    changes = {
-        field: getattr(settings, name)
-        for name, field in SHAPE.items()
-        if getattr(settings, name) is not None
-    }
-    if settings.positions == "frames":
-        changes["position_fps"] = None
-    return replace(
-        base,
-        feature_dim=dim,
-        task=settings.task,
-        target_mean=float(targets.mean()) if is_regression else 0.0,
-        target_std=_spread(targets) if is_regression else 1.0,
-        **dropouts(settings),
-        **changes,
-    )
-
-
-def dropouts(settings: FitSettings) -> dict[str, Any]:
-    """What the settings say of dropout, as fields of a configuration."""
-    return {
-        field: getattr(settings, name)
-        for name, fields in DROPOUT.items()
-        for field in fields
-        if getattr(settings, name) is not None
-    }
-
-
-def check_shape_is_unset(settings: FitSettings, model: object) -> None:
-    """Refuses settings of a new model's shape beside a model that has one.
-
-    Raises:
-        SettingsError: names the setting.
-    """
-    why = f"the model has the shape of {model}, which it begins with"
-    check_unset(settings, ("preset", "positions", *SHAPE), why)
-
-
-def choose_preset(settings: FitSettings, backbone: str, dim: int) -> Preset:
-    """The preset that a fit on features of a backbone goes by.
-
-    Raises:
-        SettingsError: it is for other features.
-    """
-    if settings.preset == "auto":
-        return preset_for(backbone) or preset_like(dim)
-    chosen = preset(settings.preset)
-    if chosen.feature_dim != dim:
-        raise SettingsError(
-            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
-            f"but those of {backbone} have {dim}; give --preset auto"
-        )
-    return chosen
+    device = resolve_device(settings.device)
+    with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
+        is_main = accelerator.is_main_process
+        torch.manual_seed(settings.seed)
+        with locked(folder) if is_main else nullcontext():
+            yield Session(
+                settings=settings,
+                folder=folder,
+                accelerator=accelerator,
+                console=console if console and is_main else Console(quiet=True),
+            )
 
 
 def make_recipe(settings: FitSettings, preset_recipe: Preset) -> Recipe:
@@ -258,17 +133,6 @@ def clip_sampling(settings: FitSettings) -> ClipSampling:
     )
 
 
-def _spread(targets: Tensor) -> float:
-    """The labels' standard deviation; 1 where they are all the same."""
-    spread = 1.0 if bool((targets == targets[0]).all()) else float(targets.std(correction=0))
-    if not 0 < spread < math.inf:
-        raise ManifestError(
-            f"the training labels spread by {spread:g}, which is no number to learn with; give "
-            "them in another unit"
-        )
-    return spread
-
-
 def describe_fit(model: nn.Module, what: str, recipe: Recipe, accelerator: Accelerator) -> str:
     """What is fitted and how, in a line."""
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -285,28 +149,16 @@ def describe_fit(model: nn.Module, what: str, recipe: Recipe, accelerator: Accel
     )
 
 
-def describe_splits(splits: Splits) -> str:
-    """How much there is to learn from, in a line."""
-    classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
-    return (
-        f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "
-        f"videos{classes}"
-    )
-
-
 def run_fit(
+    session: Session,
     model: nn.Module,
     config: TemporalConfig,
     recipe: Recipe,
-    settings: FitSettings,
     splits: Splits,
     train: ClipDataset,
     *,
     validate: Callable[[nn.Module, Callable[[], bool]], Scored],
     save: Callable[[Path], None],
-    folder: RunFolder,
-    accelerator: Accelerator,
-    console: Console,
     num_loaders: int,
     lr_scales: Mapping[str, float] | None = None,
 ) -> TrainReport:
@@ -316,9 +168,10 @@ def run_fit(
         SettingsError: the loss is not finite.
         StoppedError: a signal asked for it; the same call resumes.
     """
+    settings, folder, console = session.settings, session.folder, session.console
     for settings_of in (config, recipe):
         say_more(console, *(f"  {key}: {value}" for key, value in asdict(settings_of).items()))
-    tensorboard = folder.tensorboard if accelerator.is_main_process else None
+    tensorboard = folder.tensorboard if session.is_main else None
     with (
         StopOnSignals() as stop,
         TrainingLog(console, recipe.epochs, tensorboard, splits.class_names) as log,
@@ -333,7 +186,7 @@ def run_fit(
             class_names=splits.class_names,
             recipe=recipe,
             folder=folder,
-            accelerator=accelerator,
+            accelerator=session.accelerator,
             keeping=Keeping(
                 checkpoint_minutes=settings.checkpoint_minutes,
                 num_checkpoints=settings.keep_checkpoints,

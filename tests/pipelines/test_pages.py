@@ -296,7 +296,7 @@ def test_what_is_wrong_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(folder)
     for run, settings, message in (
         ("none", {}, "not a model or run folder"),
-        ("r", {"output": "no/r.html"}, "--output no/r.html: is a folder, or its folder is missing"),
+        ("r", {"output": "no/r.html"}, "--output no/r.html: its folder is missing"),
         ("r", {"source": "none"}, "--source none: no such feature folder"),
         ("f", {"source": "f"}, "f is a feature folder itself"),
     ):
