@@ -23,10 +23,11 @@ from .settings import at_least, check_output, check_settings, check_unset, setti
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..temporal.model import TemporalClassifier
+    from ..temporal.checkpoint import RunFolder
     from .model_folder import NetworkConfig
     from .network import VideoTransformerNetwork
 
+BATCH_SIZE = 16  # videos at once, of stored features
 Mode = Literal["end-to-end", "chunked", "features"]
 
 
@@ -103,7 +104,7 @@ def predict(
     """
     from ..extract.device import resolve_device
     from ..temporal.checkpoint import RunFolder
-    from .model_folder import load_temporal, read_config
+    from .model_folder import read_config
     from .network import VideoTransformerNetwork
 
     settings = settings or PredictSettings()
@@ -116,8 +117,7 @@ def predict(
     if settings.features is not None:
         files = RunFolder(Path(model))
         config = read_config(files)
-        temporal = load_temporal(files, config).to(device)
-        found = _from_features(temporal, config, names, settings.features, device)
+        found = _from_features(files, config, names, settings.features, device)
     else:
         network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
         config = network.config
@@ -133,43 +133,38 @@ def predict(
 
 
 def _from_features(
-    temporal: "TemporalClassifier",
-    config: "NetworkConfig",
-    ids: Sequence[str],
-    features: str,
-    device: str,
+    files: "RunFolder", config: "NetworkConfig", ids: Sequence[str], features: str, device: str
 ) -> Iterator[Prediction]:
-    import torch
-
     from ..manifests.shards import open_features
-    from ..temporal.batch import frame_positions
-    from ..temporal.reader import check_finite
+    from ..manifests.videos import read_manifest
+    from ..temporal.processes import accelerated
     from .model_folder import check_features
+    from .scoring import logits_of_features
 
     store = open_features(features)
     check_features(config, store.extraction["identity"], store.folder.root)
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
-    for video_id in ids or list(store):
-        if video_id not in store:
+    wanted = ids or list(store)
+    rows = [
+        row for row in read_manifest(store.folder.manifest) if row.video_id in {*wanted} & {*store}
+    ]
+    logits: dict[str, Tensor] = {}
+    if rows:
+        with accelerated(device, "float32") as accelerator:
+            found = logits_of_features(
+                files, config, store, rows, batch_size=BATCH_SIZE, accelerator=accelerator
+            )
+        logits = {row.video_id: one for row, one in zip(rows, found, strict=True)}
+    for video_id in wanted:
+        if video_id not in logits:
             entry = store.entries[video_id][0]
             yield Prediction(video_id, None, f"{entry.reason}: {entry.message}")
             continue
-        video = store[video_id]
-        check_finite(video_id, video.features, store)
-        positions = frame_positions(
-            video.timestamps,
-            video.frame_index,
-            position_fps=config.temporal.position_fps,
-        )
-        tensor = torch.from_numpy(video.features.astype("float32"))
-        tensor = tensor if tensor.ndim == 3 else tensor[:, None]
-        note = "" if video.status == "ok" else f"partial, {video.num_lost_frames} frames lost"
-        places = torch.from_numpy(positions)[None].to(device)
-        with torch.inference_mode():
-            logits = [temporal(view[None].to(device), places)[0].cpu() for view in tensor.unbind(1)]
-        yield Prediction(video_id, torch.stack(logits).mean(0), note)
+        num_lost = sum(entry.num_lost_frames for entry in store.entries[video_id])
+        note = f"partial, {num_lost} frames lost" if store.statuses[video_id] != "ok" else ""
+        yield Prediction(video_id, logits[video_id], note)
 
 
 def _from_videos(

@@ -1,5 +1,6 @@
-"""What `vtnpipe evaluate` scores: a split's stored features, or its videos."""
+"""Logits of stored features; and of a split, its features or its videos, for `vtnpipe evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,11 +10,13 @@ from rich.console import Console
 from torch import Tensor
 
 from ..extract.sampling import Sampling
+from ..manifests.errors import ManifestError
 from ..manifests.shards import open_features
+from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow, read_manifest
 from ..temporal.checkpoint import RunFolder
 from ..temporal.dataset import ClipDataset, EvenClips
-from ..temporal.inference import never, predict_logits
+from ..temporal.inference import predict_logits
 from ..temporal.processes import Accelerator
 from ..temporal.reader import FeatureReader
 from ..temporal.splits import UsableRows, rows_of_split, usable_rows
@@ -24,8 +27,8 @@ from .processors import num_cpus_of_process
 from .video_inference import (
     Video,
     VideoClassifier,
-    classify_together,
     clips_of_videos,
+    score,
     whole_videos,
 )
 from .video_reader import IndexedVideos, index_videos
@@ -76,18 +79,51 @@ def score_features(
         num_clips=max(1, settings.clips),
         shuffle_seed=settings.shuffle_seed,
     )
+    logits = logits_of_features(
+        files,
+        config,
+        store,
+        usable.rows,
+        clips=clips,
+        batch_size=settings.batch_size,
+        accelerator=accelerator,
+    )
+    return ScoredSplit(usable, logits, targets, f"features {store.extraction['fingerprint']}")
+
+
+def logits_of_features(
+    files: RunFolder,
+    config: NetworkConfig,
+    store: FeatureStore,
+    rows: Sequence[VideoRow],
+    *,
+    clips: EvenClips | None = None,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Logits [N, C] of stored videos.
+
+    Args:
+        files: the model or run folder.
+        config: of the model.
+        store: made with the model's backbone; it has all of the videos.
+        rows: of the videos.
+        clips: whose logits are averaged; by default every frame at once.
+        batch_size: clips at once, in each process.
+        accelerator: see `temporal/processes.py`.
+
+    Raises:
+        FeaturesError: a feature is not finite.
+    """
     dataset = ClipDataset(
         FeatureReader(store),
-        usable.rows,
-        targets,
-        clips,
+        rows,
+        torch.zeros(len(rows)),  # nobody asks for targets
+        clips or EvenClips(),
         position_fps=config.temporal.position_fps,
     )
     temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
-    logits = predict_logits(
-        temporal, dataset, batch_size=settings.batch_size, accelerator=accelerator
-    )
-    return ScoredSplit(usable, logits, targets, f"features {store.extraction['fingerprint']}")
+    return predict_logits(temporal, dataset, batch_size=batch_size, accelerator=accelerator)
 
 
 def score_videos(
@@ -109,16 +145,17 @@ def score_videos(
         shuffle_seed=settings.shuffle_seed,
     )
     videos, faults = _videos_to_see(rows, config, settings)
-    with accelerator.autocast():
-        results = classify_together(classify, videos, accelerator, never)
-    logits = {one.name: one.logits for one in results if one.logits is not None}
-    faults |= {one.name: one.fault for one in results if one.fault}
+    scored = score(classify, videos, accelerator)
+    faults |= dict(scored.faults)
+    assert scored.rows is not None
+    names = [videos[number].name for number in scored.rows.tolist()]
+    logits = dict(zip(names, scored.logits, strict=True))
     usable = usable_rows(
         {name: "partial" if name in faults else "ok" for name in logits},
         rows,
         settings.split,
         what="frames",
-        remedy=f"the first has none because of {next(iter(faults.values()), '')}",
+        remedy="leave out --drop-partial, or mend the files",
         drop_partial=settings.drop_partial,
     )
     return ScoredSplit(
@@ -149,5 +186,11 @@ def _videos_to_see(
             for row in rows
             if row.video_id not in failures or failures[row.video_id].status == "partial"
         ]
+        if not readable:
+            first = failures[rows[0].video_id]
+            raise ManifestError(
+                f"none of {len(rows)} videos can be decoded, the first because of {first.reason}: "
+                f"{first.message}"
+            )
         videos = clips_of_videos(readable, indexed, settings.sampling, settings.clips)
     return videos, {name: f"{one.reason}: {one.message}" for name, one in failures.items()}

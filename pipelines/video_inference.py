@@ -269,7 +269,7 @@ def score(
         raise ManifestError(
             f"none of {len(videos)} videos can be decoded, the first because of {results[0].fault}"
         )
-    faults = tuple(f"{one.name}: {one.fault}" for one in results if one.fault)
+    faults = tuple((one.name, one.fault) for one in results if one.fault)
     return Scored(torch.stack(list(found.values())), torch.tensor(list(found)), faults)
 
 

@@ -259,7 +259,7 @@ class Fit:
             self._save(progress)
             self._stop(progress)
         if self.accelerator.is_main_process:  # all have the same
-            progress.lost += scored.faults
+            progress.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
         targets = self.validation_targets
         if scored.rows is not None:
             targets = targets[scored.rows]

@@ -22,12 +22,12 @@ class Scored(NamedTuple):
     Attributes:
         logits: [M, C].
         rows: [M] numbers of the rows that they are of; None for all, in order.
-        faults: which rows could not be read, or not all of them, and why.
+        faults: (video_id, why) of the rows that could not be read, or not all of them.
     """
 
     logits: Tensor
     rows: Tensor | None = None
-    faults: tuple[str, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
 
 
 def never() -> bool:

@@ -392,7 +392,11 @@ def test_labels_may_forbid_mirroring(
     ("error", "message", "changes"),
     [
         (SettingsError, "--short-side-min 60", {"short_side_min": 60}),
-        (SettingsError, "--backbone resnet50 with --from run", {"from_": "run"}),
+        (
+            SettingsError,
+            "--backbone resnet50: the backbone is that of --from",
+            {"from_": "run"},
+        ),
         (SettingsError, "--new-head with --from none", {"new_head": True}),
         (BackboneError, "has no group_matcher", {"train_blocks": 1}),
         (BackboneError, "has no group_matcher", {"layer_decay": 0.5}),

@@ -1,5 +1,6 @@
 """Settings: options are made from the fields, checks hold from Python and from the command line."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,13 @@ import pytest
 from click.testing import CliRunner
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.pipelines.cluster_settings import JobSettings
+from vtnpipe.pipelines.evaluate import EvaluateSettings
 from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.finetune import FinetuneSettings
 from vtnpipe.pipelines.options import settings_options
+from vtnpipe.pipelines.predict import PredictSettings
 from vtnpipe.pipelines.settings import at_least, check_settings, setting
+from vtnpipe.pipelines.train_temporal import TrainTemporalSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +98,42 @@ def test_every_setting_says_what_it_is() -> None:
     assert [field.metadata["section"] for field in sections] == ["cluster"]
     for field in (*fields(ExtractSettings), *fields(JobSettings)):
         assert field in sections or field.metadata["help"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "options", "message"),
+    [
+        (
+            TrainTemporalSettings,
+            {"positions": "frames", "position_fps": 10.0},
+            "--position-fps 10.0: --positions frames has no rate; leave it out",
+        ),
+        (
+            TrainTemporalSettings,
+            {"optimizer": "adamw", "momentum": 0.5},
+            "--momentum 0.5: --optimizer adamw has none",
+        ),
+        (
+            TrainTemporalSettings,
+            {"train_on": "videos", "clip_frames": 8},
+            "--clip-frames 8: --train-on videos has no clips",
+        ),
+        (FinetuneSettings, {"augment": "no", "flip": "yes"}, "--flip yes: --augment no leaves"),
+        (EvaluateSettings, {"clip_seconds": 2.0}, "--clip-seconds 2.0: without --clips"),
+        (
+            EvaluateSettings,
+            {"mode": "end-to-end", "chunk_frames": 8},
+            "--chunk-frames 8: --mode end-to-end has no chunks",
+        ),
+        (
+            PredictSettings,
+            {"mode": "features", "features": "f", "decoder": "pyav"},
+            "--decoder pyav: --mode features decodes nothing",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    settings_class: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        settings_class(**options)

@@ -298,7 +298,7 @@ def test_what_is_wrong_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("none", {}, "not a model or run folder"),
         ("r", {"output": "no/r.html"}, "--output no/r.html: its folder is missing"),
         ("r", {"source": "none"}, "--source none: no such feature folder"),
-        ("f", {"source": "f"}, "f is a feature folder itself"),
+        ("f", {"source": "f"}, "--source f: f is a feature folder, and no run; leave it out"),
     ):
         with pytest.raises(VtnpipeError, match=message):
             report(run, ReportSettings(**settings))
