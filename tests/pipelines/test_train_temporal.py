@@ -496,7 +496,7 @@ def test_faults_of_evaluation_have_their_errors(folder: Path) -> None:
     manifest = folder / "m.csv"
     with pytest.raises(ManifestError, match="split 'test' has no rows"):
         evaluate(folder / "run", folder / "f", EvaluateSettings(split="test"))
-    with pytest.raises(SettingsError, match="--decoder pyav: .* is a feature folder"):
+    with pytest.raises(SettingsError, match=r"--decoder pyav: .* is a feature folder"):
         evaluate(folder / "run", folder / "f", EvaluateSettings(decoder="pyav"))
     fly = _edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
     with pytest.raises(ManifestError, match="label 'fly'"):
