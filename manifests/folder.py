@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import FeaturesError
-from .files import write_json
+from .files import read_json, write_json
 
 FORMAT, VERSION = "vtnpipe.extraction", 1
+REMEDY = "put back a copy of it, or extract into a new folder"
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,17 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
     Raises:
         FeaturesError: the file is missing, damaged, or of another format or version.
     """
-    try:
-        found: dict[str, Any] = json.loads(folder.extraction.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not folder.extraction.exists():
         raise FeaturesError(
             f"{folder.root}: not a feature folder (no {folder.extraction.name}); "
             "make one with `vtnpipe extract MANIFEST FEATURES`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise FeaturesError(f"{folder.extraction}: cannot be read ({error})") from None
+        )
+    found: dict[str, Any] = read_json(folder.extraction, REMEDY)
     for name, value in {"format": FORMAT, "version": VERSION}.items():
         if not isinstance(found, dict) or found.get(name) != value:
             raise FeaturesError(
-                f"{folder.extraction}: its {name} is not {value!r}; it was made by another "
-                "version of vtnpipe, or by another program"
+                f"{folder.extraction}: its {name} is not {value!r}: it was made by another version "
+                "of vtnpipe, or by another program; use that one, or extract into a new folder"
             )
     return found
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .errors import FeaturesError, ManifestError
 from .files import atomic_text
-from .folder import FeatureFolder
+from .folder import REMEDY, FeatureFolder
 from .videos import VideoRow
 
 FORMAT, VERSION = "vtnpipe.plan", 2
@@ -235,7 +235,7 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         except FeaturesError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FeaturesError(f"{path}: not a readable plan ({error})") from None
+            raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
         tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
     return tasks
 
@@ -252,7 +252,7 @@ def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
                 head = file.readline().rstrip()  # up to the tasks, of which there may be a million
             kinds = json.loads(head + "]}").get("kinds", {})
         except (OSError, ValueError) as error:
-            raise FeaturesError(f"{path}: not a readable plan ({error})") from None
+            raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
         for what, counts in kinds.items():
             found.setdefault(what, Counter()).update(counts)
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
+from ..manifests.annotations import read_class_names
 from ..manifests.errors import CheckpointError, SettingsError, first_line
 from ..manifests.files import write_bytes
 from ..manifests.folder import locked
@@ -54,7 +55,8 @@ class ImportCheckpointSettings:
     )
     classes: str | None = setting(
         None,
-        help="Names of the classes, one a line in the order of the logits; by default 0, 1, 2, …",
+        help="Names of the classes in the logits' order, one a line, or PySlowFast's JSON; by "
+        "default 0, 1, 2, …",
         metavar="FILE",
     )
 
@@ -251,13 +253,10 @@ def _preprocessing(backbone: Any) -> "Preprocessing":
 def _class_names(path: str | None, num_classes: int) -> list[str]:
     if path is None:
         return [str(index) for index in range(num_classes)]
-    try:
-        names = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--classes {path}: cannot be read ({error})") from None
-    if len(names) != num_classes or len(set(names)) != num_classes or "" in names:
+    names = read_class_names(Path(path))
+    if not len(names) == len(set(names)) == num_classes:
         raise SettingsError(
-            f"--classes {path}: {len(names)} lines, {len(set(names) - {''})} different names; the "
-            f"model has {num_classes} classes, and each needs a line of its own"
+            f"--classes {path}: {len(names)} names, {len(set(names))} of them different; the model "
+            f"has {num_classes} classes, and each needs a name of its own"
         )
     return names

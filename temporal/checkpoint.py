@@ -155,7 +155,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise FeaturesError(_missing(path)) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise FeaturesError(f"{path}: cannot be read ({error})") from None
+        raise FeaturesError(
+            f"{path}: cannot be read ({error}); put back a copy, or make the model anew"
+        ) from None
 
 
 def _missing(path: Path) -> str:
