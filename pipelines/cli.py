@@ -34,7 +34,7 @@ from .explain import ExplainSettings, explain
 from .export import ExportSettings, export_features
 from .extract import extract
 from .extract_settings import ExtractSettings
-from .features import show_features, show_video, verify_features
+from .features import VerifySettings, show_features, show_video, verify_features
 from .finetune import FinetuneSettings, finetune
 from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
 from .manifest import SplitSettings, check_manifest, show_manifest, split_manifest
@@ -231,12 +231,10 @@ def features_show(features: str, video_id: tuple[str, ...]) -> int:
 
 @features_group.command("verify")
 @click.argument("features")
-@click.option(
-    "--drop", is_flag=True, help="Remove damaged shards, so that extract makes them again."
-)
-def features_verify(features: str, drop: bool) -> int:
+@settings_options(VerifySettings)
+def features_verify(features: str, **options: Any) -> int:
     """Check every byte of FEATURES: checksums, values, counts against the plan."""
-    return verify_features(features, drop=drop, console=LastingConsole())
+    return verify_features(features, VerifySettings(**options), console=LastingConsole())
 
 
 @features_group.command("export")

@@ -113,7 +113,8 @@ class ExtractSettings(ClusterSettings):
     )
     max_failures: str = setting(
         "50%",
-        help="Stop when more videos fail than so many, or than such a share of the manifest's.",
+        help="Stop when more videos fail than so many, or than such a share of the manifest's; a "
+        "share counts from ten failures on.",
         check=is_failure_limit,
         metavar="N|P%",
     )

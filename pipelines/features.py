@@ -4,6 +4,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,14 @@ from ..manifests.plan import read_plans
 from ..manifests.videos import read_manifest
 from .processors import num_cpus
 from .progress import CountProgress, say
+from .settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """The settings of `vtnpipe features verify`."""
+
+    drop: bool = setting(False, help="Remove damaged shards, so that extract makes them again.")
 
 
 def show_features(features: str | Path) -> Iterator[str]:
@@ -80,13 +89,16 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
 
 
 def verify_features(
-    features: str | Path, *, drop: bool = False, console: Console | None = None
+    features: str | Path,
+    settings: VerifySettings | None = None,
+    *,
+    console: Console | None = None,
 ) -> int:
     """Checks every byte of a folder: weights, plans, and each shard's table, checksums and values.
 
     Args:
         features: the folder; it need not be writable unless shards are to be dropped.
-        drop: remove shards that are damaged, so that extract makes them again.
+        settings: by default, `VerifySettings()`.
         console: where to print what is wrong; by default, nowhere.
 
     Returns:
@@ -98,6 +110,7 @@ def verify_features(
     """
     from ..manifests.verify import faults_of_backbone, faults_of_shard
 
+    drop = (settings or VerifySettings()).drop
     console = console or Console(quiet=True)
     folder = FeatureFolder(Path(features))
     extraction = read_extraction(folder)

@@ -28,6 +28,24 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
     fields = dataclasses.fields(settings_class)  # type: ignore[arg-type]
 
     def decorate(command: F) -> F:
+        for flag, attribute, words in reversed(OUTPUT_FLAGS):
+            command = click.option(
+                flag,
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=partial(_set_output, attribute),
+                help=words,
+            )(command)
+        command = click.option(
+            "--config",
+            type=click.Path(dir_okay=False),
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            metavar="FILE.yaml",
+            help="Read options' values from a YAML file; the command line wins.",
+        )(command)
         for field in reversed(fields):
             if "section" in field.metadata:
                 command = click.option(
@@ -39,24 +57,7 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
                 )(command)
             else:
                 command = _option(field, hints[field.name])(command)
-        for flag, attribute, words in OUTPUT_FLAGS:
-            command = click.option(
-                flag,
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=partial(_set_output, attribute),
-                help=words,
-            )(command)
-        return click.option(
-            "--config",
-            type=click.Path(dir_okay=False),
-            is_eager=True,
-            expose_value=False,
-            callback=_read_config,
-            metavar="FILE.yaml",
-            help="Read options' values from a YAML file; the command line wins.",
-        )(command)
+        return command
 
     return decorate
 
