@@ -272,22 +272,23 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 "give --weights none or --weights FILE"
             )
         return module_from_factory(name, what="backbone", error_type=BackboneError)
-    with _explain_import_errors():
+    # Modules may be built on the meta device, but torch 2.6 can't be imported whole on it.
+    with _explain_import_errors(), torch.device("cpu"):
         import timm
 
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except (ValueError, ImportError) as error:
-        raise BackboneError(
-            f"backbone {name!r}: {first_line(error)}; give a timm name, hf-hub:NAME, or "
-            "package.module:factory"
-        ) from None
-    except OSError as error:
+    except OSError as error:  # of the hub's before ValueError: some are both
         raise BackboneError(
             f"backbone {name!r}: its files can't be had from the Hugging Face hub "
             f"({first_line(error)}); "
             "on a machine without a network, download them elsewhere and copy the cache (HF_HOME), "
             "or give --weights FILE"
+        ) from None
+    except (ValueError, ImportError) as error:
+        raise BackboneError(
+            f"backbone {name!r}: {first_line(error)}; give a timm name, hf-hub:NAME, or "
+            "package.module:factory"
         ) from None
     except RuntimeError as error:
         if not str(error).startswith(("Unknown model", "Invalid pretrained tag", "No pretrained")):

@@ -105,9 +105,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
             ) from None
         except csv.Error as error:
-            raise ManifestError(
-                f"{path}:{reader.line_num}: not CSV ({error}); check the quotes"
-            ) from None
+            remedy = "remove it" if "NUL" in str(error) else "check the quotes"  # Python 3.10
+            raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error}); {remedy}") from None
 
 
 def _first_undecodable_line(path: Path) -> int:

@@ -164,7 +164,8 @@ class CountProgress:
         self._task = self._bar.add_task(work, total=total, rate=0.0, note="")
 
     def __enter__(self) -> "CountProgress":
-        self._bar.start()
+        if self._console.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(
@@ -173,7 +174,8 @@ class CountProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # rich before 14.3 would print an empty line elsewhere
+            self._bar.stop()
 
     def note(self, text: str) -> None:
         """Says more beside the bar, from now on."""

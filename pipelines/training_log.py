@@ -55,7 +55,8 @@ class TrainingLog:
         self._begun: float | None = None  # epochs that were done when this process began
 
     def __enter__(self) -> "TrainingLog":
-        self._bar.start()
+        if self._console.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(
@@ -64,7 +65,8 @@ class TrainingLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
         if self._writer is not None:
             self._writer.close()
 
