@@ -82,7 +82,9 @@ def check_can_compile(device: str) -> None:
 
 def cpu_precision() -> tuple[str, str]:
     """The fastest dtype of this CPU that keeps the features, and why."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return "float32", f"torch {torch.__version__} can't say whether the CPU has bfloat16"
+    capabilities = torch.cpu.get_capabilities()
     found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     if found:
         return "bfloat16", f"the CPU has {found[0]}"
