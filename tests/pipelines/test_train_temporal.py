@@ -1,20 +1,18 @@
-"""`vtnpipe train-temporal`, `evaluate` and `predict`, end to end through the command line."""
+"""`vtnpipe train-temporal`, end to end through the command line."""
 
 import csv
 import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command_line import run_cli
-from feature_folders import made_up_features
-from numbered_videos import write_video
 from rich.console import Console
+from stage_two import SETTINGS, SMALL, edit
 from vtnpipe.manifests.errors import (
     BackboneError,
     FeaturesError,
@@ -23,50 +21,15 @@ from vtnpipe.manifests.errors import (
     VtnpipeError,
 )
 from vtnpipe.manifests.folder import FeatureFolder
-from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.extract_settings import ExtractSettings
 from vtnpipe.pipelines.extraction import settle, with_model_settings
-from vtnpipe.pipelines.model_folder import load_temporal, read_config
+from vtnpipe.pipelines.model_folder import read_config
 from vtnpipe.pipelines.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.model import TemporalClassifier
-
-SMALL = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--epochs", 2)
-
-
-def of_features(features: Path) -> PredictSettings:
-    return PredictSettings(mode="features", features=str(features))
-
-
-SETTINGS = TrainTemporalSettings(layers=1, heads=2, intermediate=16, head_dim=8, epochs=2)
-
-
-@pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with twelve clips of two classes, their manifest `m.csv`, and features `f`."""
-    root = tmp_path_factory.mktemp("stage-two")
-    lines = ["video_id,path,label,split"]
-    for number in range(12):
-        write_video(root / f"{number}.mp4", 20 + number, first=number * 200)
-        split = ("train", "train", "val")[number % 3]
-        lines.append(f"v{number},{number}.mp4,{'up' if number < 6 else 'down'},{split}")
-    lines.append("lost,none.mp4,up,val")
-    (root / "m.csv").write_text("\n".join(lines) + "\n")
-    means = ("--backbone", "toy_backbones:block_means", "--weights", "none")
-    exact = ("--store", "float32", "--precision", "float32")
-    run_cli(root, "extract", "m.csv", "f", *means, *exact, code=1)
-    return root
-
-
-@pytest.fixture
-def folder(extracted: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    root = tmp_path / "work"
-    shutil.copytree(extracted, root)
-    return root
 
 
 def test_the_whole_way(folder: Path) -> None:
@@ -116,41 +79,6 @@ def test_the_whole_way(folder: Path) -> None:
     assert "none.mp4  (missing:" in ran.stdout
 
 
-def _make_sensitive(files: RunFolder) -> TemporalClassifier:
-    """Gives a run's model weights such that order, positions and frames matter."""
-    temporal = load_temporal(files, read_config(files))
-    torch.manual_seed(4)
-    for parameter in temporal.parameters():
-        torch.nn.init.normal_(parameter, std=0.7)
-    save_weights(temporal, files.best, prefix="temporal.")
-    return temporal
-
-
-def test_the_three_modes_agree_in_their_logits(folder: Path) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    temporal = _make_sensitive(RunFolder(folder / "run"))
-    video = open_features(folder / "f")["v11"]
-    features, positions = torch.tensor(video.features)[None], torch.arange(31)[None]
-    with torch.inference_mode():
-        logits = temporal(features, positions)
-        for other in (temporal(features.flip(1), positions), temporal(features, positions * 2)):
-            assert (other - logits).abs().max() > 0.01
-
-    videos = [folder / f"{number}.mp4" for number in (0, 3, 11)]
-    ids = ["v0", "v3", "v11"]
-    found = [
-        predict(folder / "run", videos, PredictSettings(mode="end-to-end")),
-        predict(folder / "run", videos, PredictSettings(mode="chunked", chunk_frames=5)),
-        predict(folder / "run", ids, PredictSettings(mode="features", features=str(folder / "f"))),
-    ]
-    by_mode = [
-        torch.stack([p.logits for p in r.predictions if p.logits is not None]) for r in found
-    ]
-    assert by_mode[0].shape == (3, 2)
-    for other in by_mode[1:]:
-        torch.testing.assert_close(other, by_mode[0], atol=1e-4, rtol=0)
-
-
 def test_other_data_in_the_same_run_is_refused(folder: Path) -> None:
     train_temporal(folder / "f", folder / "run", SETTINGS)
     before = {p.name: p.read_bytes() for p in (folder / "run").iterdir() if p.is_file()}
@@ -185,73 +113,6 @@ def test_mean_pooling(folder: Path) -> None:
     network = VideoTransformerNetwork.from_pretrained(folder / "run")
     assert network.config.temporal.encoder == "mean"
     assert evaluate(folder / "run", folder / "f").counts.scored == 4
-
-
-def test_a_network_is_saved_and_loaded_whole(folder: Path) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    network = VideoTransformerNetwork.from_pretrained(folder / "run")
-    network.save_pretrained(folder / "model")
-    assert sorted(path.name for path in (folder / "model").iterdir()) == [
-        *("README.md", "config.json", "model.safetensors"),
-    ]
-    shutil.rmtree(folder / "run")
-    shutil.rmtree(folder / "f")
-    again = VideoTransformerNetwork.from_pretrained(folder / "model")
-    frames, positions = torch.rand(2, 6, 3, 64, 64), torch.arange(6).expand(2, 6)
-    with torch.inference_mode():
-        torch.testing.assert_close(again(frames, positions), network(frames, positions))
-        features = again.backbone(frames.flatten(0, 1)).unflatten(0, (2, 6))
-        torch.testing.assert_close(again.temporal(features, positions), again(frames, positions))
-    again.train()
-    assert again.temporal.training
-    assert not again.backbone.training
-    assert not any(parameter.requires_grad for parameter in again.backbone.parameters())
-
-
-def test_a_network_goes_to_the_hub_and_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    network = VideoTransformerNetwork.from_pretrained(folder / "run")
-    hub = folder / "hub"
-
-    class Api:
-        """What huggingface_hub would send, kept in a folder."""
-
-        def __init__(self, **options: object) -> None: ...
-
-        def create_repo(self, repo_id: str, **options: object) -> SimpleNamespace:
-            return SimpleNamespace(repo_id=repo_id)
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
-            shutil.copytree(folder_path, hub / repo_id)
-            return "sent"
-
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
-    monkeypatch.setattr(
-        "vtnpipe.pipelines.network.snapshot_download", lambda name, **options: str(hub / name)
-    )
-    network.push_to_hub("me/model")
-    assert "video-classification" in (hub / "me/model/README.md").read_text()
-    with pytest.raises(FeaturesError, match="names functions to call, toy_backbones:block_means"):
-        VideoTransformerNetwork.from_pretrained("me/model")
-    again = VideoTransformerNetwork.from_pretrained("me/model", trust_factories=True)
-    assert again.config == network.config
-    frames, positions = torch.rand(1, 6, 3, 64, 64), torch.arange(6)[None]
-    with torch.inference_mode():
-        torch.testing.assert_close(again(frames, positions), network(frames, positions))
-
-    config = hub / "me/model/config.json"
-    good = config.read_text()
-    config.write_text(good.replace("toy_backbones:block_means", "os:getcwd"))
-    with pytest.raises(FeaturesError, match="names functions to call, os:getcwd; read them"):
-        VideoTransformerNetwork.from_pretrained("me/model")
-    config.write_text(good)
-
-    def unreachable(name: str, **options: object) -> str:
-        raise OSError("no route")
-
-    monkeypatch.setattr("vtnpipe.pipelines.network.snapshot_download", unreachable)
-    with pytest.raises(FeaturesError, match=r"me/other: no such folder, and the .* \(no route\)"):
-        VideoTransformerNetwork.from_pretrained("me/other")
 
 
 def test_several_labels_a_video_through_the_command_line(folder: Path) -> None:
@@ -347,26 +208,6 @@ def test_gradient_checkpointing_makes_the_same_run(
     train_temporal(folder / "f", folder / "a", TrainTemporalSettings(**values))
 
 
-def test_frames_can_be_shuffled_at_evaluation(folder: Path) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    ran = run_cli(folder, "evaluate", "run", "f", "--shuffle-frames", "--seed", 3, code=1)
-    assert "split val, frames shuffled: top-1" in ran.stdout
-    assert sorted(path.name for path in (folder / "run/predictions").iterdir()) == [
-        *("val+shuffled.csv", "val+shuffled.json", "val+shuffled.npz")
-    ]
-    _make_sensitive(RunFolder(folder / "run"))
-    losses = {
-        evaluate(folder / "run", folder / "f", settings).figures["loss"]
-        for settings in (
-            EvaluateSettings(),
-            EvaluateSettings(seed=1),
-            EvaluateSettings(shuffle_frames=True),
-            EvaluateSettings(shuffle_frames=True, seed=1),
-        )
-    }
-    assert len(losses) == 3
-
-
 def test_what_a_failed_beginning_left_is_not_used(folder: Path) -> None:
     mixer = ("--backbone", "toy_backbones:mixer", "--weights", "none")
     run_cli(folder, "extract", "m.csv", "other", *mixer, code=1)
@@ -437,27 +278,9 @@ def test_a_damaged_config_is_named(folder: Path) -> None:
             predict(files.root, [folder / "0.mp4"])
 
 
-def test_a_split_without_labels_is_no_result(folder: Path) -> None:
-    values = {**vars(SETTINGS), "task": "multi-label"}
-    train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
-    text = (folder / "m.csv").read_text()
-    (folder / "bare.csv").write_text(text.replace(",up,val", ",,val").replace(",down,val", ",,val"))
-    with pytest.raises(ManifestError, match="none of 4 videos of split 'val' has a label"):
-        evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=str(folder / "bare.csv")))
-
-
-def _edit(manifest: Path, old: str, new: str) -> str:
-    """A copy of a manifest with some text replaced."""
-    text = manifest.read_text()
-    assert old in text
-    path = manifest.with_name("edited.csv")
-    path.write_text(text.replace(old, new))
-    return str(path)
-
-
 def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
     manifest = folder / "m.csv"
-    fly = _edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
+    fly = edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
     cases: list[tuple[type[VtnpipeError], str, dict[str, object]]] = [
         (ManifestError, "label 'fly' is none of the model's 2 classes", {"manifest": fly}),
         (ManifestError, "split 'test' has no rows", {"val_split": "test"}),
@@ -482,68 +305,10 @@ def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
         with pytest.raises(kind, match=message):
             train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
         assert not (folder / "run").exists()
-    only_lost = _edit(manifest, "lost,none.mp4,up,val", "lost,none.mp4,rare,train")
+    only_lost = edit(manifest, "lost,none.mp4,up,val", "lost,none.mp4,rare,train")
     with pytest.raises(ManifestError, match="no video of class 'rare' can be used"):
         train_temporal(folder / "f", folder / "run", TrainTemporalSettings(manifest=only_lost))
     (folder / "run").mkdir()
     (folder / "run/letter.txt").touch()
     with pytest.raises(SettingsError, match="not empty; give a new folder"):
         train_temporal(folder / "f", folder / "run", SETTINGS)
-
-
-def test_faults_of_evaluation_have_their_errors(folder: Path) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    manifest = folder / "m.csv"
-    with pytest.raises(ManifestError, match="split 'test' has no rows"):
-        evaluate(folder / "run", folder / "f", EvaluateSettings(split="test"))
-    with pytest.raises(SettingsError, match=r"--decoder pyav: .* is a feature folder"):
-        evaluate(folder / "run", folder / "f", EvaluateSettings(decoder="pyav"))
-    fly = _edit(manifest, "v2,2.mp4,up", "v2,2.mp4,fly")
-    with pytest.raises(ManifestError, match="label 'fly'"):
-        evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=fly))
-    with pytest.raises(FeaturesError, match="not a model or run folder"):
-        evaluate(folder / "f", folder / "f")
-    with pytest.raises(SettingsError, match="needs --features FOLDER"):
-        PredictSettings(mode="features")
-    with pytest.raises(SettingsError, match="its folder is missing"):
-        predict(folder / "run", ["0.mp4"], PredictSettings(output=str(folder / "no/p.csv")))
-    escaping = _edit(manifest, ",val", ",../../val")
-    evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=escaping, split="../../val"))
-    assert sorted(path.name for path in (folder / "run/predictions").iterdir()) == [
-        *("..%2F..%2Fval.csv", "..%2F..%2Fval.json", "..%2F..%2Fval.npz"),
-    ]
-    settings = PredictSettings(mode="features", features=str(folder / "f"))
-    with pytest.raises(FeaturesError, match="has no video_id 'x'"):
-        predict(folder / "run", ["x"], settings)
-    extraction = folder / "f/extraction.json"
-    extraction.write_text(extraction.read_text().replace("block_means", "mixer"))
-    with pytest.raises(FeaturesError, match=r"backbone is 'toy_backbones:mixer' there"):
-        evaluate(folder / "run", folder / "f")
-    (folder / "run/model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(FeaturesError, match=r"model\.safetensors"):
-        VideoTransformerNetwork.from_pretrained(folder / "run")
-
-
-def test_partial_videos_are_counted_and_can_be_left_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vtnpipe.manifests.store import FeatureStore
-
-    train_temporal(folder / "f", folder / "run", SETTINGS)
-    statuses = {**open_features(folder / "f").statuses, "v2": "partial"}
-    monkeypatch.setattr(FeatureStore, "statuses", property(lambda self: statuses))
-    counts = evaluate(folder / "run", folder / "f").counts
-    assert (counts.expected, counts.scored, counts.missing, counts.partial) == (5, 4, 1, 1)
-    dropped = evaluate(folder / "run", folder / "f", EvaluateSettings(drop_partial=True)).counts
-    assert (dropped.expected, dropped.scored, dropped.missing, dropped.partial) == (5, 3, 1, 0)
-
-
-def test_four_hundred_classes(tmp_path: Path) -> None:
-    labels = {f"t{n}": f"class {n:03}" for n in range(400)}
-    held_out = {f"e{n}": f"class {n:03}" for n in range(0, 400, 40)}
-    features = made_up_features(tmp_path / "f", {"train": labels, "val": held_out})
-    run_cli(tmp_path, "train-temporal", features, "run", *SMALL[:-1], 1)
-    shown = run_cli(tmp_path, "evaluate", "run", "f").stdout
-    assert "and 380 more in" in shown
-    assert "10 scored" in shown
-    assert len(predict(tmp_path / "run", ["t3"], of_features(features)).class_names) == 400
