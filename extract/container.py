@@ -28,6 +28,8 @@ SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not 
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
 US_PER_SECOND = 1_000_000  # of a container's duration
+# Titles and comments need not be UTF-8; PyAV takes them as they are by itself from 19 on.
+ANY_METADATA = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
 # the pair.
@@ -151,7 +153,7 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
     options |= {"format_whitelist": demuxers, "protocol_whitelist": "file"}
     try:
         with opening(path):
-            container = av.open(absolute(path), metadata_errors="ignore", options=options)
+            container = av.open(absolute(path), options=options, **ANY_METADATA)
     except MemoryError:
         raise VideoError(
             "too-large", f"{path}: passes the memory limit when opened; its header claims too much"

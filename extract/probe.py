@@ -145,6 +145,7 @@ def probe(
             beyond_end = _beyond_end(path, lacks, container, stream, num_read, last_pts)
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE
+        unit = stream.time_base or Fraction(1, 1000)
         return VideoInfo(
             path=path,
             container=container.format.name,
@@ -159,7 +160,7 @@ def probe(
             fresh_keyframes=frozenset(fresh if may_begin else ()),
             num_beyond_end=len(beyond_end),
             beyond_end_dts=np.array(beyond_end, dtype=np.int64),
-            time_base=stream.time_base or Fraction(1, 1000),
+            time_base=Fraction(unit.numerator, unit.denominator),  # PyAV has a class of its own
             rate=float(stream.guessed_rate or 25),
             count_reason=count_reason,
             orientation=UPRIGHT if first_frame is None else orientation_of(first_frame),

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import av
 from numbered_videos import write_video
 from vtnpipe.extract.children import DecodingChildren
+from vtnpipe.extract.container import ANY_METADATA
 from vtnpipe.extract.frames import Outcome
 from vtnpipe.extract.limits import Limits
 from vtnpipe.extract.requests import Chunk, Decode, Restarted
@@ -111,7 +112,7 @@ def count_plainly(path: Path) -> int | None:
     so, or an error is met.
     """
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(str(path), **ANY_METADATA) as container:
             stream = container.streams.best("video")
             assert stream is not None
             stream.thread_type = "NONE"
