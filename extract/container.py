@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+from av.sidedata.sidedata import Type as SideData
 
 from ..manifests.errors import VideoError
 from ..manifests.files import read_through
@@ -28,8 +29,11 @@ SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not 
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
 US_PER_SECOND = 1_000_000  # of a container's duration
+DISPLAY_MATRIX = SideData.DISPLAYMATRIX  # of a frame's side data
 # Titles and comments need not be UTF-8; PyAV takes them as they are by itself from 19 on.
-ANY_METADATA = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+ANY_METADATA: dict[str, Any] = (
+    {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 # First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
 # the pair.

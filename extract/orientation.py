@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .container import DISPLAY_MATRIX
+
 
 class Orientation(NamedTuple):
     """Transpose first, then flip; all False leaves the frame as it is coded."""
@@ -48,7 +50,7 @@ def orientation_of(frame: Any) -> Orientation:
     Args:
         frame: a decoded `av.VideoFrame`.
     """
-    data = next((d for d in frame.side_data.keys() if d.type.name == "DISPLAYMATRIX"), None)  # noqa: SIM118
+    data = frame.side_data.get(DISPLAY_MATRIX)
     if data is None:
         return UPRIGHT
     a, b, _, c, d = np.frombuffer(data, dtype=np.int32)[:5].tolist()
