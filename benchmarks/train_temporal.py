@@ -150,14 +150,14 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     """Seconds of an epoch of the fit's own loop, from three places in turn."""
     num_videos = 64 if is_quick else 320
     store = made_up_store(folder / "features", num_videos)
-    rows = [VideoRow(video_id=video_id, path="/none") for video_id in store]
+    video_ids = list(store)
     targets = torch.arange(num_videos) % NUM_CLASSES
     readers = {"shards": FeatureReader(store), "copied": preload(store, list(store), device)}
     datasets: dict[str, ClipDataset] = {
-        name: ClipDataset(reader, rows, targets, RandomClips(), position_fps=25)
+        name: ClipDataset(reader, video_ids, targets, RandomClips(), position_fps=25)
         for name, reader in readers.items()
     }
-    in_memory = InMemory(readers["copied"], rows, targets, RandomClips(), position_fps=25)
+    in_memory = InMemory(readers["copied"], video_ids, targets, RandomClips(), position_fps=25)
     datasets["the same batches in memory"] = in_memory
     with accelerated(device, "float32") as accelerator:
         fits = {name: fit_of(data, accelerator, folder) for name, data in datasets.items()}
@@ -165,7 +165,9 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         in_memory.kept = {}
         for keys in training_batches(in_memory.lengths, fit.recipe.batch_size, seed=0, epoch=0):
             batch = datasets["copied"].batch(keys)
-            in_memory.kept[tuple(keys)] = Batch(*(tensor.to(device) for tensor in batch))
+            in_memory.kept[tuple(keys)] = Batch(
+                *(one.to(device) if isinstance(one, Tensor) else one for one in batch)
+            )
         seconds = in_turn(
             {name: (lambda fit=fit: fit._train_epoch(Progress())) for name, fit in fits.items()},
             rounds=1 if is_quick else 5,
@@ -229,12 +231,12 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             batch = dataset.batch([(0, 0)])
             model(batch.inputs.to(device), batch.positions.to(device), batch.mask.to(device))
 
-    rows = [VideoRow(video_id=video_id, path="/none") for video_id in store]
-    targets = torch.arange(len(rows)) % NUM_CLASSES
+    video_ids = list(store)
+    targets = torch.arange(len(video_ids)) % NUM_CLASSES
     with accelerated(device, "float32") as accelerator:
         reader = FeatureReader(store)
-        dataset = ClipDataset(reader, rows, targets, RandomClips(), position_fps=25)
-        whole = ClipDataset(reader, rows, targets, EvenClips(), position_fps=25)
+        dataset = ClipDataset(reader, video_ids, targets, RandomClips(), position_fps=25)
+        whole = ClipDataset(reader, video_ids, targets, EvenClips(), position_fps=25)
         fit = fit_of(dataset, accelerator, folder)
         candidates: dict[str, Callable[[], None]] = {
             "stage two": lambda: fit._train_epoch(Progress()),
@@ -251,7 +253,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             rounds=1 if is_quick else 3,
         )
     a_clip = {
-        name: median(found) / (len(rows) if name == "stage two" else num_clips)
+        name: median(found) / (len(video_ids) if name == "stage two" else num_clips)
         for name, found in seconds.items()
     }
     return {

@@ -95,7 +95,11 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
     Raises:
         FeaturesError: the file is missing, damaged, or of another format or version.
     """
-    if not folder.extraction.exists():
+    try:
+        is_there = folder.extraction.exists()
+    except OSError as error:
+        raise FeaturesError(f"{folder.extraction}: cannot be read ({error}); {REMEDY}") from None
+    if not is_there:
         raise FeaturesError(
             f"{folder.root}: not a feature folder (no {folder.extraction.name}); "
             "make one with `vtnpipe extract MANIFEST FEATURES`"

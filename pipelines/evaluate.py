@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from .model_folder import NetworkConfig
     from .scoring import ScoredSplit
 
-MAX_SHOWN = 20  # of what could not be read, and of the classes; all are in the file
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
@@ -239,10 +237,10 @@ def _print(
     console: Console,
 ) -> None:
     file = f"predictions/{name}.json"
-    say_some(console, [f"lost {fault}" for fault in faults], MAX_SHOWN, file)
-    classes = list(_class_lines(report.metrics))
-    say(console, *classes[:1])
-    say_some(console, classes[1:], MAX_SHOWN, file)
+    say_some(console, [f"lost {fault}" for fault in faults], f" videos in {file}")
+    lines = list(_class_lines(report.metrics))
+    say(console, *lines[:1])
+    say_some(console, lines[1:], f" classes in {file}")
     clips = f", {settings.clips} clips a video" if settings.clips else ""
     shuffled = ", frames shuffled" if settings.shuffle_frames else ""
     figures = figures_text(report.figures, intervals=report.intervals)

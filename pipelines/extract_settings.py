@@ -1,4 +1,4 @@
-"""The settings of `vtnpipe extract`, and of `vtnpipe plan`, which looks ahead at one."""
+"""The settings of `vtnpipe extract`, and of what looks ahead at one: `plan`, `cluster script`."""
 
 import re
 from dataclasses import asdict, dataclass, fields

@@ -10,8 +10,6 @@ from rich.console import Console
 from ..manifests.files import atomic_text
 from .progress import say_some
 
-MAX_LISTED = 20  # failures printed
-
 
 class Failure(NamedTuple):
     """A line of failures.csv."""
@@ -45,4 +43,4 @@ def say_failures(console: Console, failures: Sequence[Failure], path: Path) -> N
         failures: all of them.
         path: of failures.csv.
     """
-    say_some(console, [one.text for one in failures], MAX_LISTED, path)
+    say_some(console, [one.text for one in failures], f" in {path}")

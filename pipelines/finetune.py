@@ -157,6 +157,7 @@ def finetune(
         VtnpipeError: manifest, model or a setting breaks a rule.
         StoppedError: a signal asked for it; the same call resumes.
     """
+    from ..extract.device import resolve_device
     from ..temporal.checkpoint import RunFolder
     from ..temporal.dataset import ClipDataset, RandomClips
     from .fit_shape import choose_preset
@@ -168,11 +169,12 @@ def finetune(
     from .video_reader import VideoReader
 
     settings = settings or FinetuneSettings()
+    device = resolve_device(settings.device)
     wanted = (settings.train_split, settings.val_split)
     rows = [row for row in read_manifest(manifest) if row.split in wanted]
     files = RunFolder(Path(run))
     check_root(files, "finetune", files.index, files.failures)
-    with fitting(settings, files, console) as session:
+    with fitting(settings, device, files, console) as session:
         accelerator, console = session.accelerator, session.console
         start = start_network(settings)
         videos = _index(rows, files, start.sampling, settings.decoder, accelerator, console)
@@ -211,7 +213,7 @@ def finetune(
             num_loaders = num_cpus_of_process(MAX_LOADERS)
         train = ClipDataset(
             VideoReader(videos, config.preprocessing, augmentation),
-            splits.train.rows,
+            splits.train.video_ids,
             splits.targets[0],
             RandomClips(sampling, settings.seed),
             position_fps=config.temporal.position_fps,

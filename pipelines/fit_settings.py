@@ -69,8 +69,9 @@ class FitSettings:
     max_positions: int | None = setting(
         None, help="Rows of the learned position embedding; by default 288.", check=at_least(3)
     )
-    positions: Literal["seconds", "frames"] = setting(
-        "seconds", help="What a frame's position is: its time, or its index, whatever its time."
+    positions: Literal["seconds", "frames"] | None = setting(
+        None,
+        help="What a frame's position is: its time (the default), or its index, whatever its time.",
     )
     position_fps: float | None = setting(
         None, help="Positions a second; by default 25.", check=between(1e-3, 1e6)
@@ -108,7 +109,10 @@ class FitSettings:
     clip_frames: int = common_settings.clip_frames("Frames of a training clip.")
     clip_seconds: float = common_settings.clip_seconds()
     time_jitter: float = setting(
-        0.0, help="Moves each frame of a clip by up to this share of a gap.", check=between(0, 1)
+        0.0,
+        help="Moves each frame of a clip at random by up to half this share of the gap to the "
+        "next; 1: anywhere in its piece of the clip.",
+        check=between(0, 1),
     )
     frame_drop: float = setting(
         0.0, help="Share of a clip's frames that is left out at random.", check=between(0, 1)

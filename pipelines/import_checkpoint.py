@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from ..manifests.annotations import read_class_names
-from ..manifests.errors import CheckpointError, SettingsError, first_line
+from ..manifests.errors import CheckpointError, ManifestError, SettingsError, first_line
 from ..manifests.files import write_bytes
 from ..manifests.folder import locked
 from .extraction import SAMPLING
@@ -253,8 +253,11 @@ def _preprocessing(backbone: Any) -> "Preprocessing":
 def _class_names(path: str | None, num_classes: int) -> list[str]:
     if path is None:
         return [str(index) for index in range(num_classes)]
-    names = read_class_names(Path(path))
-    if not len(names) == len(set(names)) == num_classes:
+    try:
+        names = read_class_names(Path(path))
+    except ManifestError as error:
+        raise SettingsError(f"--classes {error}; give one name a line") from None
+    if not len(names) == len(set(names)) == num_classes or "" in names:
         raise SettingsError(
             f"--classes {path}: {len(names)} names, {len(set(names))} of them different; the model "
             f"has {num_classes} classes, and each needs a name of its own"

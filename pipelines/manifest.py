@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..manifests.errors import ManifestError, SettingsError
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
-from . import common_settings
 from .settings import check_settings, setting
 
 SPLITS = ("train", "val", "test")
@@ -23,7 +22,7 @@ class SplitSettings:
     train: float = setting(0.8, help="Share of the videos.")
     val: float = setting(0.1, help="Share of the videos.")
     test: float = setting(0.1, help="Share of the videos.")
-    seed: int = common_settings.seed("Of the draw; the same seed gives the same split.")
+    seed: int = setting(0, help="Of the draw; the same seed gives the same split.")
     group: str | None = setting(
         None,
         help="A regular expression searched for in video_id: rows with the same match (its groups, "

@@ -21,7 +21,6 @@ from .progress import in_words, say, say_some
 from .tuning import Tuning
 from .workers import Workers
 
-MAX_LISTED = 20  # files that can't be read
 MAX_KINDS = 6  # of codecs, sizes and the like, in a line
 
 
@@ -82,7 +81,7 @@ def plan(
             for one in looked_at
             if one.glance is None
         ]
-        say_some(console, unreadable, MAX_LISTED, manifest)
+        say_some(console, unreadable)
         with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as client:
             crew = hire(folder, extraction, settings, looked_at, [], client, console)
             workers, tuning = crew.workers, crew.tuning

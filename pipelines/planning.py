@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ..manifests.errors import VideoError
 from ..manifests.plan import PlannedRow, TaskSize, pack
 from .processors import num_cpus
 
@@ -59,18 +58,12 @@ def look_at_files(
         with_orientation: decode each file's first frame, too.
     """
     from ..extract.children import DecodingChildren
-    from ..extract.container import check_file
     from ..extract.frames import Outcome
     from ..extract.requests import Answer, Look
 
     paths = list(dict.fromkeys(row.path for row in rows if row.size is not None))
     glances: dict[str, Glance] = {}
     faults: dict[str, tuple[str, str]] = {}
-    for path in {row.path for row in rows if row.size is None}:
-        try:
-            check_file(path)
-        except VideoError as error:
-            faults[path] = (error.reason, str(error))
     num_children = min(len(paths), CHILDREN_PER_CPU * num_cpus())
     with DecodingChildren(max(1, num_children), limits) as children:
         for number, event in children.run([Look(path, with_orientation) for path in paths]):
@@ -88,7 +81,9 @@ def _looked_at(
     sampling: "Sampling",
 ) -> LookedAt:
     if glance is None:
-        reason, message = faults.get(row.path, ("missing", f"{row.path}: was not there"))
+        reason, message = faults.get(
+            row.path, ("missing", f"{row.path}: is not there, or can't be reached")
+        )
         return LookedAt(row=row, glance=None, reason=reason, message=message)
     return LookedAt(
         row=row._replace(num_frames=wanted_frames(row, glance, sampling)), glance=glance

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .model_folder import NetworkConfig
     from .network import VideoTransformerNetwork
 
-BATCH_SIZE = 16  # videos at once, of stored features
 Mode = Literal["end-to-end", "chunked", "features"]
 
 
@@ -136,9 +135,8 @@ def _from_features(
     files: "RunFolder", config: "NetworkConfig", ids: Sequence[str], features: str, device: str
 ) -> Iterator[Prediction]:
     from ..manifests.shards import open_features
-    from ..manifests.videos import read_manifest
     from ..temporal.processes import accelerated
-    from .model_folder import check_features
+    from .model_folder import check_features, load_temporal
     from .scoring import logits_of_features
 
     store = open_features(features)
@@ -146,25 +144,21 @@ def _from_features(
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
-    wanted = ids or list(store)
-    rows = [
-        row for row in read_manifest(store.folder.manifest) if row.video_id in {*wanted} & {*store}
-    ]
-    logits: dict[str, Tensor] = {}
-    if rows:
-        with accelerated(device, "float32") as accelerator:
-            found = logits_of_features(
-                files, config, store, rows, batch_size=BATCH_SIZE, accelerator=accelerator
+    fps = config.temporal.position_fps
+    with accelerated(device, "float32") as accelerator:
+        temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
+        for video_id in ids or list(store):
+            parts = store.entries[video_id]
+            if video_id not in store:
+                yield Prediction(video_id, None, f"{parts[0].reason}: {parts[0].message}")
+                continue
+            (logits,) = logits_of_features(
+                temporal, store, [video_id], position_fps=fps, accelerator=accelerator
             )
-        logits = {row.video_id: one for row, one in zip(rows, found, strict=True)}
-    for video_id in wanted:
-        if video_id not in logits:
-            entry = store.entries[video_id][0]
-            yield Prediction(video_id, None, f"{entry.reason}: {entry.message}")
-            continue
-        num_lost = sum(entry.num_lost_frames for entry in store.entries[video_id])
-        note = f"partial, {num_lost} frames lost" if store.statuses[video_id] != "ok" else ""
-        yield Prediction(video_id, logits[video_id], note)
+            num_lost = sum(part.num_lost_frames for part in parts)
+            yield Prediction(
+                video_id, logits, f"partial, {num_lost} frames lost" if num_lost else ""
+            )
 
 
 def _from_videos(

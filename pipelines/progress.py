@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -61,7 +60,7 @@ def say(console: Console, *lines: str, **values: Any) -> None:
         if isinstance(console, LastingConsole) and console.is_json:
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             line = json.dumps({"time": now, "message": line, **values}, ensure_ascii=False)
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say_more(console: Console, *lines: str, **values: Any) -> None:
@@ -70,19 +69,19 @@ def say_more(console: Console, *lines: str, **values: Any) -> None:
         say(console, *lines, **values)
 
 
-def say_some(console: Console, lines: Sequence[str], most: int, where: str | Path) -> None:
+def say_some(console: Console, lines: Sequence[str], rest: str = "", most: int = 20) -> None:
     """Prints the first lines of a list, or with `--verbose` all of them.
 
     Args:
         console: where.
         lines: the list.
+        rest: what the others are, and where.
         most: that are printed otherwise.
-        where: all of them are.
     """
     shown = len(lines) if is_verbose(console) else most
     say(console, *lines[:shown])
     if len(lines) > shown:
-        say(console, f"… and {len(lines) - shown:,} more in {where}; --verbose prints them all")
+        say(console, f"… and {len(lines) - shown:,} more{rest}; --verbose prints them all")
 
 
 def is_verbose(console: Console) -> bool:
@@ -130,6 +129,20 @@ class LineClock:
         return True
 
 
+class Bar(Progress):
+    """rich's bar, on a terminal only; where it is not shown, before 14.3 rich's would leave an
+    empty line.
+    """
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def stop(self) -> None:
+        """Removes it."""
+        if not self.disable:
+            super().stop()
+
+
 class CountProgress:
     """A context in which `count` may be called from any thread.
 
@@ -148,7 +161,7 @@ class CountProgress:
         self._lock = threading.Lock()
         self._done = 0
         self._clock = LineClock()
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn(work),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
@@ -157,15 +170,12 @@ class CountProgress:
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._note = ""
         self._task = self._bar.add_task(work, total=total, rate=0.0, note="")
 
     def __enter__(self) -> "CountProgress":
-        if self._console.is_terminal:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
@@ -174,8 +184,7 @@ class CountProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._console.is_terminal:  # rich before 14.3 would print an empty line elsewhere
-            self._bar.stop()
+        self._bar.stop()
 
     def note(self, text: str) -> None:
         """Says more beside the bar, from now on."""

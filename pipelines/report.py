@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .model_folder import NetworkConfig
     from .strips import Strip
 
-OF_RUNS = ("split", "source", "videos", "manifest", "device")  # settings
+OF_RUNS = ("split", "source", "videos", "manifest")  # settings
 
 
 @dataclass(frozen=True, kw_only=True)

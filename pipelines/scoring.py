@@ -1,4 +1,4 @@
-"""Logits of stored features; and of a split, its features or its videos, for `vtnpipe evaluate`."""
+"""Logits of stored features; and of a split, from its features or its videos."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..extract.sampling import Sampling
-from ..manifests.errors import ManifestError
 from ..manifests.shards import open_features
 from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow, read_manifest
@@ -28,6 +27,7 @@ from .video_inference import (
     Video,
     VideoClassifier,
     clips_of_videos,
+    none_decoded,
     score,
     whole_videos,
 )
@@ -80,11 +80,11 @@ def score_features(
         shuffle_seed=settings.shuffle_seed,
     )
     logits = logits_of_features(
-        files,
-        config,
+        accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True),
         store,
-        usable.rows,
+        usable.video_ids,
         clips=clips,
+        position_fps=config.temporal.position_fps,
         batch_size=settings.batch_size,
         accelerator=accelerator,
     )
@@ -92,23 +92,23 @@ def score_features(
 
 
 def logits_of_features(
-    files: RunFolder,
-    config: NetworkConfig,
+    temporal: nn.Module,
     store: FeatureStore,
-    rows: Sequence[VideoRow],
+    video_ids: Sequence[str],
     *,
     clips: EvenClips | None = None,
-    batch_size: int,
+    position_fps: float | None,
+    batch_size: int = 1,
     accelerator: Accelerator,
 ) -> Tensor:
     """Logits [N, C] of stored videos.
 
     Args:
-        files: the model or run folder.
-        config: of the model.
+        temporal: the temporal model, prepared by `accelerator`.
         store: made with the model's backbone; it has all of the videos.
-        rows: of the videos.
+        video_ids: of the videos.
         clips: whose logits are averaged; by default every frame at once.
+        position_fps: of the model.
         batch_size: clips at once, in each process.
         accelerator: see `temporal/processes.py`.
 
@@ -117,12 +117,11 @@ def logits_of_features(
     """
     dataset = ClipDataset(
         FeatureReader(store),
-        rows,
-        torch.zeros(len(rows)),  # nobody asks for targets
+        video_ids,
+        torch.zeros(len(video_ids)),  # nobody asks for targets
         clips or EvenClips(),
-        position_fps=config.temporal.position_fps,
+        position_fps=position_fps,
     )
-    temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
     return predict_logits(temporal, dataset, batch_size=batch_size, accelerator=accelerator)
 
 
@@ -188,9 +187,6 @@ def _videos_to_see(
         ]
         if not readable:
             first = failures[rows[0].video_id]
-            raise ManifestError(
-                f"none of {len(rows)} videos can be decoded, the first because of {first.reason}: "
-                f"{first.message}"
-            )
+            raise none_decoded(len(rows), f"{first.reason}: {first.message}")
         videos = clips_of_videos(readable, indexed, settings.sampling, settings.clips)
     return videos, {name: f"{one.reason}: {one.message}" for name, one in failures.items()}

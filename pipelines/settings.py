@@ -111,7 +111,8 @@ def check_unset(settings: Any, names: Iterable[str], why: str) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in names:
         if (value := getattr(settings, name)) != defaults[name]:
-            raise SettingsError(f"{option_name(name)} {value}: {why}; leave it out")
+            or_default = "" if defaults[name] is None else f", or give {defaults[name]}"
+            raise SettingsError(f"{option_name(name)} {value}: {why}; leave it out{or_default}")
 
 
 def check_output(path: Path) -> Path:
@@ -122,8 +123,10 @@ def check_output(path: Path) -> Path:
     """
     if path.is_dir():
         raise SettingsError(f"--output {path}: is a folder; give a file")
-    if not os.access(path.parent, os.W_OK):
-        raise SettingsError(f"--output {path}: its folder is missing or can't be written")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise SettingsError(
+            f"--output {path}: its folder is missing or can't be written; make it, or name another"
+        )
     return path
 
 

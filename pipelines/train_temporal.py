@@ -42,7 +42,8 @@ class TrainTemporalSettings(FitSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train_on == "videos":
-            check_unset(self, ["clip_frames", "clip_seconds"], "--train-on videos has no clips")
+            clips = ("clip_frames", "clip_seconds", "time_jitter")
+            check_unset(self, clips, "--train-on videos has no clips")
 
 
 def train_temporal(
@@ -66,6 +67,7 @@ def train_temporal(
         VtnpipeError: features, manifest or a setting breaks a rule; nothing has been written then.
         StoppedError: a signal asked for it; the same call resumes.
     """
+    from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..manifests.videos import read_manifest
     from ..temporal.checkpoint import RunFolder, save_weights
@@ -78,6 +80,7 @@ def train_temporal(
     from .training import clip_sampling, describe_fit, fitting, make_recipe, run_fit
 
     settings = settings or TrainTemporalSettings()
+    device = resolve_device(settings.device)
     store = open_features(features)
     splits = read_splits(
         read_manifest(settings.manifest or store.folder.manifest),
@@ -97,7 +100,7 @@ def train_temporal(
     sampling = clip_sampling(settings)
     if settings.train_on == "videos":
         sampling = replace(sampling, num_frames=None)
-    with fitting(settings, files, console) as session:
+    with fitting(settings, device, files, console) as session:
         accelerator = session.accelerator
         model = TemporalClassifier(config)
         if settings.gradient_checkpointing:
@@ -124,7 +127,7 @@ def train_temporal(
         reader, place = _open_reader(store, video_ids, settings, accelerator)
         num_loaders = settings.loaders if reader.table is None else 0
         train, validation = (
-            ClipDataset(reader, part.rows, targets, clips, position_fps=config.position_fps)
+            ClipDataset(reader, part.video_ids, targets, clips, position_fps=config.position_fps)
             for part, targets, clips in (
                 (splits.train, splits.targets[0], RandomClips(sampling, settings.seed)),
                 (splits.validation, splits.targets[1], EvenClips()),

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..extract.device import resolve_device
 from ..manifests.errors import SettingsError
 from ..manifests.folder import locked
 from ..temporal.checkpoint import RunFolder
@@ -72,15 +71,15 @@ class Session:
 
 
 @contextmanager
-def fitting(settings: FitSettings, folder: RunFolder, console: Console | None) -> Iterator[Session]:
+def fitting(
+    settings: FitSettings, device: str, folder: RunFolder, console: Console | None
+) -> Iterator[Session]:
     """Opens a session: the processes find each other, the first locks the run folder, and all have
     the settings' seed.
 
     Raises:
-        SettingsError: there is no such device.
         FeaturesError: another run is at work in the folder.
     """
-    device = resolve_device(settings.device)
     with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
         is_main = accelerator.is_main_process
         torch.manual_seed(settings.seed)

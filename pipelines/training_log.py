@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from .confusion import Confusion
 from .figures import figures_text
-from .progress import LineClock, in_words, say, say_some
+from .progress import Bar, LineClock, in_words, say, say_some
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,23 +40,20 @@ class TrainingLog:
         self._epochs = epochs
         self._folder = folder
         self._writer: SummaryWriter | None = None
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps"),
             TimeRemainingColumn(),
             console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("train", total=None)
         self._clock = LineClock()
         self._begun: float | None = None  # epochs that were done when this process began
 
     def __enter__(self) -> "TrainingLog":
-        if self._console.is_terminal:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
@@ -65,8 +62,7 @@ class TrainingLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
+        self._bar.stop()
         if self._writer is not None:
             self._writer.close()
 
@@ -106,7 +102,7 @@ class TrainingLog:
         """Prints a line, and writes events."""
         say(self._console, _line(report, self._epochs), **report.to_json())
         lost = [f"  lost {fault}" for fault in report.lost]
-        say_some(self._console, lost, MAX_LOST_LISTED, "metrics.jsonl")
+        say_some(self._console, lost, " in metrics.jsonl", MAX_LOST_LISTED)
         if self._folder is None:
             return
         if self._writer is None:

@@ -263,17 +263,23 @@ def score(
         StoppedError: `should_stop` said so.
     """
     with accelerator.autocast():
-        results = classify_together(classify, videos, accelerator, should_stop)
+        results = _classify_together(classify, videos, accelerator, should_stop)
     found = {row: one.logits for row, one in enumerate(results) if one.logits is not None}
     if not found:
-        raise ManifestError(
-            f"none of {len(videos)} videos can be decoded, the first because of {results[0].fault}"
-        )
+        raise none_decoded(len(videos), results[0].fault)
     faults = tuple((one.name, one.fault) for one in results if one.fault)
     return Scored(torch.stack(list(found.values())), torch.tensor(list(found)), faults)
 
 
-def classify_together(
+def none_decoded(num_videos: int, first_fault: str) -> ManifestError:
+    """The error where none of some videos gives a frame."""
+    return ManifestError(
+        f"none of {num_videos} videos can be decoded, the first because of {first_fault}; see "
+        "`vtnpipe manifest check` and `vtnpipe plan`"
+    )
+
+
+def _classify_together(
     classify: Callable[[Sequence[Video]], Iterator[Classified]],
     videos: Sequence[Video],
     accelerator: Accelerator,

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..manifests.videos import VideoRow
 from .batch import Batch, frame_positions, pad
 from .clips import WHOLE, Clip, ClipSampling, Frames, Times, draw_clip, generator_of, lay_clip
 
@@ -91,7 +90,7 @@ class ClipDataset(Dataset[Batch]):
 
     Args:
         reader: of the clips.
-        rows: those to use; the reader has each of them.
+        video_ids: of the rows to use; the reader has each of them.
         targets: of each row, see `temporal/tasks.py`.
         clips: which are taken.
         position_fps: of the model, see `frame_positions`.
@@ -100,7 +99,7 @@ class ClipDataset(Dataset[Batch]):
     def __init__(
         self,
         reader: ClipReader,
-        rows: Sequence[VideoRow],
+        video_ids: Sequence[str],
         targets: Tensor,
         clips: RandomClips | EvenClips,
         *,
@@ -108,7 +107,7 @@ class ClipDataset(Dataset[Batch]):
     ) -> None:
         self.targets = targets
         self._reader = reader
-        self._ids = [row.video_id for row in rows]
+        self._ids = list(video_ids)
         self._clips = clips
         self._position_fps = position_fps
 

@@ -25,6 +25,11 @@ class UsableRows:
     num_dropped: int
 
     @property
+    def video_ids(self) -> list[str]:
+        """Of the rows."""
+        return [row.video_id for row in self.rows]
+
+    @property
     def num_missing(self) -> int:
         """Rows that have none."""
         return self.num_expected - len(self.rows) - self.num_dropped

@@ -121,6 +121,6 @@ def test_four_hundred_classes(tmp_path: Path) -> None:
     features = made_up_features(tmp_path / "f", {"train": labels, "val": held_out})
     run_cli(tmp_path, "train-temporal", features, "run", *SMALL[:-1], 1)
     shown = run_cli(tmp_path, "evaluate", "run", "f").stdout
-    assert "and 380 more in" in shown
+    assert "and 380 more classes in" in shown
     assert "10 scored" in shown
     assert len(predict(tmp_path / "run", ["t3"], of_features(features)).class_names) == 400

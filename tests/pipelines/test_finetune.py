@@ -198,7 +198,9 @@ def test_before_the_first_step_logits_are_those_of_stage_two(
         FeatureReader(open_features(folder.root)),
         VideoReader(_index(tmp_path, rows, sampling), network.config.preprocessing, None),
     ):
-        dataset = ClipDataset(reader, rows, torch.zeros(len(rows)), clips, position_fps=25)
+        dataset = ClipDataset(
+            reader, [row.video_id for row in rows], torch.zeros(len(rows)), clips, position_fps=25
+        )
         batches.append(dataset.batch([(number, 7) for number in range(len(rows))]))
     stored, decoded = batches
     assert decoded.inputs.dtype == torch.uint8
@@ -242,7 +244,11 @@ def test_frames_that_can_not_be_decoded_are_left_out_and_said(
 
     monkeypatch.setattr(DecodingChildren, "run", losing)
     dataset = ClipDataset(
-        reader, rows, torch.zeros(10), RandomClips(ClipSampling(num_frames=4)), position_fps=25
+        reader,
+        [row.video_id for row in rows],
+        torch.zeros(10),
+        RandomClips(ClipSampling(num_frames=4)),
+        position_fps=25,
     )
     batch = dataset.batch([(0, 0), (1, 0), (2, 0)])
     assert batch.is_read.tolist() == [True, True, False]

@@ -67,7 +67,7 @@ def test_quiet_and_verbose(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
     assert (ran.stdout, ran.stderr) == ("", "")
     assert (tmp_path / "r/model.safetensors").exists()
     assert "no/such/folder" in vtnpipe("evaluate", "no/such/folder", "f", "--quiet", code=2).stderr
-    assert "and 4 more in" in vtnpipe("evaluate", "r", "f").stdout
+    assert "and 4 more classes in" in vtnpipe("evaluate", "r", "f").stdout
     ran = vtnpipe("evaluate", "r", "f", "--verbose")
     assert [f"c{n:02}" for n in range(24)] == re.findall("^c[0-9]{2}", ran.stdout, re.MULTILINE)
     both = vtnpipe("evaluate", "r", "f", "--verbose", "--quiet", code=2)

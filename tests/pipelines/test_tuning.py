@@ -1,4 +1,4 @@
-"""Choices and their reasons: batch size, memory format, workers, children; sizes of tasks."""
+"""Choices and their reasons: batch size, memory format, children; sizes of tasks."""
 
 import pytest
 from vtnpipe.extract.backbone import Kinds

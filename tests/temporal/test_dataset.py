@@ -78,7 +78,13 @@ def _dataset(
     reader: FeatureReader | None = None,
 ) -> ClipDataset:
     targets = torch.arange(len(rows))
-    return ClipDataset(reader or FeatureReader(store), rows, targets, clips, position_fps=25)
+    return ClipDataset(
+        reader or FeatureReader(store),
+        [row.video_id for row in rows],
+        targets,
+        clips,
+        position_fps=25,
+    )
 
 
 def test_a_sample_depends_on_seed_epoch_and_video_alone(

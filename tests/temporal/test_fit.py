@@ -45,7 +45,9 @@ def _fit(
     folder.mkdir(exist_ok=True)
     targets = read_targets(rows, ["a", "b"])
     train, validation = (
-        ClipDataset(FeatureReader(store), rows, targets, wanted, position_fps=25)
+        ClipDataset(
+            FeatureReader(store), [row.video_id for row in rows], targets, wanted, position_fps=25
+        )
         for wanted in (clips, EvenClips())
     )
     torch.manual_seed(7)
@@ -187,7 +189,9 @@ def test_it_learns_and_keeps_the_best(
     weights = {k.removeprefix("temporal."): v for k, v in read_weights(run.best).items()}
     model.load_state_dict(weights)
     targets = read_targets(rows, ["a", "b"])
-    dataset = ClipDataset(FeatureReader(store), rows, targets, EvenClips(), position_fps=25)
+    dataset = ClipDataset(
+        FeatureReader(store), [row.video_id for row in rows], targets, EvenClips(), position_fps=25
+    )
     with accelerated("cpu", "float32") as accelerator:
         for batch_size in (1, 7, 24):
             logits = predict_logits(model, dataset, batch_size=batch_size, accelerator=accelerator)
