@@ -23,7 +23,7 @@ from ..manifests.plan import Cut
 from .cuts import cut_video
 from .frames import Frame, Outcome, Restart, read_frames
 from .glance import glance
-from .limits import Limits, keep, limits
+from .limits import Limits, check_pixels, keep
 from .probe import probe
 from .ring import NUM_SLOTS, Message, Ring, frames_per_chunk, receive, send
 from .sampling import Sampling
@@ -79,9 +79,7 @@ class _Chunk:
 
     def add(self, frame: Frame) -> None:
         height, width, _ = frame.image.shape
-        if height * width > limits().max_pixels:
-            size = f"a frame of {width}x{height} passes --max-megapixels"
-            raise VideoError("too-large", f"{self._path}: {size}")
+        check_pixels(self._path, width, height)
         if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
             self.flush()
             self._slot = self._link.take_slot()

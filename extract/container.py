@@ -18,7 +18,7 @@ from av.sidedata.sidedata import Type as SideData
 from ..manifests.errors import VideoError
 from ..manifests.files import read_through
 from .completeness import TS_HEAD_BYTES, completeness, ts_packet_bytes
-from .limits import limits, opening
+from .limits import check_pixels, limits, opening
 
 av.logging.set_level(
     av.logging.PANIC
@@ -173,11 +173,7 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
             raise VideoError("no-video-stream", f"{path}: has no video stream")
         if stream.codec_context is None:
             raise VideoError("unsupported-codec", f"{path}: no decoder for its video stream")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > limits().max_pixels:
-            raise VideoError(
-                "too-large", f"{path}: frames of {width}x{height} pass --max-megapixels"
-            )
+        check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         size = Path(path).stat().st_size
         if container.format.name == MOV and stream.frames > size:  # a list of them would be made
             raise VideoError(

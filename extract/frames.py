@@ -109,9 +109,11 @@ def read_frames(
         info = probe(path, window, origin_pts=cut.origin_pts, on_progress=on_progress)
         part = range(cut.first_frame - window_frame, cut.stop_frame - window_frame)
         if info.times[part.start : part.start + 1].tolist() != [cut.start]:
-            raise VideoError("damaged", f"{path}: is not the file that was planned; plan it again")
+            raise VideoError(
+                "damaged", f"{path}: has changed since it was planned; give --redo-changed"
+            )
     is_whole = start is None and end is None and cut is None and frames is None
-    refusal = decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
+    refusal = _refusal_of_decord(info, decoder, is_whole=is_whole, is_part=cut is not None)
     if info.num_presented == 0:
         reason: Reason = "truncated" if info.num_beyond_end else "no-frames"
         raise VideoError(reason, f"{path}: its video stream has no frames")
@@ -120,7 +122,9 @@ def read_frames(
     else:
         wanted = np.asarray(frames, dtype=np.int64) - window_frame
         if wanted[-1] >= info.num_presented:
-            raise VideoError("damaged", f"{path}: is not the file that was planned; plan it again")
+            raise VideoError(
+                "damaged", f"{path}: has changed since it was looked at; give the command again"
+            )
     if not len(wanted):
         until = "…" if end is None else f"{end:g}"
         raise VideoError(
@@ -149,6 +153,22 @@ def read_frames(
         end = float(info.times[wanted[-1]])
     reading = _Reading(info, window, wanted, window_frame, start, end)
     return (yield from _read_pyav(reading, on_progress, decoder_reason=refusal))
+
+
+def _refusal_of_decord(info: VideoInfo, decoder: Decoder, *, is_whole: bool, is_part: bool) -> str:
+    """Why `auto` does not take decord; empty where it does, and for another decoder.
+
+    Raises:
+        VideoError: decord is asked for, and would get the file wrong without a word.
+    """
+    if decoder != "decord":
+        return decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
+    refusal = decord_refusal(info, is_whole=not is_part)
+    if refusal:
+        raise VideoError(
+            "refused", f"{info.path}: decord would get it wrong ({refusal}); give --decoder auto"
+        )
+    return ""
 
 
 _last_probed: dict[tuple[str, int, int], VideoInfo] = {}

@@ -9,6 +9,7 @@ keyframes                 (K, 4) int64: packet, pts, dts (or NO_DTS), whether it
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,17 +168,25 @@ class VideoIndex:
 
     @cached_property
     def _arrays(self) -> Any:
-        try:
+        with self._readable():
             return safetensors.safe_open(self.path, framework="numpy")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise FeaturesError(
-                f"{self.path}: cannot be read ({error}); remove it, and it is made again"
-            ) from None
 
     @cached_property
     def _files(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(bytes(self._arrays.get_tensor("files")))
+        with self._readable():
+            found: dict[str, Any] = json.loads(bytes(self._arrays.get_tensor("files")))
         return found
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            if isinstance(error, FeaturesError):
+                raise
+            raise FeaturesError(
+                f"{self.path}: cannot be read ({error}); remove it, and it is made again"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..manifests.errors import VideoError
+
 # An index has up to about 100 bytes in memory for a frame of at least 8 bytes in the file. A header
 # of 2 kB that claims 50 million frames would have 2 GB made ready for them.
 OPENING_BYTES = 256 * 2**20
@@ -33,6 +35,20 @@ _in_force = Limits()
 def limits() -> Limits:
     """Those that this process keeps."""
     return _in_force
+
+
+def check_pixels(path: str, width: int, height: int) -> None:
+    """Refuses frames that are too large.
+
+    Raises:
+        VideoError: they are.
+    """
+    if width * height > _in_force.max_pixels:
+        raise VideoError(
+            "too-large",
+            f"{path}: frames of {width}x{height} pass --max-megapixels "
+            f"{_in_force.max_pixels / 1e6:g}; raise it, if you trust the file",
+        )
 
 
 def keep(given: Limits) -> None:

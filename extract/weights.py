@@ -59,6 +59,9 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise BackboneError(f"weights {path}: holds no state dict of tensors")
+    is_named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not is_named or not all(isinstance(one, Tensor) for one in state.values()):
+        raise BackboneError(
+            f"weights {path}: holds no state dict of tensors; save model.state_dict()"
+        )
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}

@@ -6,6 +6,7 @@ videos; `VideoIndex` finds the files, whatever their extension.
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
                 f"{path}:1: no column {missing[0]!r}; Kinetics has label,youtube_id,time_start,"
                 "time_end,split"
             )
-        for fields in reader:
+        for fields in _records(reader, path):
             where = f"{path}:{reader.line_num}"
             start, end = (_number(fields[name], where) for name in needed[1:])
             name = fields["youtube_id"]
@@ -132,7 +133,7 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
                 names=(name,),
                 label=fields.get("label") or "",
                 split=split_named(fields.get("split") or "") or split_named(path.stem),
-                span=(start, end),
+                span=(max(0.0, start), end),
                 cut_names=(padded, f"{name}_{start:.0f}_{end:.0f}"),
             )
 
@@ -195,10 +196,10 @@ def read_activitynet(path: Path) -> Iterator[Clip]:
         try:
             split = split_named(video["subset"])
             annotations = [
-                (a["label"], float(a["segment"][0]), float(a["segment"][1]))
+                (a["label"], *(_number(s, f"{path}: {name!r}") for s in a["segment"][:2]))
                 for a in video.get("annotations", ())
             ]
-        except (TypeError, KeyError, IndexError, ValueError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise ManifestError(
                 f"{path}: {name!r} is not as ActivityNet's are ({error!r})"
             ) from None
@@ -289,8 +290,21 @@ def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
     return value
 
 
-def _number(text: str, where: str) -> float:
+def _records(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
+    """A CSV's records."""
     try:
-        return float(text)
-    except ValueError:
-        raise ManifestError(f"{where}: {text!r} is not a time in seconds") from None
+        yield from reader
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error}); mend it") from None
+
+
+def _number(text: Any, where: str) -> float:
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ManifestError(f"{where}: {text!r} is not a time in seconds; mend it, or remove it")
+    return number

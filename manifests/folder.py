@@ -111,6 +111,9 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
                 f"{folder.extraction}: its {name} is not {value!r}: it was made by another version "
                 "of vtnpipe, or by another program; use that one, or extract into a new folder"
             )
+    for name in ("fingerprint", "identity", "row_shape"):
+        if name not in found:
+            raise FeaturesError(f"{folder.extraction}: has no {name!r}; {REMEDY}")
     return found
 
 

@@ -8,7 +8,8 @@ or a file that changed adds a plan; of an id in several plans the newest finishe
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,10 +219,8 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         FeaturesError: a plan is damaged, is missing, or belongs to another fingerprint.
     """
     tasks = []
-    for number, path in enumerate(
-        sorted(folder.plans.glob("*.json"), key=lambda path: path.stem.zfill(9))
-    ):
-        try:
+    for number, path in enumerate(_plan_files(folder)):
+        with _readable(path):
             plan = json.loads(path.read_text(encoding="utf-8"))
             found = (path.name, plan["format"], plan["version"], plan["fingerprint"])
             expected = (f"{number:03d}.json", FORMAT, VERSION, fingerprint)
@@ -232,27 +231,43 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
                 )
             speed = Speed(**plan["speed"])
             rows_by_task = [list(map(_row, rows)) for rows in plan["tasks"]]
-        except FeaturesError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
         tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
     return tasks
+
+
+def _plan_files(folder: FeatureFolder) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.plans.glob("*.json"), key=lambda path: path.stem.zfill(9))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A context in which a plan is read.
+
+    Raises:
+        FeaturesError: it is damaged.
+    """
+    try:
+        yield
+    except FeaturesError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
 
 
 def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
     """What the files of all plans are, as far as the plans say: `codec` → `h264` → how many.
 
     A file that was planned again counts again.
+
+    Raises:
+        FeaturesError: a plan is damaged.
     """
     found: dict[str, Counter[str]] = {}
-    for path in sorted(folder.plans.glob("*.json")):
-        try:
-            with path.open(encoding="utf-8") as file:
-                head = file.readline().rstrip()  # up to the tasks, of which there may be a million
+    for path in _plan_files(folder):
+        with _readable(path), path.open(encoding="utf-8") as file:
+            head = file.readline().rstrip()  # up to the tasks, of which there may be a million
             kinds = json.loads(head + "]}").get("kinds", {})
-        except (OSError, ValueError) as error:
-            raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
         for what, counts in kinds.items():
             found.setdefault(what, Counter()).update(counts)
     return found
@@ -261,11 +276,14 @@ def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
 def read_sizes(folder: FeatureFolder, video_ids: Iterable[str]) -> dict[str, int | None]:
     """How large the files of a few videos were when they were planned last; quick, however many
     rows there are.
+
+    Raises:
+        FeaturesError: a plan is damaged.
     """
     marks = {video_id: json.dumps(video_id, ensure_ascii=False) for video_id in video_ids}
     sizes: dict[str, int | None] = {}
-    for path in sorted(folder.plans.glob("*.json")):
-        with path.open(encoding="utf-8") as file:
+    for path in _plan_files(folder):
+        with _readable(path), path.open(encoding="utf-8") as file:
             for line in file:
                 if not any(mark in line for mark in marks.values()) or not line.startswith("["):
                     continue

@@ -228,20 +228,20 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, FeaturesError):
             raise
-        raise DamagedShardError(
-            f"{path}: not a readable shard ({error}); `vtnpipe features verify --drop` removes "
-            "it, and extract makes it again"
-        ) from None
+        raise _damaged(path, f"not a readable shard ({error})") from None
     ends = np.cumsum([0] + [entry.length for entry in shard.entries])
     packed = [entry.offset for entry in shard.entries] == ends[:-1].tolist()
     lie_in_file = all(starts[name] + one <= size for name, one in num_bytes.items())
     fits = dtypes_fit and _features_fit(shard) and lie_in_file and not (np.diff(ends) < 0).any()
     if not (packed and num_rows == {int(ends[-1])} and fits):
-        raise DamagedShardError(
-            f"{path}: its table and its arrays disagree; `vtnpipe features verify --drop` removes "
-            "it, and extract makes it again"
-        )
+        raise _damaged(path, "its table and its arrays disagree")
     return shard
+
+
+def _damaged(path: str | Path, fault: str) -> DamagedShardError:
+    return DamagedShardError(
+        f"{path}: {fault}; `vtnpipe features verify --drop` removes it, and extract makes it again"
+    )
 
 
 def _features_fit(shard: Shard) -> bool:
@@ -254,16 +254,16 @@ def _plain_dataset(file: Any, name: str) -> Any:
     for depth in range(1, name.count("/") + 2):
         link = file.get("/".join(name.split("/")[:depth]), getlink=True)
         if link is None:
-            raise FeaturesError(f"{file.filename}: has no {name!r}; it was made by another version")
+            raise _damaged(file.filename, f"has no {name!r}")
         if not isinstance(link, h5py.HardLink):
-            raise FeaturesError(f"{file.filename}: {name!r} is not stored in the file itself")
+            raise _damaged(file.filename, f"{name!r} is not stored in the file itself")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise FeaturesError(f"{file.filename}: {name!r} is not stored in the file itself")
+        raise _damaged(file.filename, f"{name!r} is not stored in the file itself")
     if dataset.chunks is not None or dataset.dtype.hasobject:
-        raise FeaturesError(f"{file.filename}: {name!r} is not a contiguous array of plain values")
+        raise _damaged(file.filename, f"{name!r} is not a contiguous array of plain values")
     if dataset.nbytes > Path(file.filename).stat().st_size:
-        raise FeaturesError(f"{file.filename}: {name!r} claims more bytes than the file has")
+        raise _damaged(file.filename, f"{name!r} claims more bytes than the file has")
     return dataset
 
 

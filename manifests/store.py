@@ -190,7 +190,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
 def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:
     """Id → (shard, entry) of each of its parts in order, for the newest plan that holds all of
-    them; one that failed for a passing reason only where no other has rows.
+    them; one of which a part failed for a passing reason only where no older one has rows.
     """
     found: dict[str, dict[int, list[tuple[int, Entry]]]] = {}
     for index, shard in enumerate(shards):
@@ -202,11 +202,16 @@ def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry
             home.sort(key=lambda pair: pair[1].part)
             if [entry.part for _, entry in home] != list(range(home[0][1].num_parts)):
                 continue
-            homes.setdefault(video_id, home)
-            if any(entry.length or entry.reason not in PASSING for _, entry in home):
-                homes[video_id] = home
+            newest = homes.setdefault(video_id, home)
+            if all(entry.length or entry.reason not in PASSING for _, entry in home):
+                if _has_rows(home) or not _has_rows(newest):
+                    homes[video_id] = home
                 break
     return homes
+
+
+def _has_rows(home: list[tuple[int, Entry]]) -> bool:
+    return any(entry.length for _, entry in home)
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

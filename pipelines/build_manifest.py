@@ -17,6 +17,7 @@ from ..manifests.annotations import (
     read_list,
     read_something_something,
     read_ucf101,
+    split_named,
 )
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
 from ..manifests.files import atomic_text
@@ -148,15 +149,20 @@ def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[Vi
     root = Path(sources[0])
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; give one with a sub-folder per class")
-    rows = [
-        VideoRow(
-            video_id=path.relative_to(root).as_posix(),
-            path=str(path.absolute()),
-            label=path.relative_to(root).parts[0],
-            split=split or "",
-        )
+    paths = [
+        path.relative_to(root)
         for path in sorted(root.glob("*/**/*"))
         if path.suffix.lower() in EXTENSIONS and path.is_file()
+    ]
+    has_splits = all(len(path.parts) > 2 and split_named(path.parts[0]) for path in paths)
+    rows = [
+        VideoRow(
+            video_id=path.as_posix(),
+            path=str((root / path).absolute()),
+            label=path.parts[1 if has_splits else 0],
+            split=split or (split_named(path.parts[0]) if has_splits else ""),
+        )
+        for path in paths
     ]
     if not rows:
         raise ManifestError(

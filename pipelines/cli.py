@@ -71,7 +71,9 @@ def cli() -> None:
 @click.argument("folder", default="vtnpipe-demo")
 @settings_options(DemoSettings)
 def demo_command(folder: str, **options: Any) -> int:
-    """Draw labelled videos in FOLDER; run extract, train-temporal, evaluate and report on them."""
+    """Draw labelled videos in FOLDER (vtnpipe-demo); extract, train-temporal, evaluate, report on
+    them.
+    """
     demo(folder, DemoSettings(**options), console=LastingConsole())
     return EXIT_OK
 
@@ -82,8 +84,9 @@ def demo_command(folder: str, **options: Any) -> int:
 def plan_command(manifest: str, **options: Any) -> int:
     """Look at every video in MANIFEST, and say what extracting it will be: frames, bytes, time.
 
-    The options are those of `vtnpipe extract`; those that say which part of the work a run does,
-    and when it stops, change nothing here.
+    The options are those of `vtnpipe extract`; --jobs, --part, --finish, --retry, --redo-changed,
+    --max-failures and --time-budget change nothing here. All rows count, also those that are
+    extracted already. Nothing is downloaded. The exit code is 1 where a file can't be read.
     """
     return plan(manifest, ExtractSettings(**options), console=LastingConsole()).exit_code
 
@@ -105,7 +108,10 @@ def extract_command(manifest: str, features: str, **options: Any) -> int:
 @click.argument("features")
 @settings_options(ParitySettings)
 def parity_command(features: str, **options: Any) -> int:
-    """Compute a sample of FEATURES again by the plainest path, and say how far they are from it."""
+    """Compute a sample of FEATURES again by the plainest path, and say how far they are from it.
+
+    The videos must be where they were. Cosines below 0.999 are worth a look.
+    """
     parity(features, ParitySettings(**options), console=LastingConsole())
     return EXIT_OK
 
@@ -131,7 +137,8 @@ def train_temporal_command(features: str, run: str, **options: Any) -> int:
 def finetune_command(manifest: str, run: str, **options: Any) -> int:
     """Fit backbone and temporal model together on the videos in MANIFEST, in the run folder RUN.
 
-    Clips are decoded on the fly. The same command again resumes.
+    Clips are decoded on the fly. The same command again resumes. With --from RUN, the model keeps
+    RUN's shape: --preset, --encoder, --layers and the like are for new ones.
     """
     return finetune(manifest, run, FinetuneSettings(**options), console=LastingConsole()).exit_code
 
@@ -243,7 +250,8 @@ def features_verify(features: str, **options: Any) -> int:
 @click.argument("video_id", nargs=-1)
 @settings_options(ExportSettings)
 def features_export(features: str, folder: str, video_id: tuple[str, ...], **options: Any) -> int:
-    """Write FEATURES, or those of each VIDEO_ID, as .npy files into FOLDER, with fps and times.
+    """Write FEATURES, or those of each VIDEO_ID, into FOLDER: ID.npy, ID.json with fps and times,
+    and database.json. A slash in an id becomes %2F.
 
     For action-localisation tools such as ActionFormer and OpenTAD, give --fps.
     """
@@ -261,7 +269,8 @@ def cluster_group() -> None:
 def cluster_script_command(**options: Any) -> int:
     """Print the script of the jobs that `vtnpipe extract --cluster ...` submits; submit nothing.
 
-    The options are those of `vtnpipe extract`.
+    The options are those of `vtnpipe extract`, without MANIFEST and FEATURES, as in
+    `vtnpipe cluster script --config job.yaml`.
     """
     click.echo(cluster_script(ExtractSettings(**options)), nl=False)
     return EXIT_OK
@@ -274,10 +283,14 @@ def cluster_script_command(**options: Any) -> int:
     type=click.Choice(get_args(TemplateSystem)),
     default="slurm",
     show_default=True,
-    help="That it is for.",
+    help="Batch system of the file.",
 )
 def cluster_template_command(name: Template, system: TemplateSystem) -> int:
-    """Print a commented batch file to edit and submit: `> job.slurm`, then `sbatch job.slurm`."""
+    """Print a commented batch file to edit and submit: `> job.slurm`, then `sbatch job.slurm`.
+
+    extract is one command that submits jobs itself; extract-array is an array of jobs that need no
+    such command; train is a training by torchrun, requeued at its walltime.
+    """
     click.echo(cluster_template(name, system), nl=False)
     return EXIT_OK
 
@@ -294,7 +307,8 @@ def manifest_group() -> None:
 def manifest_build(source: tuple[str, ...], output: str, **options: Any) -> int:
     """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
 
-    SOURCE is that folder; or Kinetics' CSV files, the folder of UCF101's or HMDB51's splits, the
+    SOURCE is that folder, which may hold train, val and test first, and classes in those; or
+    Kinetics' CSV files, the folder of UCF101's or HMDB51's splits, the
     JSON files of Something-Something v2 or ActivityNet, or lists of paths and class numbers.
     """
     report = build_manifest(source, output, BuildSettings(**options))
@@ -317,7 +331,11 @@ def manifest_check(manifest: str) -> int:
 @click.option("-o", "--output", required=True, metavar="MANIFEST", help="The CSV to write.")
 @settings_options(SplitSettings)
 def manifest_split(manifest: str, output: str, **options: Any) -> int:
-    """Draw train, val and test for MANIFEST's rows, each class by itself."""
+    """Draw train, val and test for MANIFEST's rows, each class by itself.
+
+    Splits that they have are drawn anew. Of several labels a row, each is a class; labels that are
+    numbers are drawn all together.
+    """
     split_manifest(manifest, output, SplitSettings(**options))
     return _echo_counts(output)
 

@@ -153,8 +153,8 @@ def _client_of(scheduler: str, *, is_secret: bool) -> Any:
         client.close()
         raise SettingsError(
             f"--scheduler {scheduler}: it has no workers; start some with `dask worker "
-            f"{scheduler} --nthreads {THREADS_PER_WORKER} --memory-limit 0`, with --resources "
-            f"{GPU}=1 for one that has a GPU"
+            f"{scheduler} --nworkers CORES --nthreads {THREADS_PER_WORKER} --memory-limit 0`, or "
+            f"one a GPU with --resources {GPU}=1"
         )
     return client
 
@@ -167,7 +167,7 @@ def _security(**files: str) -> Any:
         return Security(require_encryption=True, **files) if files else Security.temporary()
     except ImportError:
         raise SettingsError(
-            "--tls: needs the package cryptography; pip install 'vtnpipe[hpc]'"
+            "--tls: needs the package cryptography; pip install cryptography"
         ) from None
 
 
@@ -239,7 +239,7 @@ def _jobqueue_class(settings: ClusterSettings) -> Any:
         import dask_jobqueue
     except ImportError:
         raise SettingsError(
-            f"--cluster {settings.cluster}: needs dask-jobqueue; pip install 'vtnpipe[hpc]'"
+            f"--cluster {settings.cluster}: needs dask-jobqueue; pip install dask-jobqueue"
         ) from None
     names = {"htcondor": "HTCondorCluster"}
     return getattr(dask_jobqueue, names.get(settings.cluster, f"{settings.cluster.upper()}Cluster"))

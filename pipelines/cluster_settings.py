@@ -147,6 +147,11 @@ class ClusterSettings:
             raise SettingsError(
                 f"--scheduler {self.scheduler} with --cluster {self.cluster}: leave out one of them"
             )
+        if self.is_here and self.job != JobSettings():
+            raise SettingsError(
+                "cluster: the section does not say of which batch system; add kind: slurm, for "
+                "instance, or give --cluster slurm"
+            )
         least, most = self.num_jobs
         if not 1 <= least <= most:
             raise SettingsError(f"--jobs {self.jobs!r}: it must be N or MIN:MAX, at least 1")

@@ -63,7 +63,9 @@ class DemoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """Top-1 on held-out videos, one value a seed, of the VTN and of the baseline without order."""
+    """Top-1 on the validation videos, one value a seed, of the VTN and of the baseline without
+    order.
+    """
 
     vtn: list[float]
     mean_pooling: list[float]
@@ -223,7 +225,7 @@ def _encode(frames: list[Image], path: Path) -> None:
 
 
 def _print(report: DemoReport, console: Console) -> None:
-    say(console, "\ntop-1 on held-out videos   mean   by seed")
+    say(console, "\ntop-1 on validation videos mean   by seed")
     for name, scores in (
         ("VTN (Longformer)", report.vtn),
         ("mean pooling, same head", report.mean_pooling),

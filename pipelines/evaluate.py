@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class EvaluateSettings:
     """The settings of `vtnpipe evaluate`."""
 
-    split: str = setting("val", help="Of the manifest.")
+    split: str = setting("val", help="That is scored, of the manifest's.")
     manifest: str | None = common_settings.labels_of_features()
     drop_partial: bool = common_settings.drop_partial()
     shuffle_frames: bool = setting(
@@ -45,7 +45,7 @@ class EvaluateSettings:
     bootstrap: int = setting(
         1000, help="Resamples for the 95% intervals; 0: none.", check=at_least(0)
     )
-    precision: Precision = setting("float32", help="That the model is computed in.")
+    precision: Precision = setting("float32", help="Of the computation; weights stay float32.")
     batch_size: int = setting(
         16, help="Videos or clips at once, from a feature folder.", check=at_least(1)
     )
@@ -62,6 +62,11 @@ class EvaluateSettings:
         check_settings(self)
         if not self.clips:
             check_unset(self, ["clip_frames", "clip_seconds"], "without --clips, all is seen")
+        elif self.decoder == "decord":
+            raise SettingsError(
+                "--decoder decord with --clips: it can't begin in the middle of a file exactly; "
+                "give auto or pyav"
+            )
         if self.mode == "end-to-end":
             check_unset(self, ["chunk_frames"], "--mode end-to-end has no chunks")
 

@@ -36,7 +36,10 @@ class ExplainSettings:
     """The settings of `vtnpipe explain`."""
 
     output: str | None = setting(
-        None, help="The page or picture to write, .html or .png.", short="-o", metavar="FILE"
+        None,
+        help="A page or picture to write, .html or .png; by default none.",
+        short="-o",
+        metavar="FILE",
     )
     start: float | None = setting(None, help="Seconds, of the part of the video that is meant.")
     end: float | None = setting(None, help="Where it ends.")

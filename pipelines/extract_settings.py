@@ -52,7 +52,9 @@ class ExtractSettings(ClusterSettings):
         metavar="pretrained|none|FILE|MODEL",
     )
     precision: Precision = setting(
-        "auto", help="Of the backbone. auto: bfloat16 where the machine has it, or the folder's."
+        "auto",
+        help="Of the backbone. auto: the folder's; of a new one bfloat16 where CPU or GPU has it, "
+        "else float16 on a GPU, float32 on a CPU.",
     )
     store: Store = setting("float16", help="Of the stored features.")
     device: str = common_settings.device("Of the backbone.")
@@ -107,7 +109,7 @@ class ExtractSettings(ClusterSettings):
     retry: str | None = setting(
         None,
         help="Extract failed and partial videos again whose reason in failures.csv is one of these "
-        "(with commas), or all of them.",
+        "(with commas), or all of them; docs/troubleshooting.md lists them.",
         check=_is_retry,
         metavar="REASONS|all",
     )
@@ -120,7 +122,8 @@ class ExtractSettings(ClusterSettings):
     )
     time_budget: str | None = setting(
         None,
-        help="Begin no task that would take longer, and stop then: [[DAYS-]HOURS:]MINUTES:SECONDS.",
+        help="Begin no task that would not end within so long of the beginning, and stop then: "
+        "[[DAYS-]HOURS:]MINUTES:SECONDS.",
         check=is_time_budget,
         metavar="TIME",
     )
@@ -134,7 +137,7 @@ class ExtractSettings(ClusterSettings):
     )
     part: str | None = setting(
         None,
-        help="Run only each Nth task, from the Ith on: for job arrays, whose jobs share the folder "
+        help="Run only tasks I, I+N, I+2N, ...: for job arrays, whose jobs share the folder "
         "and need no scheduler. The last to end writes the report.",
         check=_is_part,
         metavar="I/N",
@@ -162,6 +165,11 @@ class ExtractSettings(ClusterSettings):
         """Which part this is, from 0, and of how many."""
         number, of = (self.part or "1/1").split("/")
         return int(number) - 1, int(of)
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether parts of a video may be decoded by themselves: decord begins at the beginning."""
+        return self.decoder != "decord"
 
     @property
     def reasons_to_retry(self) -> frozenset[str]:

@@ -113,6 +113,11 @@ class FinetuneSettings(FitSettings):
         Sampling(fps=self.fps, every=self.every)
         if self.from_ != "none":
             check_unset(self, NEW_BACKBONE, f"the backbone is that of --from {self.from_}")
+        if self.decoder == "decord":
+            raise SettingsError(
+                "--decoder decord: clips are decoded from the middle of files, which it can't do "
+                "exactly; give auto or pyav"
+            )
         if self.augment == "no":
             check_unset(self, AUGMENTATION, "--augment no leaves frames as evaluation has them")
 

@@ -67,7 +67,10 @@ class FitSettings:
         None, help="By default learned; sinusoidal: fixed; none: the encoder sees no positions."
     )
     max_positions: int | None = setting(
-        None, help="Rows of the learned position embedding; by default 288.", check=at_least(3)
+        None,
+        help="Rows of the learned position embedding, two of which are no frame's; positions "
+        "beyond begin again: by default 288, which is 11.4 s at 25 a second.",
+        check=at_least(3),
     )
     positions: Literal["seconds", "frames"] | None = setting(
         None,
@@ -83,13 +86,15 @@ class FitSettings:
         None, help="In the head; by default 0.5.", check=between(0, 1)
     )
     epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
-    batch_size: int | None = setting(None, help=f"Clips a step. {OF_THE_PRESET}", check=at_least(1))
+    batch_size: int | None = setting(
+        None, help=f"Clips a step, of all processes together. {OF_THE_PRESET}", check=at_least(1)
+    )
     optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
     lr: float = setting(1e-3, help="Learning rate at the start.", check=between(0, 1e30))
     momentum: float = setting(0.9, help="Of SGD.", check=between(0, 1))
     weight_decay: float = setting(0.0, help="Of either optimizer.", check=between(0, 1))
     schedule: Schedule | None = setting(
-        None, help=f"steps: x0.1 at epoch 13 of 25, x0.01 at 24. {OF_THE_PRESET}"
+        None, help=f"steps: x0.1 after 13/25 of the epochs, x0.01 after 24/25. {OF_THE_PRESET}"
     )
     warm_up_epochs: float = setting(
         0.0, help="In which the learning rate rises from a hundredth.", check=between(0, 1e6)
@@ -97,14 +102,22 @@ class FitSettings:
     gradient_accumulation: int = setting(
         1, help="Parts that a batch is computed in: less memory, the same step.", check=at_least(1)
     )
-    clip_gradients: float | None = setting(None, help="Largest norm of all.", check=above(0))
-    label_smoothing: float = setting(0.0, help="Share for all classes.", check=between(0, 1))
+    clip_gradients: float | None = setting(
+        None,
+        help="Scale the gradients down to this norm, all together; by default, never.",
+        check=above(0),
+    )
+    label_smoothing: float = setting(
+        0.0, help="Share of each target that is spread over all classes.", check=between(0, 1)
+    )
     class_weights: ClassWeights = setting(
         "none", help="balanced: rare classes count as much as frequent ones."
     )
-    precision: Precision = setting("float32", help="That the model is computed in.")
+    precision: Precision = setting("float32", help="Of the computation; weights stay float32.")
     patience: int | None = setting(
-        None, help="Stop after so many epochs without a better figure.", check=at_least(1)
+        None,
+        help="Stop after so many epochs in which validation's first figure did not improve.",
+        check=at_least(1),
     )
     clip_frames: int = common_settings.clip_frames("Frames of a training clip.")
     clip_seconds: float = common_settings.clip_seconds()
@@ -118,7 +131,10 @@ class FitSettings:
         0.0, help="Share of a clip's frames that is left out at random.", check=between(0, 1)
     )
     train_split: str = setting("train", help="The manifest's split to learn from.")
-    val_split: str = setting("val", help="The split that decides which epoch is the best.")
+    val_split: str = setting(
+        "val",
+        help="The split whose first figure (top-1, mAP, RMSE) decides which epoch is the best.",
+    )
     gradient_checkpointing: bool = setting(
         False, help="Less memory for more time; the same weights."
     )

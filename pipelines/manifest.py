@@ -103,9 +103,10 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     lacks most.
 
     What a split lacks is its share of a class's rows less what it has of them, summed over the
-    group's rows.
+    group's rows. Of several labels a row, each is a class.
     """
-    totals = Counter(row.label for row in rows)
+    classes = _classes(rows)
+    totals = Counter(label for labels in classes for label in labels)
     missing = {
         (split, label): share * total
         for split, share in zip(SPLITS, settings.shares, strict=True)
@@ -116,12 +117,29 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     groups.sort(key=len, reverse=True)
     splits = [""] * len(rows)
     for group in groups:
-        labels = [rows[number].label for number in group]
+        labels = [label for number in group for label in classes[number]]
         chosen = max(open_splits, key=lambda s: sum(missing[s, label] for label in labels))
-        for number, label in zip(group, labels, strict=True):
+        for number in group:
             splits[number] = chosen
+        for label in labels:
             missing[chosen, label] -= 1
     return splits
+
+
+def _classes(rows: Sequence[VideoRow]) -> list[list[str]]:
+    """Those of each row; of labels that are numbers, and mostly different ones, all the same."""
+    labels = {row.label for row in rows}
+    if len(labels) > len(rows) / 2 and all(map(_is_number, labels)):
+        return [[""] for _ in rows]
+    return [row.label.split("|") for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def show_manifest(manifest: str | Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The command-line options that are made from settings, and `--config`."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -116,12 +117,33 @@ def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
     return click.option(*names, show_default=field.default is not None, **options)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML in which 2:50 is no number, no and off are words, and 1e-3 is a number: of what has no
+    quotes only plain numbers, true, false and null are anything but text.
+    """
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # as the base class has it
+
+
+for _kind, _pattern in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+",
+    "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+    "merge": r"<<",
+}.items():
+    _PlainLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^({_pattern})$"), None
+    )
+
+
 def _read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     """Makes a YAML file's values the defaults of the command's options."""
     if value is None:
         return
     try:
-        config = yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {}
+        text = Path(value).read_text(encoding="utf-8")
+        config = yaml.load(text, Loader=_PlainLoader) or {}  # noqa: S506  # it is a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {value}: cannot be read as YAML ({error})") from None
     if not isinstance(config, Mapping):

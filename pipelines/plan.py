@@ -12,6 +12,7 @@ from ..manifests.folder import FeatureFolder
 from ..manifests.plan import PlannedRow, look_at
 from ..manifests.videos import read_manifest
 from .cluster import client_when_needed
+from .cluster_settings import JobSettings
 from .extract_settings import ExtractSettings
 from .extraction import Extraction, settle, with_model_settings
 from .figures import counts_text
@@ -68,7 +69,7 @@ def plan(
         settings = replace(settings, weights="none")  # they are as fast, and nothing is downloaded
     if not settings.is_here:
         say(console, "measured on this machine, not where --cluster or --scheduler would run it")
-    settings = replace(settings, cluster="local", scheduler=None, jobs="1")
+    settings = replace(settings, cluster="local", scheduler=None, jobs="1", job=JobSettings())
     settings = with_model_settings(settings, console)
     with TemporaryDirectory(prefix="vtnpipe-plan-") as temporary:
         folder = FeatureFolder(Path(temporary))
@@ -86,7 +87,7 @@ def plan(
             crew = hire(folder, extraction, settings, looked_at, [], client, console)
             workers, tuning = crew.workers, crew.tuning
             size = size_of_tasks(looked_at, extraction, settings, crew)
-            tasks = divide(looked_at, extraction.sampling, size, limits)
+            tasks = divide(looked_at, extraction.sampling, size, limits, may_cut=settings.may_cut)
     num_frames = sum(row.num_frames for task in tasks for row in task)
     seconds = num_frames / (workers.num_workers * tuning.worker_fps)
     say(console, *_work(tasks, num_frames, seconds, workers, tuning))

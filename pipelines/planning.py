@@ -155,8 +155,14 @@ def divide(
     sampling: "Sampling",
     size: TaskSize,
     limits: "Limits | None" = None,
+    *,
+    may_cut: bool = True,
 ) -> list[list[PlannedRow]]:
-    """Tasks for rows: long videos are cut into parts, short ones share a task."""
+    """Tasks for rows: long videos are cut into parts, unless they may not be; short ones share a
+    task.
+    """
+    if not may_cut:
+        return pack([one.row for one in looked_at], size)
     return pack(list(_cut_long(looked_at, sampling, size, limits)), size)
 
 

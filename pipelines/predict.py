@@ -43,7 +43,10 @@ class PredictSettings:
     chunk_frames: int = common_settings.chunk_frames()
     top: int = setting(5, help="Classes to print of each video.", check=at_least(1))
     output: str | None = setting(
-        None, help="Also write all classes' probabilities as CSV.", short="-o", metavar="FILE"
+        None,
+        help="Also write a CSV: video, predicted, note, and each class's probability.",
+        short="-o",
+        metavar="FILE",
     )
     decoder: Decoder = common_settings.decoder()
     device: str = common_settings.device()

@@ -82,7 +82,9 @@ def prepare(
         _check_failures(looked_at, len(rows), settings)
         crew = hire(folder, extraction, settings, looked_at, pending, get_client, console)
         size = size_of_tasks(looked_at, extraction, settings, crew)
-        planned = divide(looked_at, extraction.sampling, size, settings.limits)
+        planned = divide(
+            looked_at, extraction.sampling, size, settings.limits, may_cut=settings.may_cut
+        )
         fingerprint = store.extraction["fingerprint"]
         kinds = kinds_of(looked_at)
         tasks += write_plan(folder, planned, fingerprint, crew.tuning.speed, kinds)

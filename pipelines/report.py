@@ -33,7 +33,7 @@ class ReportSettings:
         None, help="By default report.html in the folder.", short="-o", metavar="FILE"
     )
     split: str | None = setting(
-        None, help="That is shown of a run; by default the one that it was validated on."
+        None, help="To show of a run; by default the one that it was validated on."
     )
     source: str | None = setting(
         None,

@@ -68,9 +68,10 @@ class TemporalConfig:
         ):
             if value not in words:
                 raise SettingsError(f"--{name} {value!r}: there are {', '.join(words)}")
+        for name, number in (("feature_dim", self.feature_dim), ("num_classes", self.num_classes)):
+            if not isinstance(number, int) or number < 1:
+                raise SettingsError(f"{name} {number!r}: it must be a whole number, at least 1")
         for name, number in (
-            ("feature-dim", self.feature_dim),
-            ("num-classes", self.num_classes),
             ("layers", self.num_layers),
             ("heads", self.num_heads),
             ("window", self.attention_window),

@@ -2,7 +2,7 @@
 the host or of a GPU.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .choices import Preload
 from .clips import Clip, Frames, Times
 from .dataset import Read
 
+CGROUPS = Path("/sys/fs/cgroup")
 FITTING_SHARE = 0.5  # of the free memory, that features may take
 
 
@@ -87,7 +88,7 @@ def check_finite(video_id: str, features: npt.NDArray[Any], store: FeatureStore)
     if not np.isfinite(features).all():
         raise FeaturesError(
             f"video_id {video_id!r}: a stored feature is not finite, in {store.folder.root}; "
-            "remove the video's shard, and extract makes it again"
+            "`vtnpipe features verify --drop` removes its shard, and extract makes it again"
         )
 
 
@@ -167,11 +168,26 @@ def available_bytes(device: str) -> int:
     """Free memory of a GPU, or of the host and the control group that this process is in."""
     if device != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_free_of_groups(CGROUPS)])
+
+
+def _free_of_groups(root: Path) -> Iterator[int]:
+    """What each control group (version 2) leaves that this process is in, from its own upwards."""
     try:
-        limit, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current")
-        )
+        of_process = Path("/proc/self/cgroup").read_text()
     except OSError:
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+        return
+    names = [line.removeprefix("0::/") for line in of_process.splitlines() if line[:3] == "0::"]
+    for name in names:
+        group = root / name
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                limit, used = (
+                    (folder / f"memory.{what}").read_text().strip() for what in ("max", "current")
+                )
+            except OSError:  # the root group has none
+                continue
+            if limit != "max":
+                yield max(0, int(limit) - int(used))
