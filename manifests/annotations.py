@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
                 f"{path}:1: no column {missing[0]!r}; Kinetics has label,youtube_id,time_start,"
                 "time_end,split"
             )
-        for fields in _records(reader, path):
+        for fields in reader:
             where = f"{path}:{reader.line_num}"
             start, end = (_number(fields[name], where) for name in needed[1:])
             name = fields["youtube_id"]
@@ -261,22 +262,32 @@ def read_class_names(path: Path) -> list[str]:
         raise ManifestError(f"{path}: its values are not the numbers from 0 on") from None
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A context in which a text file is read.
+
+    Raises:
+        ManifestError: it can't be, or it is not UTF-8, or no CSV where that is read.
+    """
     try:
-        return path.open(encoding="utf-8-sig", newline="")
+        file = path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); check its name") from None
+    with file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise ManifestError(f"{path}: not CSV ({error}); mend it") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank."""
     with _open(path) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                if text := line.strip():
-                    yield number, text
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: not UTF-8 ({error.reason})") from None
+        for number, line in enumerate(file, 1):
+            if text := line.strip():
+                yield number, text
 
 
 def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
@@ -288,16 +299,6 @@ def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind):
         raise ManifestError(f"{path}: holds a {type(value).__name__}, which this format has not")
     return value
-
-
-def _records(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
-    """A CSV's records."""
-    try:
-        yield from reader
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error}); mend it") from None
 
 
 def _number(text: Any, where: str) -> float:

@@ -19,7 +19,7 @@ from .choices import Preload
 from .clips import Clip, Frames, Times
 from .dataset import Read
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 FITTING_SHARE = 0.5  # of the free memory, that features may take
 
 
@@ -168,20 +168,19 @@ def available_bytes(device: str) -> int:
     """Free memory of a GPU, or of the host and the control group that this process is in."""
     if device != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min([int(psutil.virtual_memory().available), *_free_of_groups(CGROUPS)])
+    return min([int(psutil.virtual_memory().available), *_free_of_groups()])
 
 
-def _free_of_groups(root: Path) -> Iterator[int]:
+def _free_of_groups() -> Iterator[int]:
     """What each control group (version 2) leaves that this process is in, from its own upwards."""
     try:
-        of_process = Path("/proc/self/cgroup").read_text()
+        lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
         return
-    names = [line.removeprefix("0::/") for line in of_process.splitlines() if line[:3] == "0::"]
-    for name in names:
-        group = root / name
+    for name in (line[4:] for line in lines if line.startswith("0::/")):
+        group = CGROUPS / name
         for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
+            if not folder.is_relative_to(CGROUPS):
                 break
             try:
                 limit, used = (

@@ -73,6 +73,18 @@ def test_both_decoders_give_the_same_pixels(tmp_path: Path, decoder: Any) -> Non
         assert one.time == other.time
 
 
+def test_decord_is_refused_where_it_would_be_wrong(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", 40).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: 2 * len(whole) // 3])
+    for path, rule in (
+        (tmp_path / "cut.mkv", "the file ends before its index does"),
+        (write_video(tmp_path / "a.avi", 10, codec="mpeg4"), "container avi"),
+    ):
+        with pytest.raises(VideoError, match=f"{rule}.*give --decoder auto") as caught:
+            collect(path, decoder="decord")
+        assert caught.value.reason == "refused"
+
+
 def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     times = [0, 40, 41, 500, 520, 2000, 2001, 2002, 9000]
     frames, _ = collect(write_video(tmp_path / "vfr.mkv", 9, times=times, num_b_frames=0))

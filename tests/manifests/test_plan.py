@@ -14,6 +14,7 @@ from vtnpipe.manifests.plan import (
     look_at,
     pack,
     read_plans,
+    read_sizes,
     rows_to_plan,
     write_plan,
 )
@@ -52,6 +53,18 @@ def test_tasks_are_smaller_towards_the_end() -> None:
 def test_rows_without_frames_do_not_make_an_endless_task() -> None:
     tasks = pack(_rows(*[0] * (2 * MAX_TASK_ROWS + 1)), TaskSize(1000))
     assert [len(task) for task in tasks] == [MAX_TASK_ROWS, MAX_TASK_ROWS, 1]
+
+
+def test_the_newest_plan_is_the_one_of_the_highest_number(folder: FeatureFolder) -> None:
+    speed = Speed(8)
+    write_plan(folder, [_rows(1)], "f", speed)
+    plan = (folder.plans / "000.json").read_text()
+    (folder.plans / "999.json").write_text(plan.replace(", 1, 1,", ", 999, 1,"))
+    (folder.plans / "1000.json").write_text(plan.replace(", 1, 1,", ", 1000, 1,"))
+    assert read_sizes(folder, ["v0"]) == {"v0": 1000}
+    (folder.plans / "1000.json").write_text('{"\n["v0"')
+    with pytest.raises(FeaturesError, match=r"1000\.json: not a readable plan"):
+        read_sizes(folder, ["v0"])
 
 
 def test_plans_round_trip_and_count_up(folder: FeatureFolder) -> None:

@@ -159,6 +159,16 @@ def test_the_newest_complete_entry_counts(folder: FeatureFolder) -> None:
     assert len(open_features(folder.root)["v"].features) == 4
 
 
+def test_a_part_that_failed_in_passing_hides_no_whole_video(folder: FeatureFolder) -> None:
+    stalled = {"status": "failed", "reason": "stalled", "part": 1, "num_parts": 2}
+    _write(folder, "000-00000", _part("v", 9), _part("w", 0, reason="damaged"))
+    _write(folder, "001-00000", _part("v", 4, num_parts=2), _part("w", 4, num_parts=2))
+    _write(folder, "001-00001", _part("v", 0, **stalled), _part("w", 0, **stalled))
+    store = open_features(folder.root)
+    assert len(store["v"].features) == 9
+    assert len(store["w"].features) == 4  # better than what failed before
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_store_works_in_other_processes(folder: FeatureFolder, method: str) -> None:

@@ -208,7 +208,10 @@ def test_faults_are_named(tmp_path: Path, build: Build) -> None:
     for format_, text, message in (
         ("kinetics", "id,start\n", r"x\.csv:1: no column 'youtube_id'"),
         ("kinetics", "youtube_id,time_start,time_end\na,b,3\n", r"x\.csv:2: 'b' is not a time"),
+        ("kinetics", "youtube_id,time_start,time_end\na,nan,3\n", "'nan' is not a time"),
+        ("kinetics", "youtube_id,time_start,time_end\na\n", "None is not a time"),
         ("activitynet", "[1]", "holds a list"),
+        ("activitynet", '{"database": {"a": {"subset": 3}}}', "'a' is not as ActivityNet's"),
         ("activitynet", "{", "not JSON"),
         ("activitynet", '{"database": {"a": 3}}', "'a' is not as ActivityNet's"),
         ("something-something-v2", "[3]", "3 has no id"),
@@ -219,6 +222,9 @@ def test_faults_are_named(tmp_path: Path, build: Build) -> None:
         with pytest.raises(ManifestError, match=message):
             build([path], ["a.mp4"], format=format_)
         assert not (tmp_path / "m.csv").exists()
+    path.write_bytes(b"youtube_id,time_start,time_end\n\xff,1,2\n")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        build([path], ["a.mp4"], format="kinetics")
     with pytest.raises(ManifestError, match=r"no CLASS_test_split1\.txt"):
         build([tmp_path], [], format="hmdb51")
     with pytest.raises(SettingsError, match="all formats but folder need --videos"):

@@ -105,6 +105,7 @@ def test_a_job_without_gpus_has_a_worker_for_each_core(tmp_path: Path) -> None:
         ({"kind": "slurm", "env": ["A=b"]}, "it must map names to values"),
         ({"kind": "htcondor", "directives": ["x"]}, "HTCondor's must be NAME = VALUE"),
         ({"kind": "local"}, "--cluster local: there is no job"),
+        ({"queue": "gpu"}, "cluster: the section does not say of which batch system"),
     ],
 )
 def test_a_bad_section_has_its_error(section: dict[str, Any], message: str, tmp_path: Path) -> None:

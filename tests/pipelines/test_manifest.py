@@ -86,6 +86,37 @@ def test_copies_of_one_recording_stay_on_one_side(tmp_path: Path) -> None:
     assert shares["test"]
 
 
+def test_labels_that_are_numbers_are_drawn_together_and_several_each(tmp_path: Path) -> None:
+    for labels in (
+        [f"{n}.5" for n in range(100)],
+        [f"{'ab'[n % 2]}|{n // 4 % 2}" for n in range(100)],
+    ):
+        rows = [
+            VideoRow(video_id=str(n), path="/none", label=label) for n, label in enumerate(labels)
+        ]
+        write_manifest(rows, tmp_path / "m.csv")
+        drawn = split_manifest(tmp_path / "m.csv", tmp_path / "m.csv")
+        assert Counter(row.split for row in drawn) == {"train": 80, "val": 10, "test": 10}
+
+
+def test_a_folder_of_splits_and_classes(tmp_path: Path) -> None:
+    for name in ("train/run/a.mp4", "train/eat/b.mp4", "validation/run/a.mp4"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+    build_manifest([tmp_path / "set"], tmp_path / "m.csv")
+    found = {row.video_id: (row.label, row.split) for row in read_manifest(tmp_path / "m.csv")}
+    assert found == {
+        "train/run/a.mp4": ("run", "train"),
+        "train/eat/b.mp4": ("eat", "train"),
+        "validation/run/a.mp4": ("run", "val"),
+    }
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    (tmp_path / "m.csv").write_text("video_id,path,label,split\na,gone:x:1[red].mp4,b,\n")
+    assert "gone:x:1[red].mp4" in vtnpipe("manifest", "check", "m.csv", code=1).stdout
+
+
 def test_split_rules(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="add up to 1"):
         SplitSettings(train=0.9)

@@ -93,6 +93,15 @@ def test_a_bad_config_has_its_error(tmp_path: Path, text: str, message: str) -> 
         _invoke("--config", str(tmp_path / "none.yaml"))
 
 
+def test_words_of_a_config_stay_words(tmp_path: Path) -> None:
+    """YAML 1.1 reads 2:50 as 170, and no as false."""
+    (tmp_path / "c.yaml").write_text("name: 2:50\nrate: 1e-3\nis-dry: true\n")
+    found = _invoke("--config", str(tmp_path / "c.yaml"))
+    assert found == repr(Settings(name="2:50", rate=0.001, is_dry=True))
+    (tmp_path / "c.yaml").write_text("name: no\n")
+    assert _invoke("--config", str(tmp_path / "c.yaml")) == repr(Settings(name="no"))
+
+
 def test_every_setting_says_what_it_is() -> None:
     sections = [field for field in fields(ExtractSettings) if "section" in field.metadata]
     assert [field.metadata["section"] for field in sections] == ["cluster"]

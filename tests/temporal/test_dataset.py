@@ -3,6 +3,7 @@ labels are bad.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,3 +238,16 @@ def test_labels_and_splits() -> None:
     assert rows_of_split(rows, "val") == rows[1:]
     with pytest.raises(ManifestError, match="split 'test' has no rows; the manifest has 'train'"):
         rows_of_split(rows, "test")
+
+
+def test_memory_is_that_of_the_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtnpipe.temporal.reader.CGROUPS", tmp_path)
+    monkeypatch.setattr("vtnpipe.temporal.reader.OWN_CGROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("4:memory:/x\n0::/job/step\n")
+    for name, limit, used in (("job", "5000", "2000"), ("job/step", "max", "1000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / name / "memory.current").write_text(f"{used}\n")
+    assert available_bytes("cpu") == 3000
