@@ -21,7 +21,6 @@ def forward_rate(
     num_threads: int,
     speed: Speed,
     is_compiled: bool,
-    seconds: float = MIN_SECONDS,
 ) -> tuple[float, Kinds]:
     """Frames a second of the backbone alone, on made-up frames, as tasks run it.
 
@@ -31,7 +30,6 @@ def forward_rate(
         num_threads: on a CPU.
         speed: of which batches.
         is_compiled: whether tasks run it compiled.
-        seconds: that the measurement takes at least, as it takes two batches.
 
     Returns:
         frames a second, 0 where the device has no memory for such a batch; and what the backbone is
@@ -51,7 +49,7 @@ def forward_rate(
         return 0.0, backbone.kinds
     start, num_batches = time.perf_counter(), 1
     started = backbone.start(images)
-    while time.perf_counter() - start < seconds or num_batches < MIN_BATCHES:
+    while time.perf_counter() - start < MIN_SECONDS or num_batches < MIN_BATCHES:
         following = backbone.start(images)  # as tasks do: a GPU has always one more to go on with
         started.wait()
         started = following

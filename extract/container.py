@@ -1,7 +1,7 @@
 """Opening video files: by their first bytes, with the demuxers that those allow, at a keyframe
 if need be; packets and frames come out with their errors.
 
-Only regular local files are opened. This is the only file that knows PyAV.
+Only regular local files are opened. This is the only file that imports PyAV to read.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,7 @@ ANY_METADATA: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
 
-# First bytes → (FFmpeg's demuxers that may open such a file). Offsets other than 0 come first in
-# the pair.
+# Where in a file, which bytes, and FFmpeg's demuxers that may open a file that has them there.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")),
     (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -184,6 +184,17 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
         # FFmpeg counts the edges, too, that some decoders put around a frame.
         stream.codec_context.options = {"max_pixels": str(2 * limits().max_pixels + EDGE_PIXELS)}
         yield container, stream
+
+
+def rate_of(stream: Any) -> float:
+    """Frames a second, as FFmpeg guesses; 25 where it can't."""
+    return float(stream.guessed_rate or 25)
+
+
+def time_base_of(stream: Any) -> Fraction:
+    """Seconds a unit of a stream's timestamps; PyAV has None, or a class of its own."""
+    found = stream.time_base or Fraction(1, 1000)
+    return Fraction(found.numerator, found.denominator)
 
 
 @contextmanager

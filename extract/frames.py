@@ -21,7 +21,7 @@ from .choices import Decoder
 from .container import Window, decode, open_window
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
-from .probe import HOLE, VideoInfo, probe
+from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
 
 
@@ -43,8 +43,6 @@ class Restart(NamedTuple):
     """decord gave out wrong or too few frames: drop this video's frames so far, they all come
     again.
     """
-
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ def read_frames(
                     "damaged", f"{path}: decord: {fault}; try --decoder auto"
                 ) from None
             refusal = f"decord: {fault}"
-            yield Restart(refusal)
+            yield Restart()
     if cut is None:
         window, _ = window_around(info, int(wanted[0]), int(wanted[-1]) + 1)
     else:
@@ -272,6 +270,6 @@ def _time(info: VideoInfo, position: int, pts: int | None) -> float:
     """Seconds of the frame at `position`: its own timestamp, or what its place in the order says
     without one.
     """
-    if info.count_reason == "timestamps are not unique" and pts is not None:
+    if info.count_reason == NOT_UNIQUE and pts is not None:
         return float(info.seconds(np.array([pts]))[0])
     return float(info.times[position])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..manifests.errors import VideoError
-from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets
+from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets, rate_of
 from .orientation import orientation_of
 
 ASSUMED_BYTES_PER_FRAME = 4000  # of a file that says neither how many nor how long
@@ -60,7 +60,7 @@ def glance(path: str, *, with_orientation: bool = False) -> Glance:
         VideoError: it can't be opened, or has no video stream.
     """
     with open_best_stream(path) as (container, stream):
-        fps = float(stream.guessed_rate or 25)
+        fps = rate_of(stream)
         seconds = 0.0
         if stream.duration:
             seconds = float(stream.duration * stream.time_base)

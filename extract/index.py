@@ -1,10 +1,10 @@
 """An index of video files: the timeline of each, in one file that is read through a memory map.
 
 index.safetensors
-files                     JSON, as bytes: path → size, mtime, and the timeline without its
-arrays; or why it has none
-presented_pts, packet_pts (N,)  int64, all files' arrays end to end
-keyframes                 (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is a fresh one
+files          JSON, as bytes: path → size, mtime, and the timeline without its arrays;
+or why it has none
+presented_pts  (N,) int64, all files' arrays end to end; packet_pts as well
+keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is a fresh one
 """
 
 import json

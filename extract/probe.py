@@ -9,7 +9,6 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,15 @@ from .container import (
     decode,
     open_best_stream,
     open_window,
+    rate_of,
+    time_base_of,
 )
 from .keyframes import starts_afresh
 from .orientation import UPRIGHT, Orientation, orientation_of
 from .timeline import Timeline
 
 TOLD_BY_HEADER = (MOV, MATROSKA, "avi", "flv")  # how many frames there are, or how long they last
-HOLE = "the file has a hole"
+HOLE, NOT_UNIQUE = "the file has a hole", "timestamps are not unique"
 MAX_BEYOND_END = 1_000_000  # whatever a header claims
 
 
@@ -134,7 +135,7 @@ def probe(
         elif container.format.name == "avi":
             count_reason = "AVI carries no presentation times"
         else:
-            count_reason = "" if (np.diff(presented) > 0).all() else "timestamps are not unique"
+            count_reason = "" if (np.diff(presented) > 0).all() else NOT_UNIQUE
         last_pts = int(presented[-1]) if len(presented) else None
         beyond_end = []
         if is_to_end:
@@ -145,7 +146,6 @@ def probe(
             beyond_end = _beyond_end(path, lacks, container, stream, num_read, last_pts)
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE
-        unit = stream.time_base or Fraction(1, 1000)
         return VideoInfo(
             path=path,
             container=container.format.name,
@@ -160,8 +160,8 @@ def probe(
             fresh_keyframes=frozenset(fresh if may_begin else ()),
             num_beyond_end=len(beyond_end),
             beyond_end_dts=np.array(beyond_end, dtype=np.int64),
-            time_base=Fraction(unit.numerator, unit.denominator),  # PyAV has a class of its own
-            rate=float(stream.guessed_rate or 25),
+            time_base=time_base_of(stream),
+            rate=rate_of(stream),
             count_reason=count_reason,
             orientation=UPRIGHT if first_frame is None else orientation_of(first_frame),
             oddities=tuple(oddities),
@@ -188,8 +188,7 @@ def _beyond_end(
         # An edit list leaves samples out of the index, and so does one that FFmpeg can't believe.
         with open_best_stream(path, ignore_editlist="1") as (_, whole):
             num_lost = stream.frames - len(whole.index_entries)
-    rate = float(stream.guessed_rate or 25)
-    unit = float(stream.time_base or Fraction(1, 1000))
+    rate, unit = rate_of(stream), float(time_base_of(stream))
     first = stream.start_time or 0
     last = first if last_pts is None else last_pts
     if lacks.num_missing_bytes:

@@ -2,7 +2,7 @@
 fingerprint.
 
     extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5
-    failures.csv  report.json
+    failures.csv  report.json  report.html  jobs/ (logs of batch jobs)
 
 A folder holds the features of one fingerprint. What the fingerprint covers is `identity` in
 extraction.json; everything else there is a record.

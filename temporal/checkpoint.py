@@ -1,7 +1,7 @@
 """What a run folder keeps: the model for users, and checkpoints for resuming.
 
     config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
-    metrics.jsonl  tensorboard/  predictions/
+    settings.json  metrics.jsonl  tensorboard/  predictions/  report.html
     index.safetensors  failures.csv (where the model was fitted on videos)
 
 A checkpoint is one PyTorch file of plain tensors and numbers, loaded with `weights_only=True`.

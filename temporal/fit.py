@@ -26,7 +26,7 @@ from .dataset import ClipDataset, Key
 from .inference import Scored, load, run
 from .metrics import Metrics, task_metrics
 from .order import share_of, training_batches
-from .processes import Accelerator, all_of, any_says, sum_of
+from .processes import Accelerator, all_of, max_of, sum_of
 from .progress import EpochReport, Keeping, Progress, Watch
 from .recipe import Recipe
 from .tasks import clip_weights, task_losses
@@ -153,7 +153,7 @@ class Fit:
         elif self.accelerator.is_main_process:
             seconds = time.monotonic() - self._last_checkpoint
             wish = SAVE if seconds >= 60 * self.keeping.checkpoint_minutes else GO_ON
-        return any_says(self.accelerator, wish)
+        return max_of(self.accelerator, wish)
 
     def _is_over(self, lines: list[dict[str, Any]]) -> bool:
         """Whether the figures have not become better for as long as the recipe has patience."""

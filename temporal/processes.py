@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from ..manifests.errors import SettingsError
 from .choices import Precision
 
-__all__ = ["Accelerator", "accelerated", "all_of", "any_says", "sum_of"]
+__all__ = ["Accelerator", "accelerated", "all_of", "max_of", "sum_of"]
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -50,7 +50,7 @@ def accelerated(device: str, precision: Precision) -> Iterator[Accelerator]:
             PartialState._reset_state()
 
 
-def any_says(accelerator: Accelerator, value: int) -> int:
+def max_of(accelerator: Accelerator, value: int) -> int:
     """The largest of all processes' values."""
     if accelerator.num_processes == 1:
         return value
