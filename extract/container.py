@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
+import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
 
 from ..manifests.errors import VideoError
@@ -277,3 +279,19 @@ def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
         raise VideoError("too-large", f"{name}: a frame passes the memory limit") from None
     except av.error.FFmpegError as error:
         return [], error.strerror or str(error)
+
+
+def image_of(frame: Any, path: str) -> npt.NDArray[np.uint8]:
+    """A decoded frame as RGB, [H, W, 3].
+
+    Raises:
+        VideoError: there is no memory for that; FFmpeg's scaler has no other reason to fail.
+    """
+    try:
+        image: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    except (MemoryError, av.error.FFmpegError):
+        size = f"{frame.width}x{frame.height}"
+        raise VideoError(
+            "too-large", f"{path}: a frame of {size} passes the memory limit; leave the file out"
+        ) from None
+    return image

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..manifests.errors import Reason, VideoError
 from ..manifests.plan import Cut
 from .choices import Decoder
-from .container import Window, decode, open_window
+from .container import Window, decode, image_of, open_window
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
@@ -220,7 +220,7 @@ def _read_pyav(
                     continue
                 is_missing[position] = False
                 num_concealed += bool(frame.is_corrupt)
-                image = info.orientation.apply(frame.to_ndarray(format="rgb24"))
+                image = info.orientation.apply(image_of(frame, info.path))
                 time = _time(info, position, frame.pts)
                 yield Frame(image, reading.first_frame + position, time)
             if not is_ranked and wanted[-1] < num_decoded < info.num_presented:

@@ -43,7 +43,10 @@ def test_each_file_of_the_zoo_ends_as_expected(
     store = open_features(tmp_path / "f")
     outcomes = store.outcomes
     for name, expected in table.items():
-        assert outcomes[name] == (expected["status"], expected["reason"]), name
+        status, reason = outcomes[name]
+        reasons = expected["reason"].split("|")  # of newer and older versions of FFmpeg
+        assert status == expected["status"], name
+        assert reason in reasons, name
         num_frames = store.num_frames(name)
         num_lost = sum(entry.num_lost_frames for entry in store.entries[name])
         if expected["status"] == "ok":
