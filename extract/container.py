@@ -166,15 +166,17 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
         ) from None
     except (av.error.FFmpegError, ValueError) as error:
         _raise_if_cut_short(path, demuxers)
-        raise VideoError("damaged", f"{path}: cannot be opened ({error})") from None
+        raise VideoError("damaged", f"{path}: cannot be opened ({error}); copy it again") from None
     with container:
         stream: Any = container.streams.best("video")
         if stream is None or stream.codec_context is None:
             _raise_if_cut_short(path, demuxers)
         if stream is None:
-            raise VideoError("no-video-stream", f"{path}: has no video stream")
+            raise VideoError("no-video-stream", f"{path}: has no video stream; remove its row")
         if stream.codec_context is None:
-            raise VideoError("unsupported-codec", f"{path}: no decoder for its video stream")
+            raise VideoError(
+                "unsupported-codec", f"{path}: no decoder for its video stream; convert it"
+            )
         check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         size = Path(path).stat().st_size
         if container.format.name == MOV and stream.frames > size:  # a list of them would be made

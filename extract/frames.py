@@ -114,7 +114,7 @@ def read_frames(
     refusal = _refusal_of_decord(info, decoder, is_whole=is_whole, is_part=cut is not None)
     if info.num_presented == 0:
         reason: Reason = "truncated" if info.num_beyond_end else "no-frames"
-        raise VideoError(reason, f"{path}: its video stream has no frames")
+        raise VideoError(reason, f"{path}: its video stream has no frames; remove its row")
     if frames is None:
         wanted = select(info.times, sampling, start=start, end=end, part=part)
     else:

@@ -147,7 +147,9 @@ def read_ucf101(folder: Path, fold: int) -> Iterator[Clip]:
             name = line.rsplit(" ", 1)[0] if line[-1].isdigit() else line
             label, _, rest = name.partition("/")
             if not rest:
-                raise ManifestError(f"{path}:{number}: {line!r} is not CLASS/VIDEO.avi")
+                raise ManifestError(
+                    f"{path}:{number}: {line!r} is not CLASS/VIDEO.avi; mend the line"
+                )
             yield Clip(video_id=name, names=(name, rest), label=label, split=split)
 
 
@@ -162,7 +164,7 @@ def read_hmdb51(folder: Path, fold: int) -> Iterator[Clip]:
         for number, line in _lines(path):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2"):
-                raise ManifestError(f"{path}:{number}: {line!r} does not end in 0, 1 or 2")
+                raise ManifestError(f"{path}:{number}: {line!r} does not end in 0, 1 or 2; mend it")
             if use != "0":
                 split = "train" if use == "1" else "test"
                 path_name = f"{label}/{name}"
@@ -202,7 +204,7 @@ def read_activitynet(path: Path) -> Iterator[Clip]:
             ]
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise ManifestError(
-                f"{path}: {name!r} is not as ActivityNet's are ({error!r})"
+                f"{path}: {name!r} is not as ActivityNet's are ({error!r}); mend or remove it"
             ) from None
         if not annotations:
             yield Clip(video_id=name, names=files, split=split)
@@ -229,14 +231,16 @@ def read_list(path: Path, class_names: Sequence[str] = ()) -> Iterator[Clip]:
     for number, line in _lines(path):
         match = re.fullmatch(r"(.*?\S)((?:[\s,]+\d+)+)", line)
         if match is None:
-            raise ManifestError(f"{path}:{number}: {line!r} is not a path and a class number")
+            raise ManifestError(
+                f"{path}:{number}: {line!r} is not a path and a class number; mend the line"
+            )
         lines.append((number, match[1], [int(n) for n in re.findall(r"\d+", match[2])]))
     width = max((len(str(n)) for _, _, found in lines for n in found), default=1)
     for number, name, found in lines:
         if class_names and max(found) >= len(class_names):
             raise ManifestError(
                 f"{path}:{number}: class {max(found)}, but --classes names {len(class_names)}, "
-                "from 0 on"
+                "from 0 on; name all of them"
             )
         labels = [class_names[n] if class_names else f"{n:0{width}}" for n in found]
         yield Clip(
@@ -259,7 +263,7 @@ def read_class_names(path: Path) -> list[str]:
         names = {int(number): str(name) for name, number in value.items()}
         return [names[number] for number in range(len(value))]
     except (TypeError, ValueError, KeyError):
-        raise ManifestError(f"{path}: its values are not the numbers from 0 on") from None
+        raise ManifestError(f"{path}: its values are not the numbers from 0 on; mend it") from None
 
 
 @contextmanager
@@ -295,9 +299,12 @@ def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
         try:
             value = json.load(file)
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{path}: not JSON ({error})") from None
+            raise ManifestError(f"{path}: not JSON ({error}); copy it again") from None
     if not isinstance(value, kind):
-        raise ManifestError(f"{path}: holds a {type(value).__name__}, which this format has not")
+        raise ManifestError(
+            f"{path}: holds a {type(value).__name__}, which this format has not; give another "
+            "file or --format"
+        )
     return value
 
 

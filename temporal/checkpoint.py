@@ -155,13 +155,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise FeaturesError(_missing(path)) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise FeaturesError(
-            f"{path}: cannot be read ({error}); put back a copy, or make the model anew"
-        ) from None
+        raise FeaturesError(_unreadable(path, error)) from None
 
 
 def _missing(path: Path) -> str:
     return f"{path}: missing; a run has it from the end of its first epoch on"
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path}: cannot be read ({error}); put back a copy, or make the model anew"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -176,7 +178,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise FeaturesError(_missing(path)) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise FeaturesError(f"{path}: cannot be read ({error})") from None
+        raise FeaturesError(_unreadable(path, error)) from None
 
 
 def write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
