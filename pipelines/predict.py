@@ -147,7 +147,7 @@ def _from_features(
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
-    fps = config.temporal.position_fps
+    fps, statuses = config.temporal.position_fps, store.statuses
     with accelerated(device, "float32") as accelerator:
         temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
         for video_id in ids or list(store):
@@ -159,8 +159,9 @@ def _from_features(
                 temporal, store, [video_id], position_fps=fps, accelerator=accelerator
             )
             num_lost = sum(part.num_lost_frames for part in parts)
+            is_whole = statuses[video_id] == "ok"
             yield Prediction(
-                video_id, logits, f"partial, {num_lost} frames lost" if num_lost else ""
+                video_id, logits, "" if is_whole else f"partial, {num_lost} frames lost"
             )
 
 
