@@ -35,7 +35,7 @@ from vtnpipe.manifests.shards import VideoPart, write_shard
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.temporal.batch import Batch
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
+from vtnpipe.temporal.checkpoint import read_weights, save_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
 from vtnpipe.temporal.fit import Fit
@@ -47,6 +47,7 @@ from vtnpipe.temporal.processes import accelerated
 from vtnpipe.temporal.progress import Progress
 from vtnpipe.temporal.reader import FeatureReader, preload
 from vtnpipe.temporal.recipe import Recipe
+from vtnpipe.temporal.run_folder import RunFolder
 
 from extract import draw
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +77,12 @@ def read_json(path: Path, remedy: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FeaturesError(f"{path}: cannot be read ({error}); {remedy}") from None
+
+
+def write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes a file of one JSON object a line, atomically."""
+    with atomic_text(path) as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def read_through(path: Path) -> None:

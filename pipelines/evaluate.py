@@ -11,6 +11,7 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..temporal.choices import Precision
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .figures import figures_text
 from .predictions import Predictions, write_predictions
@@ -163,7 +164,6 @@ def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings)
     """Scores a model on a split's videos and writes nothing; for the arguments see `evaluate`."""
     from ..extract.device import resolve_device
     from ..temporal.bootstrap import intervals
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.metrics import Counts, task_metrics
     from ..temporal.processes import accelerated
     from .model_folder import model_digest, read_config

@@ -13,6 +13,7 @@ from ..extract.choices import VIEW_NAMES
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.files import sha256_of
 from ..manifests.folder import FeatureFolder, check_identity, read_extraction
+from ..temporal.run_folder import RunFolder
 from .cluster import GetClient
 from .dask_tasks import on_one_worker
 from .doctor import package_versions
@@ -168,7 +169,6 @@ def with_model_settings(settings: "ExtractSettings", console: Console) -> "Extra
     Raises:
         SettingsError: a setting says otherwise than the model.
     """
-    from ..temporal.checkpoint import RunFolder
     from .model_folder import read_config
 
     model = _model_folder(settings)

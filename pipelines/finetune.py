@@ -13,6 +13,7 @@ from ..extract.choices import Decoder
 from ..extract.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..manifests.videos import VideoRow, read_manifest
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .failures import Failure, say_failures, write_failures
 from .fit_settings import FitSettings
@@ -24,7 +25,6 @@ from .settings import above, at_least, between, check_unset, setting
 if TYPE_CHECKING:
     from ..extract.augmentation import Augmentation
     from ..extract.preprocessing import Preprocessing
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.processes import Accelerator
     from .training import TrainReport
     from .video_reader import IndexedVideos
@@ -163,7 +163,6 @@ def finetune(
         StoppedError: a signal asked for it; the same call resumes.
     """
     from ..extract.device import resolve_device
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.dataset import ClipDataset, RandomClips
     from .fit_shape import choose_preset
     from .fit_splits import describe_splits, read_splits
@@ -258,7 +257,7 @@ def finetune(
 
 def _index(
     rows: list[VideoRow],
-    files: "RunFolder",
+    files: RunFolder,
     sampling: "Sampling",
     decoder: Decoder,
     accelerator: "Accelerator",

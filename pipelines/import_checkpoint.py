@@ -16,6 +16,7 @@ from ..manifests.annotations import read_class_names
 from ..manifests.errors import CheckpointError, ManifestError, SettingsError, first_line
 from ..manifests.files import write_bytes
 from ..manifests.folder import locked
+from ..temporal.run_folder import RunFolder
 from .extraction import SAMPLING
 from .progress import say
 from .runs import check_new
@@ -87,7 +88,6 @@ def import_checkpoint(
 
     from ..extract.backbone import create_module, weights_bytes
     from ..extract.weights import mismatches
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.model import TemporalClassifier
     from .model_folder import NetworkConfig, write_model
 

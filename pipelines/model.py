@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..manifests.errors import SettingsError
+from ..temporal.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,6 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
 
 def _describe(name: str) -> tuple[str, "TemporalConfig"]:
     """The backbone's name and the temporal model."""
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.presets import PRESETS
     from .model_folder import read_config
 

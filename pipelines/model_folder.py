@@ -27,9 +27,10 @@ from ..extract.weights import mismatches
 from ..manifests.errors import BackboneError, FeaturesError, SettingsError
 from ..manifests.files import atomic_path, sha256_of, write_json
 from ..manifests.folder import FeatureFolder
-from ..temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
+from ..temporal.checkpoint import read_metadata, read_weights, save_weights
 from ..temporal.config import TemporalConfig
 from ..temporal.model import TemporalClassifier
+from ..temporal.run_folder import RunFolder
 
 FORMAT, VERSION = "vtnpipe.model", 1
 DIGEST = "backbone_digest"  # in the header of model.safetensors

@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..extract.backbone import layers_of, weights_bytes
 from ..manifests.errors import BackboneError, FeaturesError, first_line
 from ..manifests.factory import is_factory
-from ..temporal.checkpoint import RunFolder, read_weights, save_weights
+from ..temporal.checkpoint import read_weights, save_weights
 from ..temporal.model import TemporalClassifier
+from ..temporal.run_folder import RunFolder
 from .model_folder import NetworkConfig, backbone_module, read_backbone, read_config, write_config
 
 

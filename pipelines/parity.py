@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..manifests.errors import FeaturesError, VideoError
 from ..manifests.videos import VideoRow, read_manifest
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .progress import say
 from .settings import at_least, check_settings, setting
@@ -247,7 +248,6 @@ def _logit_comparison(model: str, store: "FeatureStore") -> "Callable[..., Logit
     import torch
 
     from ..temporal.batch import frame_positions
-    from ..temporal.checkpoint import RunFolder
     from ..temporal.tasks import decision
     from .model_folder import check_features, load_temporal, read_config
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.files import atomic_text
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .progress import say
 from .settings import at_least, check_output, check_settings, check_unset, setting
@@ -23,7 +24,6 @@ from .settings import at_least, check_output, check_settings, check_unset, setti
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..temporal.checkpoint import RunFolder
     from .model_folder import NetworkConfig
     from .network import VideoTransformerNetwork
 
@@ -105,7 +105,6 @@ def predict(
         VtnpipeError: model, features or a setting breaks a rule.
     """
     from ..extract.device import resolve_device
-    from ..temporal.checkpoint import RunFolder
     from .model_folder import read_config
     from .network import VideoTransformerNetwork
 
@@ -135,7 +134,7 @@ def predict(
 
 
 def _from_features(
-    files: "RunFolder", config: "NetworkConfig", ids: Sequence[str], features: str, device: str
+    files: RunFolder, config: "NetworkConfig", ids: Sequence[str], features: str, device: str
 ) -> Iterator[Prediction]:
     from ..manifests.shards import open_features
     from ..temporal.processes import accelerated

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..manifests.errors import SettingsError
 from ..manifests.folder import FeatureFolder
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .evaluate import EvaluateSettings, evaluated, predictions_name
 from .pages import write_page
@@ -18,7 +19,6 @@ from .settings import at_least, check_output, check_settings, check_unset, setti
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore
     from ..manifests.videos import VideoRow
-    from ..temporal.checkpoint import RunFolder
     from .model_folder import NetworkConfig
     from .strips import Strip
 
@@ -76,7 +76,6 @@ def report(
         VtnpipeError: the folder is neither, or a setting breaks a rule.
     """
     from ..manifests.shards import open_features
-    from ..temporal.checkpoint import RunFolder
 
     settings = settings or ReportSettings()
     console = console or Console(quiet=True)
@@ -107,7 +106,7 @@ def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, An
     }
 
 
-def _run(files: "RunFolder", settings: ReportSettings, console: Console) -> dict[str, Any]:
+def _run(files: RunFolder, settings: ReportSettings, console: Console) -> dict[str, Any]:
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from .model_folder import read_config
@@ -155,7 +154,7 @@ def _rows(manifest: Path | None) -> dict[str, "VideoRow"]:
 
 
 def _source(
-    files: "RunFolder", begun_with: str | None, settings: ReportSettings, notes: list[str]
+    files: RunFolder, begun_with: str | None, settings: ReportSettings, notes: list[str]
 ) -> Path | None:
     """Where a run's videos or features are; None, and a note, where that is not known."""
     if settings.source is not None:
@@ -174,7 +173,7 @@ def _source(
 
 
 def _predictions(
-    files: "RunFolder",
+    files: RunFolder,
     config: "NetworkConfig",
     store: "FeatureStore | None",
     rows: dict[str, "VideoRow"],
@@ -202,7 +201,7 @@ def _predictions(
 
 def _why_others(
     stored: "Predictions",
-    files: "RunFolder",
+    files: RunFolder,
     config: "NetworkConfig",
     store: "FeatureStore | None",
     rows: dict[str, "VideoRow"],
@@ -237,7 +236,7 @@ def _why_others(
 
 
 def _strips(
-    files: "RunFolder",
+    files: RunFolder,
     config: "NetworkConfig",
     predictions: "Predictions",
     store: "FeatureStore | None",

@@ -18,9 +18,9 @@ from ..manifests.plan import read_sizes
 from ..manifests.store import FeatureStore
 from ..manifests.times import seconds_edges
 from ..manifests.videos import VideoRow
-from ..temporal.checkpoint import RunFolder
 from ..temporal.metrics import METRICS
 from ..temporal.reader import check_finite
+from ..temporal.run_folder import RunFolder
 from ..temporal.tasks import decision, is_decided, probabilities, task_losses
 from .charts import Chart, line_chart, number_text, scatter_chart
 from .confusion import Confusion, wilson_interval

@@ -2,15 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..manifests.errors import SettingsError
 from ..manifests.files import read_json, remove_temporaries, write_json
+from ..temporal.run_folder import RunFolder
 from .settings import option_name
-
-if TYPE_CHECKING:
-    from ..temporal.checkpoint import RunFolder
-
 
 # What may change when a run is resumed:
 FREE = set(
@@ -21,7 +18,7 @@ REMEDY = "put it back, or give a new folder"
 PATHS = {"source", "manifest", "from_", "weights"}  # where they are files or folders
 
 
-def check_root(files: "RunFolder", command: str, *remains: Path) -> None:
+def check_root(files: RunFolder, command: str, *remains: Path) -> None:
     """Refuses a folder that holds something else than a run of a command, or what remains of a
     beginning.
 
@@ -39,7 +36,7 @@ def check_root(files: "RunFolder", command: str, *remains: Path) -> None:
         )
 
 
-def check_new(files: "RunFolder", *remains: Path) -> None:
+def check_new(files: RunFolder, *remains: Path) -> None:
     """Refuses a folder that holds anything but what a killed writer leaves.
 
     Raises:
@@ -56,7 +53,7 @@ def check_new(files: "RunFolder", *remains: Path) -> None:
 
 
 def begin_run(
-    files: "RunFolder", *settings: Any, command: str, data: str, source: str | Path
+    files: RunFolder, *settings: Any, command: str, data: str, source: str | Path
 ) -> bool:
     """Notes what a new run is for, or checks that it is the one that the folder holds.
 

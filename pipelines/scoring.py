@@ -13,11 +13,11 @@ from ..extract.sampling import Sampling
 from ..manifests.shards import open_features
 from ..manifests.store import FeatureStore
 from ..manifests.videos import VideoRow, read_manifest
-from ..temporal.checkpoint import RunFolder
 from ..temporal.dataset import ClipDataset, EvenClips
 from ..temporal.inference import predict_logits
 from ..temporal.processes import Accelerator
 from ..temporal.reader import FeatureReader
+from ..temporal.run_folder import RunFolder
 from ..temporal.splits import UsableRows, rows_of_split, usable_rows
 from ..temporal.tasks import read_targets
 from .model_folder import NetworkConfig, check_features, load_temporal

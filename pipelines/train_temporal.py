@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from ..temporal.choices import Preload
+from ..temporal.run_folder import RunFolder
 from . import common_settings
 from .fit_settings import FitSettings
 from .progress import say
@@ -70,7 +71,7 @@ def train_temporal(
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
     from ..manifests.videos import read_manifest
-    from ..temporal.checkpoint import RunFolder, save_weights
+    from ..temporal.checkpoint import save_weights
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
     from ..temporal.inference import Scored, predict_logits
     from ..temporal.model import TemporalClassifier

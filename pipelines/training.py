@@ -14,7 +14,6 @@ from torch import nn
 
 from ..manifests.errors import SettingsError
 from ..manifests.folder import locked
-from ..temporal.checkpoint import RunFolder
 from ..temporal.clips import ClipSampling
 from ..temporal.config import TemporalConfig
 from ..temporal.dataset import ClipDataset
@@ -25,6 +24,7 @@ from ..temporal.presets import Preset
 from ..temporal.processes import Accelerator, accelerated
 from ..temporal.progress import Keeping, Watch
 from ..temporal.recipe import Recipe
+from ..temporal.run_folder import RunFolder
 from .figures import figure_text
 from .fit_settings import FitSettings
 from .fit_splits import Splits

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..manifests.errors import SettingsError, StoppedError
+from ..manifests.files import write_lines
 from .batch import Batch
-from .checkpoint import RunFolder, load_checkpoint, save_checkpoint, write_lines
+from .checkpoint import load_checkpoint, save_checkpoint
 from .config import TemporalConfig
 from .dataset import ClipDataset, Key
 from .inference import Scored, load, run
@@ -29,6 +30,7 @@ from .order import share_of, training_batches
 from .processes import Accelerator, all_of, max_of, sum_of
 from .progress import EpochReport, Keeping, Progress, Watch
 from .recipe import Recipe
+from .run_folder import RunFolder
 from .tasks import clip_weights, task_losses
 
 GO_ON, SAVE, STOP = range(3)

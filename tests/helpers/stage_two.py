@@ -6,8 +6,9 @@ import torch
 from vtnpipe.pipelines.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.predict import PredictSettings
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings
-from vtnpipe.temporal.checkpoint import RunFolder, save_weights
+from vtnpipe.temporal.checkpoint import save_weights
 from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.run_folder import RunFolder
 
 SMALL = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--epochs", 2)
 SETTINGS = TrainTemporalSettings(layers=1, heads=2, intermediate=16, head_dim=8, epochs=2)

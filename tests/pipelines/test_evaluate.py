@@ -15,8 +15,8 @@ from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.predict import predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder
 from vtnpipe.temporal.clips import ClipSampling, lay_clip
+from vtnpipe.temporal.run_folder import RunFolder
 
 
 def test_logits_are_means_over_clips_and_views(two_views: Path) -> None:

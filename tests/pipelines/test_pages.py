@@ -34,10 +34,10 @@ from vtnpipe.pipelines.model_folder import (
 from vtnpipe.pipelines.predictions import Predictions, write_predictions
 from vtnpipe.pipelines.report import ReportSettings, report
 from vtnpipe.temporal.batch import frame_positions
-from vtnpipe.temporal.checkpoint import RunFolder
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.metrics import task_metrics
 from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.run_folder import RunFolder
 
 HOSTILE = "<script>document.title = 'taken over'</script>"
 LENGTH = 30

@@ -12,7 +12,7 @@ from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder
+from vtnpipe.temporal.run_folder import RunFolder
 
 
 def test_the_three_modes_agree_in_their_logits(folder: Path) -> None:

@@ -28,8 +28,8 @@ from vtnpipe.pipelines.report_run import prediction_lines, read_lines
 from vtnpipe.pipelines.strips import bar_starts
 from vtnpipe.pipelines.thumbnails import Wanted, even_places, thumbnails
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder
 from vtnpipe.temporal.config import TemporalConfig
+from vtnpipe.temporal.run_folder import RunFolder
 
 SMALL: dict[str, Any] = {"layers": 1, "heads": 2, "intermediate": 16, "head_dim": 8, "epochs": 2}
 

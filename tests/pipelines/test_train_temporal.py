@@ -28,8 +28,9 @@ from vtnpipe.pipelines.model_folder import read_config
 from vtnpipe.pipelines.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights
+from vtnpipe.temporal.checkpoint import read_weights
 from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.run_folder import RunFolder
 
 
 def test_the_whole_way(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
 from vtnpipe.manifests.store import FeatureStore
 from vtnpipe.manifests.videos import VideoRow
-from vtnpipe.temporal.checkpoint import RunFolder, read_weights, save_weights
+from vtnpipe.temporal.checkpoint import read_weights, save_weights
 from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
@@ -21,6 +21,7 @@ from vtnpipe.temporal.processes import accelerated
 from vtnpipe.temporal.progress import EpochReport, Keeping, Watch
 from vtnpipe.temporal.reader import FeatureReader
 from vtnpipe.temporal.recipe import Recipe
+from vtnpipe.temporal.run_folder import RunFolder
 from vtnpipe.temporal.tasks import read_targets
 
 RECIPE = Recipe(epochs=6, batch_size=7, optimizer="adamw", lr=3e-3)
