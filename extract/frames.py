@@ -9,13 +9,13 @@ with the video.
 import itertools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..manifests.errors import Reason, VideoError
+from ..manifests.files import FileState, file_state
 from ..manifests.plan import Cut
 from .choices import Decoder
 from .container import Window, decode, image_of, open_window
@@ -169,17 +169,13 @@ def _refusal_of_decord(info: VideoInfo, decoder: Decoder, *, is_whole: bool, is_
     return ""
 
 
-_last_probed: dict[tuple[str, int, int], VideoInfo] = {}
+_last_probed: dict[tuple[str, FileState], VideoInfo] = {}
 
 
 def _probe_once(path: str, on_progress: Callable[[], None]) -> VideoInfo:
     """Probes a whole file, but not again for the next span of the same one."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return probe(path, on_progress=on_progress)  # which says what is wrong
-    key = (path, found.st_size, found.st_mtime_ns)
-    if key not in _last_probed:
+    key = (path, file_state(path))
+    if key not in _last_probed:  # of a file that is not there, this says what is wrong
         info = probe(path, on_progress=on_progress)
         _last_probed.clear()
         _last_probed[key] = info

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from ..manifests.errors import FeaturesError
-from ..manifests.files import write_bytes
+from ..manifests.files import FileState, write_bytes
 from .children import DecodingChildren
 from .frames import Outcome
 from .requests import Answer, Survey
@@ -31,27 +31,11 @@ NO_DTS = np.iinfo(np.int64).min
 ARRAYS = ("presented_pts", "packet_pts", "keyframes")
 
 
-class FileState(NamedTuple):
-    """A file as it is on disk; None for no file."""
-
-    size: int | None
-    mtime_ns: int | None
-
-
 class Unreadable(NamedTuple):
     """A file without a timeline, and why."""
 
     reason: str
     message: str
-
-
-def file_state(path: str) -> FileState:
-    """A file as it is on disk."""
-    try:
-        found = Path(path).stat()
-    except (OSError, ValueError):
-        return FileState(None, None)
-    return FileState(found.st_size, found.st_mtime_ns)
 
 
 def survey(paths: Sequence[str], num_children: int) -> Iterator[tuple[str, Timeline | Unreadable]]:

@@ -13,11 +13,27 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from .errors import FeaturesError, StorageError
 
 BLOCK_BYTES = 2**24
+
+
+class FileState(NamedTuple):
+    """A file as it is on disk; None where there is none, or it can't be reached."""
+
+    size: int | None
+    mtime_ns: int | None
+
+
+def file_state(path: str) -> FileState:
+    """A file as it is on disk."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # a million times
+    except (OSError, ValueError):
+        return FileState(None, None)
+    return FileState(found.st_size, found.st_mtime_ns)
 
 
 @contextmanager

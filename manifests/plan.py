@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import FeaturesError, ManifestError
-from .files import atomic_text
+from .files import atomic_text, file_state
 from .folder import REMEDY, FeatureFolder
 from .videos import VideoRow
 
@@ -128,12 +128,7 @@ def look_at(row: VideoRow) -> PlannedRow:
     """The row with its file's size and time; a missing or unreadable file has neither, and fails
     later, by name.
     """
-    try:
-        found = os.stat(row.path)  # noqa: PTH116  # a million times
-        size, mtime_ns = found.st_size, found.st_mtime_ns
-    except (OSError, ValueError):
-        return PlannedRow(row.video_id, row.path, row.start, row.end, None, None)
-    return PlannedRow(row.video_id, row.path, row.start, row.end, size, mtime_ns)
+    return PlannedRow(row.video_id, row.path, row.start, row.end, *file_state(row.path))
 
 
 class TaskSize(NamedTuple):

@@ -17,11 +17,12 @@ from ..extract.children import DecodingChildren
 from ..extract.choices import Decoder
 from ..extract.cuts import cut_clip
 from ..extract.frames import Outcome
-from ..extract.index import FileState, Unreadable, VideoIndex, file_state, survey, write_index
+from ..extract.index import Unreadable, VideoIndex, survey, write_index
 from ..extract.preprocessing import Preprocessing
 from ..extract.requests import Chunk, Decode, Restarted
 from ..extract.sampling import Sampling, select
 from ..extract.timeline import Timeline
+from ..manifests.files import FileState, file_state
 from ..manifests.videos import VideoRow
 from ..temporal.clips import Clip, Frames, Times
 from ..temporal.dataset import Read

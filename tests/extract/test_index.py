@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from numbered_videos import write_video
 from vtnpipe.extract.index import (
-    FileState,
     VideoIndex,
-    file_state,
     survey,
     write_index,
 )
 from vtnpipe.extract.probe import probe
 from vtnpipe.manifests.errors import FeaturesError
+from vtnpipe.manifests.files import FileState, file_state
 
 
 def _index(paths: list[str], where: Path) -> tuple[VideoIndex, dict[str, FileState]]:
