@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ..manifests.errors import SettingsError
 from .choices import Schedule
 from .config import TemporalConfig
+from .recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +21,19 @@ class Preset:
         backbone: its timm name.
         feature_dim: of that backbone.
         batch_size: clips a training step.
-        schedule: of the learning rate: `steps` x0.1 at epoch 13 and x0.01 at 24, or `cosine`.
+        schedule: of the learning rate, see `temporal/recipe.py`.
+
+    Defaults are ViT-B-VTN's, which are those of `TemporalConfig` and `Recipe`.
     """
 
     backbone: str
     feature_dim: int
-    num_layers: int = 3
-    num_heads: int = 12
-    intermediate_dim: int = 3072
-    head_dim: int = 768
-    batch_size: int = 16
-    schedule: Schedule = "steps"
+    num_layers: int = TemporalConfig.num_layers
+    num_heads: int = TemporalConfig.num_heads
+    intermediate_dim: int = TemporalConfig.intermediate_dim
+    head_dim: int = TemporalConfig.head_dim
+    batch_size: int = Recipe.batch_size
+    schedule: Schedule = Recipe.schedule
 
     def temporal_config(self, *, num_classes: int) -> TemporalConfig:
         """The configuration of its temporal model."""
