@@ -2,21 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
-from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
-from torchmetrics.functional.classification import (
-    binary_average_precision,
-    binary_f1_score,
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-)
 
 from .choices import Task
 from .config import TemporalConfig
-from .tasks import is_decided, task_loss
+from .figures import figures_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,74 +85,44 @@ def task_metrics(
         class_names: [C].
         config: of the model.
     """
-    loss = float(task_loss(logits, targets, config))
+    over = figures_over(logits, targets, config)
+    figures: dict[str, Any] = {
+        name: float(value) for name, value in over(np.arange(len(logits))).items()
+    }
     if config.task == "classification":
-        return _classification(logits, targets, class_names, loss)
+        confusion = _confusion(logits, targets)
+        return ClassificationMetrics(
+            **figures,
+            per_class={
+                name: float(row[k] / row.sum()) if row.any() else None
+                for k, (name, row) in enumerate(zip(class_names, confusion, strict=True))
+            },
+            confusion=confusion.tolist(),
+        )
     if config.task == "multi-label":
-        return _multi_label(logits, targets, class_names, loss)
-    return _regression(logits[:, 0], targets, loss)
+        return MultiLabelMetrics(**figures, per_class=_precisions(logits, targets, class_names))
+    if np.isnan(figures["r2"]):
+        figures["r2"] = None
+    return RegressionMetrics(**figures)
 
 
-def _classification(
-    logits: Tensor, labels: Tensor, class_names: Sequence[str], loss: float
-) -> ClassificationMetrics:
-    num_videos, num_classes = logits.shape
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
-    if num_classes > 1:
-        confusion = multiclass_confusion_matrix(logits.argmax(1), labels, num_classes)
-    else:
-        confusion[0, 0] = num_videos
-    occurring = confusion.sum(1)
-    recall = confusion.diagonal() / occurring.clamp(min=1)
-    return ClassificationMetrics(
-        top1=float((logits.argmax(1) == labels).double().mean()),
-        top5=_top_k(logits, labels, 5),
-        mean_class_accuracy=float(recall[occurring > 0].mean()),
-        loss=loss,
-        per_class={
-            name: float(value) if count else None
-            for name, value, count in zip(class_names, recall, occurring, strict=True)
-        },
-        confusion=confusion.tolist(),
-    )
-
-
-def _top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of videos whose label is among the k best; 1 where there are no more than k classes."""
+def _confusion(logits: Tensor, labels: Tensor) -> npt.NDArray[np.int64]:
+    """[C, C] counts of class i predicted as class j."""
     num_classes = logits.shape[1]
-    if num_classes <= k:
-        return 1.0
-    return float(multiclass_accuracy(logits, labels, num_classes, average="micro", top_k=k))
+    pairs = (labels * num_classes + logits.argmax(1)).numpy()
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _multi_label(
-    logits: Tensor, targets: Tensor, class_names: Sequence[str], loss: float
-) -> MultiLabelMetrics:
-    is_label = targets.long()
-    probabilities = logits.double().sigmoid()  # in float32, sure ones would be equal
-    per_class = {
+def _precisions(
+    logits: Tensor, targets: Tensor, class_names: Sequence[str]
+) -> dict[str, float | None]:
+    """Each class's average precision."""
+    from torchmetrics.functional.classification import binary_average_precision
+
+    probabilities, is_label = logits.double().sigmoid(), targets.long()
+    return {
         name: float(binary_average_precision(probabilities[:, k], is_label[:, k]))
         if is_label[:, k].any()
         else None
         for k, name in enumerate(class_names)
     }
-    occurring = [precision for precision in per_class.values() if precision is not None]
-    return MultiLabelMetrics(
-        mean_average_precision=sum(occurring) / max(1, len(occurring)),
-        f1=float(binary_f1_score(is_decided(logits).long().flatten(), is_label.flatten())),
-        loss=loss,
-        per_class=per_class,
-    )
-
-
-def _regression(values: Tensor, targets: Tensor, loss: float) -> RegressionMetrics:
-    values, targets = values.double(), targets.double()
-    mean = targets.mean()
-    is_constant = bool((targets == targets[0]).all())
-    return RegressionMetrics(
-        rmse=float(mean_squared_error(values, targets, squared=False)),
-        mae=float(mean_absolute_error(values, targets)),
-        # Of differences from the mean: as it is, r2_score loses the digits of labels far from 0.
-        r2=None if is_constant else float(r2_score(values - mean, targets - mean)),
-        loss=loss,
-    )

@@ -141,11 +141,6 @@ def task_losses(
     return (logits[:, 0] - targets) ** 2 / config.target_std**2
 
 
-def task_loss(logits: Tensor, targets: Tensor, config: TemporalConfig) -> Tensor:
-    """The plain mean loss of clips, a scalar."""
-    return task_losses(logits, targets, config).mean()
-
-
 def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) -> Tensor:
     """What each clip counts in a mean of losses, [N]: as in torch's cross entropy, its class's
     weight.

@@ -103,3 +103,33 @@ def test_regression_against_counts_made_by_hand() -> None:
     same = task_metrics(torch.tensor([[2.0], [4.0]]), torch.tensor([3.0, 3.0]), [], config)
     assert isinstance(same, RegressionMetrics)
     assert same.r2 is None
+
+
+def test_figures_are_torchmetrics() -> None:
+    from torchmetrics import functional as reference
+
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 7, generator=generator)
+    labels = (logits + 2 * torch.randn(200, 7, generator=generator)).argmax(1)
+    found = _classified(logits, labels, NAMES)
+    options = {"task": "multiclass", "num_classes": 7}
+    for k, figure in ((1, found.top1), (5, found.top5)):
+        accuracy = reference.accuracy(logits, labels, average="micro", top_k=k, **options)
+        assert figure == pytest.approx(float(accuracy))
+    macro = reference.accuracy(logits, labels, average="macro", **options)
+    assert found.mean_class_accuracy == pytest.approx(float(macro))
+    confusion = reference.confusion_matrix(logits, labels, **options)
+    assert found.confusion == confusion.tolist()
+
+    config = TemporalConfig(
+        feature_dim=12, num_classes=1, task="regression", target_mean=1e4, target_std=2.0
+    )
+    values = 1e4 + logits[:, :1].double()
+    targets = values[:, 0] + logits[:, 1].double()
+    metrics = task_metrics(values, targets, [], config)
+    assert isinstance(metrics, RegressionMetrics)
+    error = reference.mean_squared_error(values[:, 0], targets, squared=False)
+    assert metrics.rmse == pytest.approx(float(error))
+    assert metrics.mae == pytest.approx(float((values[:, 0] - targets).abs().mean()))
+    centred = (values[:, 0] - targets.mean(), targets - targets.mean())
+    assert metrics.r2 == pytest.approx(float(reference.r2_score(*centred)))

@@ -16,7 +16,6 @@ from vtnpipe.temporal.tasks import (
     decision,
     probabilities,
     read_targets,
-    task_loss,
     task_losses,
     training_classes,
 )
@@ -76,12 +75,12 @@ def _config(task: Task, **changes: float) -> TemporalConfig:
 def test_losses_against_the_formulas() -> None:
     logits = torch.tensor([[2.0, -1.0]])
     p = [1 / (1 + math.exp(-x)) for x in (2.0, -1.0)]
-    loss = task_loss(logits, torch.tensor([[1.0, 0.0]]), _config("multi-label"))
+    loss = task_losses(logits, torch.tensor([[1.0, 0.0]]), _config("multi-label"))
     assert float(loss) == pytest.approx(-(math.log(p[0]) + math.log(1 - p[1])) / 2)
-    loss = task_loss(logits, torch.tensor([1]), _config("classification"))
+    loss = task_losses(logits, torch.tensor([1]), _config("classification"))
     assert float(loss) == pytest.approx(3 + math.log(1 + math.exp(-3)))
     config = _config("regression", target_mean=10.0, target_std=4.0)
-    loss = task_loss(torch.tensor([[14.0]]), torch.tensor([12.0]), config)
+    loss = task_losses(torch.tensor([[14.0]]), torch.tensor([12.0]), config)
     assert float(loss) == pytest.approx(0.25)
 
 
