@@ -22,6 +22,7 @@ from .cluster_settings import (
     cluster_arguments,
     workers_per_job,
 )
+from .dask_tasks import present_workers
 from .progress import in_words
 
 LOOPBACK = "127.0.0.1"
@@ -149,7 +150,7 @@ def _client_of(scheduler: str, *, is_secret: bool) -> Any:
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); give its address "
             "(tcp://HOST:PORT, or tls:// with --tls) or the file that it was started with"
         ) from None
-    if not client.scheduler_info(n_workers=-1)["workers"]:
+    if not present_workers(client):
         client.close()
         raise SettingsError(
             f"--scheduler {scheduler}: it has no workers; start some with `dask worker "
@@ -283,7 +284,7 @@ def _wait_for_workers(
     from distributed import TimeoutError as TooLate
 
     begun = said = time.monotonic()
-    while not client.scheduler_info(n_workers=-1)["workers"]:
+    while not present_workers(client):
         if fault := keeper.check():
             raise SettingsError(f"--cluster: {fault}; {logs} says why")
         now = time.monotonic()

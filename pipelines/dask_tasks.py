@@ -26,12 +26,28 @@ PROGRESS_SECONDS = 0.5
 COUNT_SECONDS = 10.0  # between looks at how many workers have come
 
 
+def present_workers(client: Any) -> dict[str, Any]:
+    """All workers that a client's scheduler has at this moment: address → what it knows of each.
+
+    They are asked for, not taken from `client.scheduler_info()`: that is a copy from which the
+    client itself leaves the workers out, from time to time, since distributed 2026.
+
+    Raises:
+        CommClosedError: the scheduler is gone.
+    """
+    from distributed.comm.core import CommClosedError
+
+    if client.scheduler is None:
+        raise CommClosedError("the client is closed")
+    workers: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
+    return workers
+
+
 def workers_of(client: Any, device: str) -> dict[str, str]:
     """Which workers can compute on `cpu` or `cuda`: address → host."""
-    found = client.scheduler_info(n_workers=-1)["workers"]
     return {
         address: one["host"]
-        for address, one in found.items()
+        for address, one in present_workers(client).items()
         if device == "cpu" or one["resources"].get(GPU)
     }
 
@@ -85,8 +101,7 @@ def _on_workers(
     while not all(future.done() for future in futures.values()):
         with contextlib.suppress(TooLate):
             wait(list(futures.values()), timeout=PROGRESS_SECONDS)
-        present = client.scheduler_info(n_workers=-1)["workers"]
-        for address in futures.keys() - present.keys():
+        for address in futures.keys() - present_workers(client).keys():
             futures.pop(address).cancel()
     results = []
     for future in futures.values():
@@ -223,7 +238,7 @@ class _Feeder:
         now = time.monotonic()
         if now - self._counted > COUNT_SECONDS:  # of thousands, each time would be too often
             self._counted = now
-            self._num_present = len(self._client.scheduler_info(n_workers=-1)["workers"])
+            self._num_present = len(present_workers(self._client))
             self._on_workers(self._num_present)
         wanted = THREADS_PER_WORKER * max(num_workers, self._num_present)
         for task in itertools.islice(queue, max(0, wanted - self._running.count())):

@@ -172,7 +172,7 @@ import socket, ssl
 from distributed import Client
 from distributed.security import Security
 from vtnpipe.pipelines.cluster import open_client
-from vtnpipe.pipelines.dask_tasks import on_each_worker
+from vtnpipe.pipelines.dask_tasks import on_each_worker, present_workers
 from vtnpipe.pipelines.cluster_settings import ClusterSettings
 
 def refused(address, **options):
@@ -185,7 +185,7 @@ def refused(address, **options):
 if __name__ == "__main__":
     with open_client(ClusterSettings(tls=True), num_workers=1) as client:
         address = client.scheduler.address
-        workers = list(client.scheduler_info()["workers"])
+        workers = list(present_workers(client))
         print("addresses", address, *workers)
         print("works", *on_each_worker(client, len, [1, 2, 3]))
         for one in (address, *workers):
