@@ -2,16 +2,23 @@
 # The paper's ablations (arXiv 2102.00719, section 5) as one loop over options, on the demo's videos:
 #
 #     bash benchmarks/ablations.sh [FOLDER]      # 20 minutes on two cores; goes on where it stopped
+#     bash benchmarks/ablations.sh --quick       # one run of one epoch, to try it; writes no result
 #
 # In the demo the class is the order of the frames alone. Every run is evaluated as
 # it is and with its frames shuffled; benchmarks/ablations.py makes the table.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+quick=
+if [ "${1:-}" = --quick ]; then
+    quick=--quick
+    shift
+fi
 folder=${1:-$(mktemp -d)}
 recipe="--layers 1 --heads 4 --intermediate 384 --head-dim 192 --dropout 0 --head-dropout 0
     --optimizer adamw --lr 3e-4 --warm-up-epochs 10 --schedule cosine --batch-size 16 --epochs 80
     --clip-frames 8"
 seeds="0 1 2"
+[ -n "$quick" ] && recipe="$recipe --epochs 1 --warm-up-epochs 0" && seeds=0
 
 [ -d "$folder/features/shards" ] || vtnpipe demo "$folder" --seeds 1 --epochs 1
 mkdir -p "$folder/ablations"
@@ -26,6 +33,7 @@ while IFS='|' read -r name options; do
         vtnpipe evaluate "$run" "$folder/features" --bootstrap 0
         vtnpipe evaluate "$run" "$folder/features" --bootstrap 0 --shuffle-frames
     done
+    [ -z "$quick" ] || break
 done <<'EOF'
 1 layer, window 18, learned positions, 2 s|
 3 layers|--layers 3
@@ -40,4 +48,4 @@ encoder: full|--encoder full
 encoder: perceiver|--encoder perceiver
 encoder: mean|--encoder mean
 EOF
-python "$here/ablations.py" "$folder/ablations"
+python "$here/ablations.py" "$folder/ablations" $quick

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 from measure import finish
+from vtnpipe.extract.limits import Limits
 from vtnpipe.extract.worker import Job, TaskReport
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task
 from vtnpipe.pipelines import cluster, dask_tasks
@@ -74,7 +75,7 @@ def run(num_tasks: int, num_ahead: int) -> dict[str, Any]:
         wait = f"import distributed as d; d.Client(scheduler_file='{file}').wait_for_workers(2)"
         subprocess.run([sys.executable, "-c", wait], check=True, timeout=120)
         job = Job(folder="/features", device="cpu", num_threads=1, num_children=1, batch_size=None,
-                  compile=False, decoder="auto", settings={})  # fmt: skip
+                  compile=False, decoder="auto", limits=Limits(), settings={})  # fmt: skip
         tasks = made_up_tasks(num_tasks)
         with cluster.open_client(ClusterSettings(scheduler=str(file))) as client:
 

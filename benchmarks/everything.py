@@ -1,6 +1,8 @@
 """All benchmarks, one after the other, and the table of their results in README.md.
 
     python benchmarks/everything.py            # about two hours on two idle cores
+    python benchmarks/everything.py NAME.py    # only those that are named
+    python benchmarks/everything.py --quick    # minutes, to see that each still runs; no results
     python benchmarks/everything.py --table    # only the table, of the results that lie here
 
 A benchmark that fails is told at the end, and its result of before stays.
@@ -20,14 +22,13 @@ HERE = RESULTS.parent
 README = HERE / "README.md"
 BEGIN, END = "<!-- results: python benchmarks/everything.py --table -->", "<!-- end of results -->"
 
-PYTHON = [sys.executable]
-COMMANDS = [
-    [*PYTHON, "extract.py"],
-    [*PYTHON, "dask_overhead.py"],
-    [*PYTHON, "temporal_encoder.py"],
-    [*PYTHON, "train_temporal.py"],
-    [*PYTHON, "finetune.py"],
-    ["bash", "ablations.sh"],
+SCRIPTS = [
+    "extract.py",
+    "dask_overhead.py",
+    "temporal_encoder.py",
+    "train_temporal.py",
+    "finetune.py",
+    "ablations.sh",
 ]
 
 
@@ -141,17 +142,28 @@ def write_table() -> None:
 def main() -> int:
     """Runs everything; the exit code is 1 where a benchmark failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scripts", nargs="*", metavar="NAME", help="of SCRIPTS; by default all")
+    parser.add_argument(
+        "--quick", action="store_true", help="minutes, to try them; no result files"
+    )
     parser.add_argument("--table", action="store_true", help="write the table only")
+    arguments = parser.parse_args()
+    scripts = [] if arguments.table else arguments.scripts or SCRIPTS
     failed = []
-    for command in [] if parser.parse_args().table else COMMANDS:
+    for script in scripts:
         begun = time.monotonic()
-        print("==", *command[1:], flush=True)
-        script = [*command[:1], str(HERE / command[1])]
-        if subprocess.run(script, check=False, cwd=HERE.parent).returncode:
-            failed.append(command[1])
-        print(f"== {command[1]}: {(time.monotonic() - begun) / 60:.1f} min", flush=True)
-    write_table()
-    print(json.dumps({"benchmarks": len(COMMANDS), "failed": failed}))
+        print("==", script, flush=True)
+        command = [
+            sys.executable if script.endswith(".py") else "bash",
+            f"{HERE.name}/{script}",
+            *(["--quick"] if arguments.quick else []),
+        ]
+        if subprocess.run(command, check=False, cwd=HERE.parent).returncode:
+            failed.append(script)
+        print(f"== {script}: {(time.monotonic() - begun) / 60:.1f} min", flush=True)
+    if not arguments.quick:
+        write_table()
+    print(json.dumps({"benchmarks": len(scripts), "failed": failed}))
     return 1 if failed else 0
 
 

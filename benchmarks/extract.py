@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import mean
@@ -123,13 +122,11 @@ def run(manifest: Path, features: Path, **options: Any) -> Pace:
     return report.pace
 
 
-def bare_rate(features: Path, num_workers: int, num_threads: int = 1) -> float:
-    """Frames/s of the bare backbone in so many processes at a time, at the folder's own speed."""
+def bare_rate(features: Path, num_workers: int, seconds: float) -> float:
+    """Frames/s of the bare backbone in so many processes of one thread, at the folder's speed."""
     speed = json.loads((features / "plan/000.json").read_text())["speed"]
     with open_client(num_workers=num_workers) as client:
-        rates = on_each_worker(
-            client, bare_forward, str(features), num_threads, Speed(**speed), BARE_SECONDS
-        )
+        rates = on_each_worker(client, bare_forward, str(features), 1, Speed(**speed), seconds)
     return sum(rates)
 
 
@@ -153,24 +150,25 @@ def bare_forward(features: str, num_threads: int, speed: Speed, seconds: float) 
 def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Of mixes of videos; each extraction stands between two measurements of the bare backbone."""
     scale = 20 if is_quick else 1
-    short = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(200 // scale)]
-    num_mixed = 80 // scale
+    short = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(100 // scale)]
+    num_mixed = 40 // scale
     mixes = {
-        "one long video": [draw(folder / "long.mp4", 4500 // scale)],
+        "one long video": [draw(folder / "long.mp4", 2250 // scale)],
         "clips of 2 s": short,
         "a mix, one video 20 times the others": [
             *short[:num_mixed],
             draw(folder / "twenty.mp4", 1000 // scale, seed=1),
         ],
-        "720p": [draw(folder / "720p.mp4", 2500 // scale, height=720, width=1280)],
+        "720p": [draw(folder / "720p.mp4", 1250 // scale, height=720, width=1280)],
     }
     features = folder / "efficiency"
     run(manifest_of(folder, "first", short[:5]), features, workers=2, threads=1)
-    before = bare_rate(features, 2)
+    bare_seconds = BARE_SECONDS / scale
+    before = bare_rate(features, 2, bare_seconds)
     found: dict[str, Any] = {}
     for name, paths in mixes.items():
         pace = run(manifest_of(folder, "mix", paths), features, workers=2, threads=1)
-        after = bare_rate(features, 2)
+        after = bare_rate(features, 2, bare_seconds)
         found[name] = {
             "efficiency": round(pace.frames_per_second / mean((before, after)), 3),
             "frames_per_second": pace.frames_per_second,
@@ -185,7 +183,7 @@ def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 def scaling(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Two workers over one, one thread each; one is measured before and after."""
-    paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 30)]
+    paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 20)]
     manifest = manifest_of(folder, "scaling", paths)
     rates = [
         run(manifest, folder / "scaling", workers=workers, threads=1).frames_per_second
@@ -199,7 +197,7 @@ def scaling(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 def peer(folder: Path, is_quick: bool) -> dict[str, Any]:
     """vtnpipe, by default and in float32, against the usual loop on the same weights and videos."""
-    paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 30)]
+    paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 20)]
     manifest = manifest_of(folder, "peer", paths)
     found: dict[str, Any] = {}
     features = {name: folder / f"peer-{name}" for name in ("auto", "float32", "compiled")}
@@ -253,16 +251,14 @@ def usual_loop(paths: list[Path], state: Path) -> tuple[float, torch.Tensor]:
 
 def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Of a worker and its children, along a stretch in the middle of two hours of 1080p."""
-    minute = draw(
-        folder / "minute.mp4", 60 * FPS // (10 if is_quick else 1), height=1080, width=1920
-    )
+    seconds = 1 if is_quick else 10
+    drawn = draw(folder / "seconds.mp4", seconds * FPS, height=1080, width=1920)
     hours = folder / "two-hours.mp4"
-    remux(minute, hours, 120)
+    remux(drawn, hours, 720)
     manifest = folder / "memory.csv"
-    row = VideoRow(video_id="stretch", path=str(hours), start=3600.0 if not is_quick else 360.0)
-    seconds = 20.0 if is_quick else 200.0
-    assert row.start is not None
-    write_manifest([replace(row, end=row.start + seconds)], manifest)
+    start = 360.0 * seconds
+    row = VideoRow(video_id="stretch", path=str(hours), start=start, end=start + 20.0 * seconds)
+    write_manifest([row], manifest)
     samples: list[tuple[float, float]] = []
     with sampled(samples):
         pace = run(manifest, folder / "memory", backbone="vit_tiny_patch16_224", workers=1)
