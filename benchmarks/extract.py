@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -331,7 +332,6 @@ NUM_ROWS, NUM_FILES, NUM_DONE = 1_000_000, 1000, 0.99
 
 def million(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Each step in a process of its own: seconds, and peak memory."""
-    global NUM_ROWS
     folder = folder / "million"
     (folder / "videos").mkdir(parents=True)
     for number in range(NUM_FILES):
@@ -401,12 +401,13 @@ def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
         reports = [TaskReport(task=task.name, num_frames=len(task.rows), end=1.0) for task in done]
         return Finished(reports=reports, seconds=1.0, workers=workers, tuning=tuning)
 
-    preparation.look_at_files = look_at_files
-    preparation.hire = pipeline.hire = hire
-    pipeline._run = run_tasks
     settings = ExtractSettings(backbone="test_vit", weights="none")
     start = time.perf_counter()
-    extract(folder / "videos.csv", folder / "features", settings)
+    with (
+        patch.multiple(preparation, look_at_files=look_at_files, hire=hire),
+        patch.multiple(pipeline, hire=hire, _run=run_tasks),
+    ):
+        extract(folder / "videos.csv", folder / "features", settings)
     seconds = time.perf_counter() - start - spent
     return {"seconds": round(seconds, 1), "peak_gib": peak_gib(), **details}
 

@@ -116,9 +116,12 @@ def compare(
 
     @torch.inference_mode()
     def run(model: torch.nn.Module, given: tuple[Tensor, ...]) -> Tensor:
-        if isinstance(model, Longformer):
-            return model(*given)
-        return run_longformer_model(model, *given)[:, 0]
+        found: Tensor = (
+            model(*given)
+            if isinstance(model, Longformer)
+            else run_longformer_model(model, *given)[:, 0]
+        )
+        return found
 
     difference = float((run(ours, inputs) - run(theirs, inputs)).abs().max())
     if difference > LARGEST_DIFFERENCE:
@@ -196,7 +199,8 @@ def memory(device: str) -> dict[str, Any]:
     def child(model: str, num_tokens: int) -> dict[str, float]:
         command = [sys.executable, __file__, "--memory", model, str(num_tokens), "--device", device]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return json.loads(output.splitlines()[-1])
+        found: dict[str, float] = json.loads(output.splitlines()[-1])
+        return found
 
     found: dict[str, Any] = {}
     for model, (short, long) in {"ours": (16_001, 64_001), "theirs": (4_001, 16_001)}.items():
