@@ -15,18 +15,19 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from ..manifests.errors import VideoError
-from ..manifests.plan import Cut
 from .cuts import cut_video
 from .frames import Frame, Outcome, Restart, read_frames
 from .glance import glance
 from .limits import Limits, check_pixels, keep
 from .probe import probe
-from .ring import NUM_SLOTS, Message, Ring, frames_per_chunk, receive, send
-from .sampling import Sampling
+from .requests import CutUp, Decode, Look, Request, Survey, from_message
+from .ring import NUM_SLOTS, Ring, frames_per_chunk, receive, send
 
 ALIVE_SECONDS = 1.0
 
@@ -37,7 +38,7 @@ class _Link:
     def __init__(self, connection: Connection, ring: Ring) -> None:
         self.connection = connection
         self.ring = ring
-        self.requests: deque[Message] = deque()
+        self.requests: deque[Request] = deque()
         self.free = deque(range(NUM_SLOTS))
         self.waited_seconds = 0.0
         self._last_sent = 0.0
@@ -49,7 +50,7 @@ class _Link:
         if "slot" in message:
             self.free.append(message["slot"])
         else:
-            self.requests.append(message)
+            self.requests.append(from_message(message))
 
     def take_slot(self) -> int:
         while not self.free:
@@ -110,13 +111,10 @@ class _Chunk:
             self._link.free.append(self._slot)
 
 
-def _decode(link: _Link, request: Message) -> Outcome:
-    chunk = _Chunk(link, request["path"])
-    cut, sampling = request.pop("cut"), Sampling(**request.pop("sampling"))
+def _decode(link: _Link, request: Decode) -> Outcome:
+    chunk = _Chunk(link, request.path)
     frames = read_frames(
-        **request,
-        sampling=sampling,
-        cut=None if cut is None else Cut.from_json(cut),
+        **request._asdict(),
         on_probe=lambda num_frames: link.send(kind="probe", num_frames=num_frames),
         on_progress=link.tick,
     )
@@ -138,30 +136,35 @@ def _decode(link: _Link, request: Message) -> Outcome:
         raise
 
 
-def _glance(link: _Link, request: Message) -> Outcome:
-    link.send(kind="answer", value=glance(**request))
+def _look(link: _Link, request: Look) -> Outcome:
+    link.send(kind="answer", value=glance(**request._asdict()))
     return Outcome(status="ok")
 
 
-def _cut(link: _Link, request: Message) -> Outcome:
-    info = probe(request.pop("path"), on_progress=link.tick)
-    offsets, sampling = request.pop("offsets"), Sampling(**request.pop("sampling"))
-    link.send(kind="answer", value=cut_video(info, offsets, sampling, **request))
+def _cut_up(link: _Link, request: CutUp) -> Outcome:
+    path, offsets, sampling, start, end = request
+    info = probe(path, on_progress=link.tick)
+    link.send(kind="answer", value=cut_video(info, offsets, sampling, start=start, end=end))
     return Outcome(status="ok")
 
 
-def _survey(link: _Link, request: Message) -> Outcome:
-    link.send(kind="answer", value=probe(**request, on_progress=link.tick).to_json())
+def _survey(link: _Link, request: Survey) -> Outcome:
+    link.send(kind="answer", value=probe(request.path, on_progress=link.tick).to_json())
     return Outcome(status="ok")
 
 
-_ANSWERS = {"decode": _decode, "glance": _glance, "cut": _cut, "survey": _survey}
+_ANSWERS: dict[type[Request], Callable[[_Link, Any], Outcome]] = {
+    Decode: _decode,
+    Look: _look,
+    CutUp: _cut_up,
+    Survey: _survey,
+}
 
 
-def _answer(link: _Link, request: Message) -> Outcome:
-    path = request["path"]
+def _answer(link: _Link, request: Request) -> Outcome:
+    path = request.path
     try:
-        return _ANSWERS[request.pop("what")](link, request)
+        return _ANSWERS[type(request)](link, request)
     except VideoError as error:
         return Outcome(status="failed", reason=error.reason, message=str(error))
     except MemoryError:

@@ -51,7 +51,13 @@ class Survey(NamedTuple):
 
 
 Request = Decode | Look | CutUp | Survey
-_WORDS: dict[type, str] = {Decode: "decode", Look: "glance", CutUp: "cut", Survey: "survey"}
+_KINDS: dict[str, type[Request]] = {
+    "decode": Decode,
+    "glance": Look,
+    "cut": CutUp,
+    "survey": Survey,
+}
+_WORDS = {kind: word for word, kind in _KINDS.items()}
 
 
 class Answer(NamedTuple):
@@ -82,11 +88,22 @@ Event = Answer | Probed | Chunk | Restarted | Outcome
 
 
 def to_message(request: Request) -> Message:
-    """The request as the child gets it."""
+    """The request as JSON takes it to the child."""
     message = {"what": _WORDS[type(request)], **request._asdict()}
     if isinstance(request, Decode | CutUp):
         message["sampling"] = asdict(request.sampling)
     return message
+
+
+def from_message(message: Message) -> Request:
+    """The request that a child gets as JSON."""
+    values = dict(message)
+    kind = _KINDS[values.pop("what")]
+    if "sampling" in values:
+        values["sampling"] = Sampling(**values["sampling"])
+    if values.get("cut") is not None:
+        values["cut"] = Cut.from_json(values["cut"])
+    return kind(**values)
 
 
 def to_answer(request: Request, value: Any) -> Answer:
