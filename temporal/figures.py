@@ -35,6 +35,25 @@ def figures_over(
     }[config.task](logits, targets, config)
 
 
+def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
+    """Of each class [C]; None for one that does not occur.
+
+    Args:
+        logits: [N, C], one row a video.
+        targets: [N, C], 1 for each label of the video.
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    # In float32, sure ones would be equal.
+    probabilities, is_label = logits.double().sigmoid(), targets.long()
+    return [
+        float(binary_average_precision(probabilities[:, k], is_label[:, k]))
+        if is_label[:, k].any()
+        else None
+        for k in range(logits.shape[1])
+    ]
+
+
 def _classification(
     logits: Tensor, labels: Tensor, config: TemporalConfig
 ) -> Callable[[Index], dict[str, float]]:
@@ -62,21 +81,15 @@ def _classification(
 def _multi_label(
     logits: Tensor, targets: Tensor, config: TemporalConfig
 ) -> Callable[[Index], dict[str, float]]:
-    from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
+    from torchmetrics.functional.classification import binary_f1_score
 
-    # In float32, sure ones would be equal.
-    probabilities, is_label = logits.double().sigmoid(), targets.long()
-    decided = is_decided(logits).long()
+    decided, is_label = is_decided(logits).long(), targets.long()
     losses = task_losses(logits, targets, config).double()
 
     def figures(index: Index) -> dict[str, float]:
         drawn = torch.from_numpy(index)
-        occurring = is_label[drawn].any(0)
-        shares, truth = probabilities[drawn][:, occurring], is_label[drawn][:, occurring]
-        precisions = [
-            float(binary_average_precision(shares[:, k], truth[:, k]))
-            for k in range(shares.shape[1])
-        ]
+        found = average_precisions(logits[drawn], targets[drawn])
+        precisions = [precision for precision in found if precision is not None]
         return {
             "mean_average_precision": sum(precisions) / max(1, len(precisions)),
             "f1": float(binary_f1_score(decided[drawn].flatten(), is_label[drawn].flatten())),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .choices import Task
 from .config import TemporalConfig
-from .figures import figures_over
+from .figures import average_precisions, figures_over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,10 @@ def task_metrics(
             confusion=confusion.tolist(),
         )
     if config.task == "multi-label":
-        return MultiLabelMetrics(**figures, per_class=_precisions(logits, targets, class_names))
+        precisions = average_precisions(logits, targets)
+        return MultiLabelMetrics(
+            **figures, per_class=dict(zip(class_names, precisions, strict=True))
+        )
     if np.isnan(figures["r2"]):
         figures["r2"] = None
     return RegressionMetrics(**figures)
@@ -111,18 +114,3 @@ def _confusion(logits: Tensor, labels: Tensor) -> npt.NDArray[np.int64]:
     num_classes = logits.shape[1]
     pairs = (labels * num_classes + logits.argmax(1)).numpy()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def _precisions(
-    logits: Tensor, targets: Tensor, class_names: Sequence[str]
-) -> dict[str, float | None]:
-    """Each class's average precision."""
-    from torchmetrics.functional.classification import binary_average_precision
-
-    probabilities, is_label = logits.double().sigmoid(), targets.long()
-    return {
-        name: float(binary_average_precision(probabilities[:, k], is_label[:, k]))
-        if is_label[:, k].any()
-        else None
-        for k, name in enumerate(class_names)
-    }
