@@ -1,10 +1,12 @@
 """An index of video files: the timeline of each, in one file that is read through a memory map.
 
-index.safetensors
-files          JSON, as bytes: path → size, mtime, and the timeline without its arrays;
-or why it has none
-presented_pts  (N,) int64, all files' arrays end to end; packet_pts as well
-keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is a fresh one
+    index.safetensors
+        files          JSON, as bytes: path → size, mtime, and the timeline without its arrays,
+                       but for the range of each in those below; or why it has none
+        presented_pts  (N,) int64, all files' arrays end to end; packet_pts as well
+        keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is a fresh one
+
+Only what is asked for is read.
 """
 
 import json

@@ -1,8 +1,10 @@
 """What a run folder keeps: the model for users, and checkpoints for resuming.
 
-config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
-settings.json  metrics.jsonl  tensorboard/  predictions/  report.html
-index.safetensors  failures.csv (where the model was fitted on videos)
+    config.json  model.safetensors (the best)  last.safetensors  backbone.safetensors  checkpoints/
+    settings.json  metrics.jsonl  tensorboard/  predictions/  report.html
+    index.safetensors  failures.csv (where the model was fitted on videos)
+
+What is in them is told in docs/outputs.md.
 """
 
 from dataclasses import dataclass
