@@ -45,13 +45,23 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A long one and some short ones: 12,500 frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    return [
+        write_video(folder / f"{number}.mp4", num_frames)
+        for number, num_frames in enumerate((10_000, *(250,) * 10))
+    ]
+
+
 @pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    """A long video and some short ones: 12,500 frames."""
+def manifest(tmp_path: Path, videos: list[Path]) -> Path:
+    """Of links to them, beside which a test may write."""
     rows = ["video_id,path,label,split"]
-    for number, num_frames in enumerate((10_000, *(250,) * 10)):
-        write_video(tmp_path / f"{number}.mp4", num_frames)
-        rows.append(f"v{number},{number}.mp4,{'ab'[number % 2]},train")
+    for number, video in enumerate(videos):
+        (tmp_path / video.name).hardlink_to(video)
+        rows.append(f"v{number},{video.name},{'ab'[number % 2]},train")
     (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
     return tmp_path / "m.csv"
 
