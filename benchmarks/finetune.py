@@ -88,7 +88,7 @@ def main() -> None:
 
 def untrained() -> VideoTransformerNetwork:
     """The backbone with a new temporal model, all of which learns."""
-    from vtnpipe.extract.backbone import create_module, default_preprocessing
+    from vtnpipe.extract.modules import create_module, default_preprocessing
 
     backbone = create_module(BACKBONE, pretrained=False)
     temporal = TemporalClassifier(preset_like(192).temporal_config(num_classes=NUM_CLASSES))

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,7 +30,8 @@ import numpy as np
 import torch
 from measure import finish, in_turn, spread
 from torch import Tensor
-from vtnpipe.extract.backbone import create_module, default_preprocessing, evaluation_transform
+from vtnpipe.extract.backbone import evaluation_transform
+from vtnpipe.extract.modules import create_module, default_preprocessing
 from vtnpipe.manifests.folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.shards import VideoPart, write_shard
 from vtnpipe.manifests.store import FeatureStore
@@ -80,7 +82,11 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
     folder = FeatureFolder(root)
     if not folder.extraction.exists():
         folder.shards.mkdir(parents=True)
-        identity = {"backbone": "vit_base_patch16_224", "store": "float16", "precision": "float32"}
+        identity: dict[str, Any] = {
+            "backbone": "vit_base_patch16_224",
+            "store": "float16",
+            "precision": "float32",
+        }
         identity |= {"weights_digest": "", "views": ["centre"], "fps": None, "every": 1}
         write_extraction(folder, identity, row_shape=[DIM])
         folder.backbone.write_bytes(b"")
@@ -137,8 +143,25 @@ def fit_of(dataset: ClipDataset, accelerator: Any, folder: Path, **recipe: Any) 
     return fit
 
 
+def train_epoch(fit: Fit) -> None:
+    """An epoch of the fit's own loop, from its first step."""
+    fit._train_epoch(Progress())
+
+
+def on_device(batch: Batch, device: str) -> Batch:
+    """A batch whose tensors are there."""
+    there: dict[str, Any] = {
+        name: value.to(device)
+        for name, value in batch._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return batch._replace(**there)
+
+
 class InMemory(ClipDataset):
     """Batches that have been read before."""
+
+    kept: dict[tuple[Key, ...], Batch]
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """A batch out of the dictionary `kept`."""
@@ -166,16 +189,14 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         in_memory.kept = {}
         for keys in training_batches(in_memory.lengths, fit.recipe.batch_size, seed=0, epoch=0):
             batch = datasets["copied"].batch(keys)
-            in_memory.kept[tuple(keys)] = Batch(
-                *(one.to(device) if isinstance(one, Tensor) else one for one in batch)
-            )
+            in_memory.kept[tuple(keys)] = on_device(batch, device)
         seconds = in_turn(
-            {name: (lambda fit=fit: fit._train_epoch(Progress())) for name, fit in fits.items()},
+            {name: partial(train_epoch, fit) for name, fit in fits.items()},
             rounds=1 if is_quick else 5,
         )
         alone = time.perf_counter()
-        for keys in in_memory.kept:
-            datasets["shards"].batch(keys)
+        for kept in in_memory.kept:
+            datasets["shards"].batch(kept)
         alone = time.perf_counter() - alone
     least = median(seconds["the same batches in memory"])
     return {
@@ -227,10 +248,10 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             features = torch.cat([backbone(chunk) for chunk in images.split(32)])[None]
             temporal(features, torch.arange(NUM_FRAMES, device=device)[None])
 
-    def infer_from_features(dataset: ClipDataset, model: TemporalClassifier) -> None:
+    def infer_from_features(dataset: ClipDataset, model: torch.nn.Module) -> None:
         with torch.inference_mode():
-            batch = dataset.batch([(0, 0)])
-            model(batch.inputs.to(device), batch.positions.to(device), batch.mask.to(device))
+            there = on_device(dataset.batch([(0, 0)]), device)
+            model(there.inputs, there.positions, there.mask)
 
     video_ids = list(store)
     targets = torch.arange(len(video_ids)) % NUM_CLASSES
@@ -240,7 +261,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         whole = ClipDataset(reader, video_ids, targets, EvenClips(), position_fps=25)
         fit = fit_of(dataset, accelerator, folder)
         candidates: dict[str, Callable[[], None]] = {
-            "stage two": lambda: fit._train_epoch(Progress()),
+            "stage two": partial(train_epoch, fit),
             "end to end": lambda: train(False),
             "end to end, backbone frozen": lambda: train(True),
         }

@@ -86,7 +86,8 @@ def import_checkpoint(
     """
     import torch
 
-    from ..extract.backbone import create_module, weights_bytes
+    from ..extract.backbone import weights_bytes
+    from ..extract.modules import create_module
     from ..extract.weights import mismatches
     from ..temporal.model import TemporalClassifier
     from .model_folder import NetworkConfig, write_model
@@ -215,7 +216,7 @@ def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
     """The first backbone with the tensors' names and shapes."""
     import torch
 
-    from ..extract.backbone import create_module
+    from ..extract.modules import create_module
 
     shapes = {key: tensor.shape for key, tensor in _part(state, "backbone.").items()}
     for name in BACKBONES:
@@ -231,7 +232,7 @@ def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
 
 def _preprocessing(backbone: Any) -> "Preprocessing":
     """The authors': short side 256, centre crop of the backbone's input size."""
-    from ..extract.backbone import default_preprocessing
+    from ..extract.modules import default_preprocessing
     from ..extract.preprocessing import Preprocessing
 
     size = default_preprocessing(backbone).input_size

@@ -34,7 +34,7 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
     """
     import torch
 
-    from ..extract.backbone import create_module, default_preprocessing
+    from ..extract.modules import create_module, default_preprocessing
     from ..temporal.model import TemporalClassifier
 
     backbone_name, config = _describe(name)

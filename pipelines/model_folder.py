@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..extract.backbone import BuiltBackbone, create_module, weights_bytes
+from ..extract.backbone import BuiltBackbone, weights_bytes
+from ..extract.modules import create_module
 from ..extract.preprocessing import Preprocessing
 from ..extract.weights import mismatches
 from ..manifests.errors import BackboneError, FeaturesError, SettingsError
@@ -113,13 +114,23 @@ def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier
     """
     temporal = TemporalClassifier(config.temporal)
     state, prefix = read_weights(files.best), "temporal."
-    try:
-        temporal.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
-    except RuntimeError as error:
-        raise FeaturesError(f"{files.best}: does not fit config.json ({error})") from None
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    fill_from(files.best, temporal, own)
     return temporal.eval()
+
+
+def fill_from(path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the weights of a model's file into its module.
+
+    Raises:
+        FeaturesError: they are not the module's.
+    """
+    if faults := mismatches(module.state_dict(), state):
+        raise FeaturesError(
+            f"{path}: does not fit the config.json beside it: {faults[0]}; put back the two that "
+            "belong together, or make the model anew"
+        )
+    module.load_state_dict(state)
 
 
 def write_config(files: RunFolder, config: NetworkConfig) -> None:

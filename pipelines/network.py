@@ -10,13 +10,21 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..extract.backbone import layers_of, weights_bytes
+from ..extract.backbone import weights_bytes
+from ..extract.modules import layers_of
 from ..manifests.errors import BackboneError, FeaturesError, first_line
 from ..manifests.factory import is_factory
 from ..temporal.checkpoint import read_weights, save_weights
 from ..temporal.model import TemporalClassifier
 from ..temporal.run_folder import RunFolder
-from .model_folder import NetworkConfig, backbone_module, read_backbone, read_config, write_config
+from .model_folder import (
+    NetworkConfig,
+    backbone_module,
+    fill_from,
+    read_backbone,
+    read_config,
+    write_config,
+)
 
 
 class VideoTransformerNetwork(
@@ -169,10 +177,7 @@ class VideoTransformerNetwork(
         state = read_weights(files.best)
         if files.backbone.exists():
             state |= read_backbone(files.backbone, config.identity["weights_digest"])
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise FeaturesError(f"{files.best}: does not fit config.json ({error})") from None
+        fill_from(files.best, network, state)
         return network.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:

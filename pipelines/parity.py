@@ -134,7 +134,9 @@ def draw_sample(
     generator = np.random.default_rng(seed)
     ids = list(store)
     if not ids:
-        raise FeaturesError(f"{store.folder.root}: holds no features to compare")
+        raise FeaturesError(
+            f"{store.folder.root}: holds no features to compare; extract some first"
+        )
     ids = [ids[index] for index in generator.permutation(len(ids))]
     most = max(FRAMES_PER_VIDEO, -(-num_frames // len(ids)))
     sample: dict[str, npt.NDArray[np.int64]] = {}
@@ -175,9 +177,9 @@ def _plain_features(
     import torch
     from PIL import Image
 
-    from ..extract.backbone import timm_steps
     from ..extract.children import DecodingChildren
     from ..extract.frames import Outcome
+    from ..extract.modules import timm_steps
     from ..extract.requests import Chunk, Decode
 
     transform = backbone.transform
@@ -196,7 +198,9 @@ def _plain_features(
                 raise VideoError(event.reason or "damaged", event.message)
     if missing := [index for index in wanted if index not in found]:
         raise VideoError(
-            "damaged", f"{row.path}: frame {missing[0]} is stored, but can't be decoded any more"
+            "damaged",
+            f"{row.path}: frame {missing[0]} is stored, but can't be decoded any more; "
+            "put the file back as it was",
         )
     with torch.inference_mode():
         rows = [[backbone.module(view[None])[0] for view in found[index]] for index in wanted]

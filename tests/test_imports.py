@@ -18,7 +18,7 @@ DOORS = {
     "h5py": {"manifests/shards.py"},
     "decord": {"extract/decord_reader.py"},
     "av": {"extract/container.py", "pipelines/demo.py"},
-    "timm": {"extract/backbone.py"},
+    "timm": {"extract/modules.py"},
     "dask": {"pipelines/cluster.py"},
     "distributed": {"pipelines/cluster.py", "pipelines/dask_tasks.py"},
     "dask_jobqueue": {"pipelines/cluster.py"},

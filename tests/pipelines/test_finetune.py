@@ -21,9 +21,9 @@ from numbered_videos import write_video
 from rich.console import Console
 from vtnpipe.extract import requests
 from vtnpipe.extract.augmentation import Augmentation
-from vtnpipe.extract.backbone import create_module, default_preprocessing
 from vtnpipe.extract.children import DecodingChildren
 from vtnpipe.extract.frames import Outcome
+from vtnpipe.extract.modules import create_module, default_preprocessing
 from vtnpipe.extract.sampling import EVERY_FRAME, Sampling
 from vtnpipe.manifests.errors import BackboneError, ManifestError, SettingsError
 from vtnpipe.manifests.shards import open_features

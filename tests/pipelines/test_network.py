@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stage_two import SETTINGS
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.pipelines.network import VideoTransformerNetwork
@@ -31,6 +32,15 @@ def test_a_network_is_saved_and_loaded_whole(folder: Path) -> None:
     assert again.temporal.training
     assert not again.backbone.training
     assert not any(parameter.requires_grad for parameter in again.backbone.parameters())
+
+    path = folder / "model/model.safetensors"
+    state = load_file(path)
+    state["temporal.new"] = state.pop(sorted(state)[-1])
+    save_file(state, path)
+    with pytest.raises(
+        FeaturesError, match=r"model.safetensors: does not fit .*: lacks temporal\."
+    ):
+        VideoTransformerNetwork.from_pretrained(folder / "model")
 
 
 def test_a_network_goes_to_the_hub_and_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
