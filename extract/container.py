@@ -102,7 +102,10 @@ def check_file(path: str) -> str:
     except PermissionError:
         raise VideoError("permission", f"{path}: may not be read; check its mode") from None
     except (OSError, ValueError) as error:
-        raise VideoError("missing", f"{path}: is not there, or can't be read ({error})") from None
+        raise VideoError(
+            "missing",
+            f"{path}: is not there, or can't be read ({error}); put it there, or mend its path",
+        ) from None
     if not is_regular:
         raise VideoError("refused", f"{path}: not a regular file; only files are read")
     if not head:
@@ -181,7 +184,9 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
         size = Path(path).stat().st_size
         if container.format.name == MOV and stream.frames > size:  # a list of them would be made
             raise VideoError(
-                "damaged", f"{path}: its header claims {stream.frames:,} frames in {size:,} bytes"
+                "damaged",
+                f"{path}: its header claims {stream.frames:,} frames in {size:,} bytes; copy it "
+                "again, or leave it out",
             )
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"

@@ -128,7 +128,7 @@ def read_frames(
         raise VideoError(
             "truncated" if info.num_beyond_end else "no-frames",
             f"{path}: none of its {info.num_presented} frames, the last at "
-            f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s",
+            f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; mend its row or remove it",
         )
     on_probe(len(wanted))
     if decoder == "decord" or (decoder == "auto" and not refusal):
@@ -235,7 +235,8 @@ def _read_pyav(
         detail = f" ({first_error})" if first_error else ""
         raise VideoError(
             "truncated" if info.num_beyond_end else "damaged",
-            f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}",
+            f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}; copy it "
+            "again, or leave it out",
         )
     if not num_lost and not num_concealed:
         return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)

@@ -54,7 +54,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # whatever a damaged or a hostile file leads to
         raise BackboneError(
-            f"weights {path}: neither a safetensors nor a safe PyTorch file ({first_line(error)})"
+            f"weights {path}: neither a safetensors nor a safe PyTorch file ({first_line(error)}); "
+            "save model.state_dict()"
         ) from None
     for key in _WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):

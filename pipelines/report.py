@@ -160,7 +160,10 @@ def _source(
     if settings.source is not None:
         source = Path(settings.source)
         if not source.exists():
-            raise SettingsError(f"--source {source}: no such feature folder or manifest")
+            raise SettingsError(
+                f"--source {source}: no such feature folder or manifest; without it, the run's own "
+                "is looked for"
+            )
         return source
     found = None if begun_with is None else Path(begun_with)
     if found is None or not found.exists():
