@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from measure import RESULTS
+from measure import KINDS, RESULTS
 
 HERE = RESULTS.parent
 README = HERE / "README.md"
@@ -123,11 +123,15 @@ ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
 
 
 def table() -> str:
-    """The table, from the result files."""
-    lines = ["| what | figure | result of |", "|---|---|---|"]
+    """The table, from the result files: a column for each kind of machine."""
+    lines = [
+        "| what | CPU with bfloat16 instructions | without | in `results/*/` |",
+        "|---|---|---|---|",
+    ]
     for words, name, figure in ROWS:
-        result = json.loads((RESULTS / f"{name}.json").read_text())
-        lines.append(f"| {words} | {figure(result)} | `{result['command']}` |")
+        files = [RESULTS / kind / f"{name}.json" for kind in KINDS]
+        found = [figure(json.loads(file.read_text())) if file.exists() else "–" for file in files]
+        lines.append(f"| {words} | {' | '.join(found)} | `{name}.json` |")
     return "\n".join(lines)
 
 

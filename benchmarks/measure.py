@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+KINDS = ("bf16", "no-bf16")  # of machines, by their CPU
 
 
 def in_turn(
@@ -41,28 +42,32 @@ def spread(seconds: Sequence[float]) -> list[float]:
 
 
 def finish(name: str, result: Mapping[str, Any]) -> None:
-    """Writes results/NAME.json with how it was run, and prints it as the last line."""
+    """Writes results/KIND/NAME.json with how it was run, and prints it as the last line.
+
+    KIND is one of `KINDS`: a CPU with bfloat16 instructions is another one for nearly every figure.
+    """
     cpu = next(
         (line.split(":")[1].strip() for line in _read("/proc/cpuinfo") if "model name" in line),
         platform.processor(),
     )
     flags = next((line for line in _read("/proc/cpuinfo") if line.startswith("flags")), "")
+    has = {flag: flag in flags for flag in ("avx512_bf16", "amx_bf16")}
     value = {
         "benchmark": name,
         "command": " ".join(["python", *sys.argv]),
         "machine": {
             "cpu": cpu,
             "cores": len(os.sched_getaffinity(0)),
-            "avx512_bf16": "avx512_bf16" in flags,
-            "amx_bf16": "amx_bf16" in flags,
+            **has,
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "versions": {p: version(p) for p in ("torch", "transformers", "timm", "numpy")},
         "threads": torch.get_num_threads(),
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+    folder = RESULTS / KINDS[not any(has.values())]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
     print(json.dumps(value))
 
 
