@@ -2,10 +2,10 @@
 knows of them.
 """
 
-import contextlib
 import difflib
-from collections.abc import Iterator
+import gc
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,10 +40,7 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 "give --weights none or --weights FILE"
             )
         return module_from_factory(name, what="backbone", error_type=BackboneError)
-    # Modules may be built on the meta device, but torch 2.6 can't be imported whole on it.
-    with _explain_import_errors(), torch.device("cpu"):
-        import timm
-
+    timm = _timm()
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:  # of the hub's before ValueError: some are both
@@ -75,11 +72,20 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
     return module
 
 
-@contextlib.contextmanager
-def _explain_import_errors() -> Iterator[None]:
-    """Says in one line what a torch and a torchvision of different builds say in forty."""
+@cache
+def _timm() -> Any:
+    """timm, which takes seconds to import, and more if Python's garbage collector went through all
+    of it meanwhile, and again when the process ends; but what is imported stays.
+
+    Raises:
+        BackboneError: torch and torchvision are of different builds, which they say in forty lines.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        yield
+        # Modules may be built on the meta device, but torch 2.6 can't be imported whole on it.
+        with torch.device("cpu"):
+            import timm
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -87,13 +93,16 @@ def _explain_import_errors() -> Iterator[None]:
             "torch and torchvision are of different builds; install both from the same index "
             "(`vtnpipe doctor` shows their versions)"
         ) from None
+    finally:
+        if was_enabled:
+            gc.enable()
+    gc.freeze()
+    return timm
 
 
 def default_preprocessing(module: nn.Module) -> Preprocessing:
     """From the model's own data configuration; timm's defaults for a module without one."""
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(module)
+    config = _timm().data.resolve_model_data_config(module)
     return Preprocessing(
         input_size=tuple(config["input_size"]),
         interpolation=config["interpolation"],
@@ -106,9 +115,8 @@ def default_preprocessing(module: nn.Module) -> Preprocessing:
 
 def timm_steps(preprocessing: Preprocessing) -> list[Any]:
     """The steps of timm's evaluation transform: resize, crop, conversion to float, normalising."""
-    from timm.data import create_transform
-
-    steps: list[Any] = create_transform(**asdict(preprocessing), is_training=False).transforms
+    transform = _timm().data.create_transform(**asdict(preprocessing), is_training=False)
+    steps: list[Any] = transform.transforms
     names = [type(step).__name__ for step in steps]
     assert "Crop" in names[-3], names
     assert names[-2:] == ["MaybeToTensor", "Normalize"], names
@@ -147,14 +155,13 @@ def layers_of(module: nn.Module, name: str) -> list[list[str]]:
     Raises:
         BackboneError: the module has no `group_matcher`, as timm's models have.
     """
-    from timm.models import group_parameters
-
     if not hasattr(module, "group_matcher"):
         raise BackboneError(
             f"backbone {name!r} has no group_matcher, as timm's models have, so its blocks are not "
             "known; leave out --train-blocks and --layer-decay"
         )
-    found = group_parameters(module, module.group_matcher(coarse=False))  # type: ignore[operator]
+    matcher = module.group_matcher(coarse=False)  # type: ignore[operator]
+    found = _timm().models.group_parameters(module, matcher)
     layers = [list(names) for _, names in sorted(found.items())]
     parameters = dict(module.named_parameters())
     if len(layers) > 1 and all(parameters[one].ndim < 2 for one in layers[-1]):
