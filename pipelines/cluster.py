@@ -145,12 +145,13 @@ def _client_of(scheduler: str, *, is_secret: bool) -> Any:
         path = Path(scheduler)
         address = json.loads(path.read_text())["address"] if path.is_file() else scheduler
         client = Client(address, security=security, timeout=CONNECT_SECONDS)
+        workers = present_workers(client)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SettingsError(
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); give its address "
             "(tcp://HOST:PORT, or tls:// with --tls) or the file that it was started with"
         ) from None
-    if not present_workers(client):
+    if not workers:
         client.close()
         raise SettingsError(
             f"--scheduler {scheduler}: it has no workers; start some with `dask worker "
