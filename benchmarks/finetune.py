@@ -23,7 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -32,6 +32,7 @@ from measure import finish, in_turn, spread
 from rich.console import Console
 from vtnpipe.extract.augmentation import Augmentation, default_short_sides
 from vtnpipe.extract.children import DecodingChildren
+from vtnpipe.extract.device import resolve_precision
 from vtnpipe.extract.requests import Chunk
 from vtnpipe.extract.sampling import EVERY_FRAME
 from vtnpipe.manifests.videos import VideoRow, write_manifest
@@ -84,6 +85,12 @@ def main() -> None:
                 print(json.dumps({name: result}))
             else:
                 finish(f"finetune_{name}", result)
+
+
+def fastest_precision(device: str) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the device has instructions for it."""
+    precision, _ = resolve_precision("auto", device)
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def untrained() -> VideoTransformerNetwork:
@@ -141,8 +148,10 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         for _, event in children.run(requests):
             assert not isinstance(event, Chunk) or len(event.images)
 
+    precision = fastest_precision(device)
+
     def forward() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = network(clip, positions)
         passed["loss"] = logits.float().logsumexp(-1).mean()
 
@@ -162,7 +171,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         weights="none",
         epochs=1 if is_quick else 2,
         batch_size=4,
-        precision="bfloat16",
+        precision=precision,
         val_clips=1,
         loaders=2,
         device=device,
@@ -175,7 +184,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         "a run's waiting for clips": report.training.last["waiting"],
         "a run's clips a second": report.training.last["videos_per_second"],
         "backbone": BACKBONE,
-        "precision": "bfloat16",
+        "precision": precision,
         "loaders": 2,
         "clips an epoch": sum(row.split == "train" for row in rows),
     }
@@ -314,7 +323,7 @@ def demo(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         lr=1e-5,
         augment="no",
         epochs=1 if is_quick else 2,
-        precision="bfloat16",
+        precision=fastest_precision(device),
         device=device,
     )
     report = finetune(manifest, folder / "demo-finetuned", settings)
