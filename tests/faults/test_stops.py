@@ -54,17 +54,17 @@ def test_a_time_budget_ends_the_run_between_tasks(
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "vtnpipe", "extract", str(manifest), "f", *SLOW),
-            *("--time-budget", "0:20"),
+            *("--time-budget", "0:40"),  # a busy machine takes half of it to begin
         ],
         cwd=tmp_path,
-        env=cli_environment(TOY_MILLISECONDS="10", **{MARK: str(tmp_path)}),
+        env=cli_environment(TOY_MILLISECONDS="20", **{MARK: str(tmp_path)}),
         capture_output=True,
         text=True,
         check=False,
         timeout=100,
     )
     assert ran.returncode == 3, ran.stdout + ran.stderr
-    assert time.monotonic() - begun < 35
+    assert time.monotonic() - begun < 60
     assert "the same command resumes" in ran.stderr
     found = re.search(r"([0-9]+) of 40 tasks are finished and stay so", ran.stdout)
     assert found
@@ -76,13 +76,13 @@ def test_a_time_budget_ends_the_run_between_tasks(
     assert [len(video.features) for video in open_features(tmp_path / "f").values()] == [1000] * 4
 
 
-def test_a_video_that_hangs_or_crashes_is_left_out_and_can_be_tried_again(
+def test_a_video_that_hangs_or_crashes_or_is_missing_is_left_out_and_can_be_tried_again(
     tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
 ) -> None:
     """Each time that it is opened; a second run into the folder meanwhile is refused."""
     for number in range(6):
         write_video(tmp_path / f"{number}.mp4", 50)
-    manifest = write_csv((f"v{n}", f"{n}.mp4", "x", "train") for n in range(6))
+    manifest = write_csv((f"v{n}", f"{n}.mp4", "x", "train") for n in range(7))
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "vtnpipe", "extract", str(manifest), "f", *SLOW),
@@ -103,24 +103,15 @@ def test_a_video_that_hangs_or_crashes_is_left_out_and_can_be_tried_again(
     store = open_features(tmp_path / "f")
     expected = {f"v{n}": ("ok", "") for n in range(6)}
     expected |= {"v1": ("failed", "stalled"), "v4": ("failed", "crashed")}
+    expected |= {"v6": ("failed", "missing")}
     assert store.outcomes == expected
     assert [len(video.features) for video in store.values()] == [50] * 4
     assert not family(str(tmp_path))
+    write_video(tmp_path / "6.mp4", 20)  # nobody need ask for it
     vtnpipe("extract", manifest, "f", *SLOW, "--retry", "stalled", code=1)
-    assert len(open_features(tmp_path / "f")) == 5
+    expected |= {"v1": ("ok", ""), "v6": ("ok", "")}
+    assert open_features(tmp_path / "f").outcomes == expected
     vtnpipe("extract", manifest, "f", *SLOW, "--retry", "all")
     store = open_features(tmp_path / "f")
-    assert [len(store[f"v{n}"].features) for n in range(6)] == [50] * 6
+    assert [len(store[f"v{n}"].features) for n in range(7)] == [50] * 6 + [20]
     assert "nothing to do" in vtnpipe("extract", manifest, "f", *SLOW, "--retry", "all").stdout
-
-
-def test_a_missing_video_is_extracted_once_it_is_there(
-    tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
-) -> None:
-    write_video(tmp_path / "0.mp4", 30)
-    manifest = write_csv((f"v{n}", f"{n}.mp4", "x", "train") for n in range(2))
-    vtnpipe("extract", manifest, "f", *SLOW, code=1)
-    assert open_features(tmp_path / "f").outcomes["v1"] == ("failed", "missing")
-    write_video(tmp_path / "1.mp4", 20)
-    vtnpipe("extract", manifest, "f", *SLOW)
-    assert len(open_features(tmp_path / "f")["v1"].features) == 20

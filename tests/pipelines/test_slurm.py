@@ -12,13 +12,14 @@ import pytest
 from command_line import cli_environment, run_cli
 from feature_folders import made_up_features
 from numbered_videos import write_video
-from same_plan import assert_as_made_here
+from same_plan import assert_equal
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 MEANS = (
     *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),
-    *("--precision", "float32", "--shard-frames", "250"),
+    # The same plan and the same bits wherever it is made.
+    *("--precision", "float32", "--batch-size", "16", "--shard-frames", "250"),
 )
 CLUSTER = "cluster:\n  kind: slurm\n  cores: 1\n  memory: 1GiB\n  interface: lo\n"
 
@@ -46,24 +47,22 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A long one and some short ones: 12,500 frames."""
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a long video and some short ones: 12,500 frames."""
     folder = tmp_path_factory.mktemp("videos")
-    return [
-        write_video(folder / f"{number}.mp4", num_frames)
-        for number, num_frames in enumerate((10_000, *(250,) * 10))
-    ]
-
-
-@pytest.fixture
-def manifest(tmp_path: Path, videos: list[Path]) -> Path:
-    """Of links to them, beside which a test may write."""
     rows = ["video_id,path,label,split"]
-    for number, video in enumerate(videos):
-        (tmp_path / video.name).hardlink_to(video)
-        rows.append(f"v{number},{video.name},{'ab'[number % 2]},train")
-    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
-    return tmp_path / "m.csv"
+    for number, num_frames in enumerate((10_000, *(250,) * 10)):
+        write_video(folder / f"{number}.mp4", num_frames)
+        rows.append(f"v{number},{number}.mp4,{'ab'[number % 2]},train")
+    (folder / "m.csv").write_text("\n".join(rows) + "\n")
+    return folder / "m.csv"
+
+
+@pytest.fixture(scope="module")
+def local(manifest: Path) -> Path:
+    """The features that this machine makes of it by itself."""
+    run_cli(manifest.parent, "extract", manifest, "local", *MEANS)
+    return manifest.with_name("local")
 
 
 def num_shards(folder: Path) -> int:
@@ -71,17 +70,18 @@ def num_shards(folder: Path) -> int:
 
 
 def run_on_cluster(
+    manifest: Path,
     folder: Path,
     happens: Callable[["subprocess.Popen[str]"], object],
     *command: str,
     milliseconds: int = 5,
     code: int = 0,
 ) -> str:
-    """Starts `vtnpipe extract m.csv f` on the cluster, lets something happen to it, and waits; what
-    it printed.
+    """Starts `vtnpipe extract MANIFEST f` on the cluster, lets something happen to it, and waits;
+    what it printed.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "vtnpipe", "extract", "m.csv", "f", *MEANS, *command],
+        [sys.executable, "-m", "vtnpipe", "extract", str(manifest), "f", *MEANS, *command],
         cwd=folder,
         env=cli_environment(TOY_MILLISECONDS=str(milliseconds)),
         stdout=subprocess.PIPE,
@@ -98,27 +98,34 @@ def run_on_cluster(
 
 
 def test_jobs_that_are_cancelled_and_that_hit_their_walltime(
-    tmp_path: Path, manifest: Path
+    tmp_path: Path, manifest: Path, local: Path
 ) -> None:
     # The walltime is one that the workers don't know, so it does end them in mid-task.
-    (tmp_path / "c.yaml").write_text(CLUSTER + '  directives: ["--time=1"]\n')
+    section = CLUSTER.replace("cores: 1", "cores: 2") + '  directives: ["--time=1"]\n'
+    (tmp_path / "c.yaml").write_text(section)
     ended: list[str] = []
 
     def cancel_one(process: "subprocess.Popen[str]") -> None:
         wait_until(lambda: num_shards(tmp_path / "f") > 0)
         ended.extend(running_jobs())
-        slurm("scancel", ended[0])
+        slurm("scancel", *ended)
+        wait_until(replacements)
+        ended.extend(replacements())
+
+    def replacements() -> list[str]:
+        return [job for job in running_jobs() if job not in ended]
 
     # SLURM looks every half minute: the work takes two workers over 90 seconds.
-    command = ("--config", "c.yaml", "--jobs", "2")
-    run_on_cluster(tmp_path, cancel_one, *command, milliseconds=15)
+    command = ("--config", "c.yaml")
+    printed = run_on_cluster(manifest, tmp_path, cancel_one, *command, milliseconds=15)
+    assert "workers: 2 on 1 hosts" in printed
     assert [state(job) for job in ended] == ["CANCELLED", "TIMEOUT"]
-    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
+    assert_equal(tmp_path / "f", local)
     assert not running_jobs()
 
 
 def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
-    tmp_path: Path, manifest: Path
+    tmp_path: Path, manifest: Path, local: Path
 ) -> None:
     # SLURM counts in minutes; the workers end after four fifths of these seconds.
     (tmp_path / "c.yaml").write_text(CLUSTER + '  walltime: "0:25"\n')
@@ -128,35 +135,23 @@ def test_workers_end_before_their_walltime_and_jobs_grow_with_the_work(
         wait_until(lambda: seen.update(running_jobs()) or len(seen) > 3)
 
     command = ("--config", "c.yaml", "--jobs", "1:2", "--tls")
-    printed = run_on_cluster(tmp_path, watch, *command, milliseconds=3)
+    printed = run_on_cluster(manifest, tmp_path, watch, *command, milliseconds=3)
     assert "up to 2" in printed
     assert {state(job) for job in seen} <= {"COMPLETED", "CANCELLED"}  # by vtnpipe, once idle
     logs = [path.read_text() for path in (tmp_path / "f/jobs").glob("*.err")]
     assert sum("lifetime" in log for log in logs) > 1
-    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
-
-
-def test_a_lost_job_of_several_workers_is_replaced(tmp_path: Path, manifest: Path) -> None:
-    (tmp_path / "c.yaml").write_text(CLUSTER.replace("cores: 1", "cores: 2"))
-
-    def cancel(process: "subprocess.Popen[str]") -> None:
-        wait_until(lambda: num_shards(tmp_path / "f") > 0)
-        slurm("scancel", *running_jobs())
-
-    printed = run_on_cluster(tmp_path, cancel, "--config", "c.yaml", milliseconds=2)
-    assert "workers: 2 on 1 hosts" in printed
-    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
+    assert_equal(tmp_path / "f", local)
 
 
 def test_jobs_that_can_never_work_end_the_command(tmp_path: Path, manifest: Path) -> None:
     nothing = lambda process: None  # noqa: E731
     command = ("--config", "c.yaml")
     (tmp_path / "c.yaml").write_text(CLUSTER + "  queue: nowhere\n")
-    printed = run_on_cluster(tmp_path, nothing, *command, code=2)
+    printed = run_on_cluster(manifest, tmp_path, nothing, *command, code=2)
     assert "a job can't be submitted" in printed
     assert "invalid partition" in printed
     (tmp_path / "c.yaml").write_text(CLUSTER + '  prologue: ["exit 1"]\n')
-    printed = run_on_cluster(tmp_path, nothing, *command, code=2)
+    printed = run_on_cluster(manifest, tmp_path, nothing, *command, code=2)
     assert "3 jobs in a row ended before their workers came" in printed
     assert not list((tmp_path / "f").glob("shards/*"))
 
@@ -205,14 +200,14 @@ def test_a_command_that_is_stopped_cancels_its_jobs(tmp_path: Path, manifest: Pa
         wait_until(lambda: num_shards(tmp_path / "f") > 0)
         process.terminate()
 
-    run_on_cluster(tmp_path, stop, "--config", "c.yaml", "--jobs", "2", code=3)
+    run_on_cluster(manifest, tmp_path, stop, "--config", "c.yaml", "--jobs", "2", code=3)
     wait_until(lambda: not running_jobs(), 10)
 
 
 def test_extraction_that_is_warned_of_its_walltime_is_requeued(
-    tmp_path: Path, manifest: Path
+    tmp_path: Path, manifest: Path, local: Path
 ) -> None:
-    changes = {"MANIFEST": "m.csv", "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
+    changes = {"MANIFEST": str(manifest), "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
     job = submit(tmp_path, "extract", **changes)
     wait_until(lambda: num_shards(tmp_path / "f") > 2)
     slurm("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the walltime
@@ -221,28 +216,28 @@ def test_extraction_that_is_warned_of_its_walltime_is_requeued(
     start_again(job)
     wait_until(lambda: is_over(job), 200)
     assert state(job) == "COMPLETED"
-    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
+    assert_equal(tmp_path / "f", local)
 
 
 def test_array_with_a_part_that_is_killed_and_submitted_again(
-    tmp_path: Path, manifest: Path
+    tmp_path: Path, manifest: Path, local: Path
 ) -> None:
-    changes = {"MANIFEST": "m.csv", "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
-    array = submit(tmp_path, "extract-array", **changes)
+    changes = {"MANIFEST": str(manifest), "FEATURES": "f", "OPTIONS": f"({' '.join(MEANS)})"}
+    changes["PARTS"] = "2"
+    array = submit(tmp_path, "extract-array", "--array=1-2", **changes)
     wait_until(lambda: num_shards(tmp_path / "f") > 2)
-    running = slurm("squeue", "-h", "-j", array, "-t", "running", "-o", "%K").split()
-    slurm("scancel", f"{array}_{running[0]}")
+    slurm("scancel", f"{array}_2")
     wait_until(lambda: is_over(array), 200)
     assert not (tmp_path / "f/report.json").exists()
     assert (
         "tasks have no shard"
-        in run_cli(tmp_path, "extract", "m.csv", "f", *MEANS, "--finish", code=3).stderr
+        in run_cli(tmp_path, "extract", manifest, "f", *MEANS, "--finish", code=3).stderr
     )
-    again = submit(tmp_path, "extract-array", f"--array={running[0]}", **changes)
+    again = submit(tmp_path, "extract-array", "--array=2", **changes)
     wait_until(lambda: is_over(again), 200)
     assert state(again) == "COMPLETED"
     assert (tmp_path / "f/report.json").exists()
-    assert_as_made_here(tmp_path / "f", "m.csv", MEANS)
+    assert_equal(tmp_path / "f", local)
 
 
 def test_training_that_is_requeued_ends_with_the_same_weights(tmp_path: Path) -> None:
