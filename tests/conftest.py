@@ -10,7 +10,15 @@ import torch
 from command_line import Vtnpipe, run_cli
 from numbered_videos import write_clips
 
+LONGEST = {"test_real_clips.py", "test_extract.py", "test_finetune.py"}
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, or one of the two processes would end long before the
+    other.
+    """
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

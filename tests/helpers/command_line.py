@@ -1,23 +1,19 @@
 """The real command line, in a process of its own."""
 
 import atexit
-import multiprocessing
+import json
 import os
-import runpy
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
+
 Vtnpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 HELPERS = Path(__file__).parent
-SECONDS = 280  # for one command
-
-# Commands are forked from a process that has imported what is not vtnpipe's and takes seconds.
-_commands = multiprocessing.get_context("forkserver")
-_commands.set_forkserver_preload(["torch", "timm", "distributed"])
 
 
 def cli_environment(**changes: str) -> dict[str, str]:
@@ -25,41 +21,41 @@ def cli_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(HELPERS), "NO_COLOR": "1", **changes}
 
 
+@cache
+def _server() -> "subprocess.Popen[str]":
+    """What begins commands without their seconds of importing torch."""
+    server = subprocess.Popen(
+        [sys.executable, str(HELPERS / "command_server.py")],
+        env=cli_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)  # without more lines it ends
+    return server
+
+
 def run_cli(
     folder: Path, *arguments: object, code: int | None = 0
 ) -> "subprocess.CompletedProcess[str]":
     """Runs `vtnpipe` in a folder, and checks its exit code."""
-    words = ["vtnpipe", *map(str, arguments)]
+    words = [str(argument) for argument in arguments]
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
     with TemporaryDirectory() as outputs:
-        paths = [Path(outputs) / name for name in ("stdout", "stderr")]
-        process = _commands.Process(target=_command, args=(folder, words, cli_environment(), paths))
-        process.start()
-        process.join(SECONDS)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        stdout, stderr = (path.read_text() for path in paths)
-    ran = subprocess.CompletedProcess(words, process.exitcode or 0, stdout, stderr)
+        output, errors = (Path(outputs) / name for name in ("output", "errors"))
+        command = (str(folder), words, cli_environment(), str(output), str(errors))
+        try:
+            print(json.dumps(command), file=server.stdin, flush=True)
+            returned = int(server.stdout.readline())
+        except BaseException:  # the test's time is over: its command must not outlive it
+            for process in psutil.Process(server.pid).children(recursive=True):
+                process.kill()
+            server.kill()
+            _server.cache_clear()
+            raise
+        ran = subprocess.CompletedProcess(words, returned, output.read_text(), errors.read_text())
     if code is not None:
         assert ran.returncode == code, ran.stdout + ran.stderr
     return ran
-
-
-def _command(
-    folder: Path, words: list[str], environment: dict[str, str], outputs: list[Path]
-) -> None:
-    """Does in a forked process what `python -m vtnpipe` does in one that is begun."""
-    for number, path in enumerate(outputs, start=1):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = words
-    sys.path[:0] = [str(folder), *environment["PYTHONPATH"].split(os.pathsep)]
-    try:
-        runpy.run_module("vtnpipe", run_name="__main__", alter_sys=True)
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()

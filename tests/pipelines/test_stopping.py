@@ -9,7 +9,7 @@ from pathlib import Path
 from command_line import cli_environment, run_cli
 from feature_folders import made_up_features
 
-EPOCHS = 90  # so many that a busy machine, too, sends each signal before the last one
+EPOCHS = 60
 OPTIONS = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--batch-size", 8)
 OPTIONS += ("--epochs", EPOCHS, "--optimizer", "adamw", "--class-weights", "balanced")
 OPTIONS += ("--time-jitter", 0.5, "--frame-drop", 0.2, "--label-smoothing", 0.1)
@@ -23,6 +23,12 @@ def _features(folder: Path) -> Path:
     return made_up_features(folder / "f", labels, views=("centre", "flip"))
 
 
+def _heed() -> None:
+    """They are ignored by what is begun in the background, such as tests may be."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _signalled(folder: Path, number: signal.Signals, after_lines: int) -> tuple[int, str]:
     """Starts a run, sends it a signal when so many epochs are done; its exit code and errors."""
     arguments = ["train-temporal", "f", "run", *OPTIONS, "--checkpoint-minutes", 0.0005]
@@ -33,6 +39,7 @@ def _signalled(folder: Path, number: signal.Signals, after_lines: int) -> tuple[
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_heed,
     )
     metrics = folder / "run/metrics.jsonl"
     while process.poll() is None:
