@@ -17,8 +17,13 @@ HELPERS = Path(__file__).parent
 
 
 def cli_environment(**changes: str) -> dict[str, str]:
-    """An environment in which the toy backbones can be imported."""
-    return {**os.environ, "PYTHONPATH": str(HELPERS), "NO_COLOR": "1", **changes}
+    """An environment in which the toy backbones can be imported.
+
+    Commands compute in one thread, or two of them would not always give the same bits: Dask says so
+    in the environment of a test process that has had workers, and else nothing does.
+    """
+    own = {"PYTHONPATH": str(HELPERS), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, **changes}
 
 
 @cache

@@ -122,7 +122,7 @@ def test_killed_resumed_and_by_two_processes_through_the_command_line(
     subprocess.run(
         [sys.executable, *launch.split(), "two", *OPTIONS.split(), "--device", "cpu"],
         cwd=tmp_path,
-        env=cli_environment(OMP_NUM_THREADS="1"),
+        env=cli_environment(),
         capture_output=True,
         timeout=200,
         check=False,

@@ -33,7 +33,7 @@ def _together(folder: Path, *arguments: object, num_nodes: int = 1) -> str:
                 *("-m", "vtnpipe", *map(str, arguments)),
             ],
             cwd=folder,
-            env=cli_environment(OMP_NUM_THREADS="1"),
+            env=cli_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
