@@ -3,7 +3,7 @@ itself with all who look on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,10 @@ def fitting(
     Raises:
         FeaturesError: another run is at work in the folder.
     """
-    with accelerated(device, settings.precision) as accelerator, torch.random.fork_rng():
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerated(device, settings.precision))
+        gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(gpus))
         is_main = accelerator.is_main_process
         torch.manual_seed(settings.seed)
         with locked(folder) if is_main else nullcontext():

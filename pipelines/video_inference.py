@@ -177,7 +177,8 @@ class VideoClassifier:
         places = torch.from_numpy(positions)[None].to(self._device)
         model = self.network.temporal if self.mode == "chunked" else self.network
         views = [view[None].to(self._device) for view in inputs.unbind(1)]
-        return torch.stack([model(view, places)[0].cpu() for view in views]).mean(0)
+        logits = torch.stack([model(view, places)[0].cpu() for view in views])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).mean(0)  # of autocast's
 
 
 @torch.inference_mode()

@@ -90,15 +90,15 @@ class TemporalConfig:
                 raise SettingsError(f"--{name} {share!r}: it must be between 0 and 1")
         if self.task == "regression" and (self.num_classes != 1 or not self.target_std > 0):
             raise SettingsError(
-                f"--task regression: {self.num_classes} outputs with a target_std of "
-                f"{self.target_std:g}; it has one output, and the labels' spread is above 0"
+                f"--task regression: {self.num_classes} outputs, a target_std of "
+                f"{self.target_std:g}; it needs one output, and labels that differ"
             )
         if self.encoder == "mean" or is_factory(self.encoder):
             return
         if self.feature_dim % self.num_heads:
             raise SettingsError(
                 f"--heads {self.num_heads}: the features have {self.feature_dim} dimensions, "
-                "which heads must divide; give a divisor"
+                "which they must divide; give a divisor"
             )
         if self.encoder == "longformer" and self.attention_window % 2:
             raise SettingsError(

@@ -9,6 +9,7 @@ logits are averaged.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -120,7 +121,7 @@ class ClipDataset(Dataset[Batch]):
         assert isinstance(self._clips, EvenClips)
         return self._clips.num_clips * self._reader.num_views
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """[N] frames of a sample of each row, at most."""
         most = self._clips.sampling.num_frames or np.iinfo(np.int64).max

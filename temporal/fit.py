@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..manifests.errors import SettingsError, StoppedError
+from ..manifests.errors import ManifestError, SettingsError, StoppedError
 from ..manifests.files import write_lines
 from .batch import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -87,7 +87,7 @@ class Fit:
         progress = self._resume()
         while progress.epoch < self.recipe.epochs and not self._is_over(progress.lines):
             self._train_epoch(progress)
-            progress = self._finish_epoch(progress, self._evaluate(progress))
+            progress = self._finish_epoch(progress, *self._evaluate(progress))
         return progress.lines
 
     def _prepare(self) -> None:
@@ -118,7 +118,8 @@ class Fit:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             progress = Progress(**state["progress"])
             if not self.accelerator.is_main_process:
-                progress.loss_sum, progress.lost = 0.0, []  # they are those of all
+                # They are those of all.
+                progress.loss_sum, progress.weight_sum, progress.lost = 0.0, 0.0, []
         if self.accelerator.is_main_process:
             # Those of the checkpoint, whatever a dying run left there.
             write_lines(progress.lines, self.folder.metrics)
@@ -126,8 +127,11 @@ class Fit:
 
     def _save(self, progress: Progress) -> None:
         """Writes a checkpoint."""
-        loss_sum = sum_of(self.accelerator, progress.loss_sum)
-        lost = self._all_lost(progress)
+        of_all: dict[str, Any] = {
+            "loss_sum": sum_of(self.accelerator, progress.loss_sum),
+            "weight_sum": sum_of(self.accelerator, progress.weight_sum),
+            "lost": self._all_lost(progress),
+        }
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -135,7 +139,7 @@ class Fit:
                 "optimizer": self._optimizer.state_dict(),
                 "scheduler": self._scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(replace(progress, loss_sum=loss_sum, lost=lost)),
+                "progress": asdict(replace(progress, **of_all)),
             }
             place = (progress.epoch, progress.step)
             save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
@@ -179,7 +183,6 @@ class Fit:
             self._seed(progress)
             losses.append(self._step(keys, samples, progress))
             progress.step += 1
-            progress.weight_sum += self._weight(keys)
             wish = self._wish()
             if wish != GO_ON or len(losses) == LOSSES_WAITING or progress.step == self._num_steps:
                 self._add_up(losses, progress)
@@ -212,6 +215,7 @@ class Fit:
             progress.waiting_seconds += time.perf_counter() - begun
             if share:
                 progress.lost += batch.faults
+                progress.weight_sum += float(self._clip_weights[batch.numbers[batch.is_read]].sum())
             is_last = number == len(shares)
             with nullcontext() if is_last else self.accelerator.no_sync(self._network):
                 logits = run(self._network, batch, self.accelerator)
@@ -254,36 +258,45 @@ class Fit:
                 "lower rate, or --clip-gradients, in a new run folder"
             )
 
-    def _evaluate(self, progress: Progress) -> Metrics:
+    def _evaluate(self, progress: Progress) -> tuple[Metrics, int]:
+        """The figures, and of how many videos."""
         try:
-            scored = self.validate(self._network, self.watch.should_stop)
+            # Unwrapped: DDP would have processes that have no batch share their buffers, too.
+            network = self.accelerator.unwrap_model(self._network)
+            scored = self.validate(network, self.watch.should_stop)
         except StoppedError:
             self._save(progress)
             self._stop(progress)
+        except ManifestError:  # no video can be reached, by any process
+            self._save(progress)
+            raise
         if self.accelerator.is_main_process:  # all have the same
             progress.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
         targets = self.validation_targets
         if scored.rows is not None:
             targets = targets[scored.rows]
-        return task_metrics(scored.logits, targets, self.class_names, self.config)
+        metrics = task_metrics(scored.logits, targets, self.class_names, self.config)
+        return metrics, len(targets)
 
     def _all_lost(self, progress: Progress) -> list[str]:
         """Of all processes."""
         return [one for part in all_of(self.accelerator, progress.lost) for one in part]
 
-    def _finish_epoch(self, progress: Progress, metrics: Metrics) -> Progress:
+    def _finish_epoch(self, progress: Progress, metrics: Metrics, num_scored: int) -> Progress:
         """Writes what the epoch has led to; returns where the next one begins."""
         self._check_finite(metrics.loss, progress.epoch)
         last_step = progress.epoch + (self._num_steps - 1) / self._num_steps
+        weight_sum = sum_of(self.accelerator, progress.weight_sum)
         report = EpochReport(
             epoch=progress.epoch + 1,
             lr=self.recipe.lr * self.recipe.lr_factor(last_step),
-            train_loss=sum_of(self.accelerator, progress.loss_sum) / progress.weight_sum,
+            train_loss=sum_of(self.accelerator, progress.loss_sum) / (weight_sum or 1.0),
+            num_scored=num_scored,
             figures={name: getattr(metrics, name) for name in metrics.figures},
             videos_per_second=round(len(self.train) / progress.seconds, 1),
             waiting=round(progress.waiting_seconds / progress.seconds, 3),
             lost=self._all_lost(progress),
-            is_best=_is_best(metrics, progress.lines),
+            is_best=_is_best(metrics, num_scored, progress.lines),
             confusion=getattr(metrics, "confusion", None),
         )
         progress.lines.append(report.to_json())
@@ -298,9 +311,14 @@ class Fit:
         return progress
 
 
-def _is_best(metrics: Metrics, lines: list[dict[str, Any]]) -> bool:
-    """Whether the first of the figures beats that of every earlier line."""
+def _is_best(metrics: Metrics, num_scored: int, lines: list[dict[str, Any]]) -> bool:
+    """Whether the first of the figures beats that of every earlier line, of those in which as many
+    videos could be scored; where fewer could than before, it says too little.
+    """
+    if any(line["num_scored"] > num_scored for line in lines):
+        return False
     decisive = metrics.figures[0]
     sign = -1 if metrics.is_better_lower else 1
     value = sign * getattr(metrics, decisive)
-    return all(value > sign * line[decisive] for line in lines)
+    rivals = [line for line in lines if line["num_scored"] == num_scored]
+    return all(value > sign * line[decisive] for line in rivals)

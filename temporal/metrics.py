@@ -16,13 +16,14 @@ from .figures import average_precisions, figures_over
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """How many videos the figures speak of: a split's, those with features, those without, partial
-    ones.
+    ones, and partial ones that were left out.
     """
 
     expected: int
     scored: int
     missing: int
     partial: int
+    dropped: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class TemporalClassifier(nn.Module):
         """
         if not isinstance(self.encoder, ClsEncoder):
             raise SettingsError(
-                f"--gradient-checkpointing: the encoder {self.config.encoder!r} has no such way; "
+                f"--gradient-checkpointing: the encoder {self.config.encoder!r} can't do that; "
                 "leave it out, or take longformer or full"
             )
         self.encoder.model.gradient_checkpointing = True

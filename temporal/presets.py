@@ -76,7 +76,7 @@ def preset(name: str) -> Preset:
         SettingsError: there is no such preset.
     """
     if name not in PRESETS:
-        raise SettingsError(f"--preset {name!r}: there are {', '.join(PRESETS)}")
+        raise SettingsError(f"--preset {name!r}: give auto, {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

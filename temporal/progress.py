@@ -13,7 +13,8 @@ class EpochReport:
 
     epoch: int  # from 1, of those that are finished
     lr: float  # of its last step
-    train_loss: float
+    train_loss: float  # of the clips that could be read; 0 where none could
+    num_scored: int  # videos of the validation split
     figures: dict[str, float | None]  # of the validation split, see `temporal/metrics.py`
     videos_per_second: float
     waiting: float  # share of the training time in which no clip was ready
@@ -62,7 +63,7 @@ class Progress:
     epoch: int = 0  # finished ones
     step: int = 0  # of the next
     loss_sum: float = 0.0  # of those steps' clips, in all processes
-    weight_sum: float = 0.0
+    weight_sum: float = 0.0  # of those that could be read, as `loss_sum`
     seconds: float = 0.0
     waiting_seconds: float = 0.0  # of these, for clips
     lost: list[str] = field(default_factory=list)  # in all processes, as `loss_sum`

@@ -88,7 +88,8 @@ def check_finite(video_id: str, features: npt.NDArray[Any], store: FeatureStore)
     if not np.isfinite(features).all():
         raise FeaturesError(
             f"video_id {video_id!r}: a stored feature is not finite, in {store.folder.root}; "
-            "`vtnpipe features verify --drop` removes its shard, and extract makes it again"
+            "`vtnpipe features verify FEATURES --drop` removes its shard, and extract makes "
+            "it again"
         )
 
 

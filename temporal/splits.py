@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..manifests.errors import ManifestError
+from ..manifests.folder import FeatureFolder
 from ..manifests.videos import VideoRow
 
 
@@ -83,6 +84,15 @@ def usable_rows(
         num_expected=len(expected),
         num_partial=0 if drop_partial else num_partial,
         num_dropped=num_partial if drop_partial else 0,
+    )
+
+
+def remedy_for_features(folder: FeatureFolder) -> str:
+    """What helps where none of a split's videos has features."""
+    return (
+        f"extract them into {folder.root}, see {folder.failures} for those that failed, or "
+        "leave out "
+        "--drop-partial if it was given"
     )
 
 

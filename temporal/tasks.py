@@ -83,12 +83,16 @@ def read_targets(
 
 
 def _index(row: VideoRow, name: str, order: dict[str, int]) -> int:
+    if not name:
+        raise ManifestError(
+            f"video_id {row.video_id!r}: has no label; give it one, or leave its split empty"
+        )
     if name not in order:
         known = ", ".join([*order][:5]) + (", …" if len(order) > 5 else "")
         raise ManifestError(
             f"video_id {row.video_id!r}: label {name!r} is none of the model's {len(order)} "
-            f"classes ({known}), the labels of its training split; correct it, or give the class "
-            "training rows"
+            f"classes ({known}), the labels of its training split; correct it, or add training "
+            "videos of that class"
         )
     return order[name]
 
@@ -153,7 +157,8 @@ def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) 
 def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
     """Weights [C] that make every class of the training targets count alike.
 
-    For classification N / (C x videos of the class), for multi-label absences / presences.
+    For classification N / (C x videos of the class), for multi-label absences / presences; a class
+    without videos counts as one with a single one.
 
     >>> config = TemporalConfig(feature_dim=12, num_classes=2)
     >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), config).tolist()
@@ -161,9 +166,9 @@ def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
     """
     if config.task == "multi-label":
         present = targets.sum(0)
-        return (len(targets) - present).clamp(min=1) / present  # 0 would forget a class
+        return (len(targets) - present).clamp(min=1) / present.clamp(min=1)  # 0 would forget one
     counts = torch.bincount(targets, minlength=config.num_classes)
-    return len(targets) / (config.num_classes * counts)
+    return len(targets) / (config.num_classes * counts.clamp(min=1))
 
 
 def probabilities(logits: Tensor, task: Task) -> Tensor:

@@ -14,8 +14,9 @@ from vtnpipe.temporal.checkpoint import read_weights, save_weights
 from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
-from vtnpipe.temporal.fit import Fit
+from vtnpipe.temporal.fit import Fit, _is_best
 from vtnpipe.temporal.inference import Scored, predict_logits
+from vtnpipe.temporal.metrics import task_metrics
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.processes import accelerated
 from vtnpipe.temporal.progress import EpochReport, Keeping, Watch
@@ -96,6 +97,16 @@ def _timeless(run: RunFolder) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
+def test_an_epoch_that_scored_fewer_videos_is_not_the_best() -> None:
+    config = TemporalConfig(feature_dim=12, num_classes=2)
+    right = task_metrics(torch.eye(2), torch.arange(2), ["a", "b"], config)
+    before = [{"num_scored": 2, "top1": 0.5}]
+    assert _is_best(right, 2, before)
+    assert not _is_best(right, 1, before)
+    assert _is_best(right, 3, [{"num_scored": 2, "top1": 1.0}])  # that was of too few
+    assert not _is_best(right, 2, [{"num_scored": 2, "top1": 1.0}])
+
+
 def test_a_stopped_run_ends_with_the_same_bits(
     tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
@@ -112,7 +123,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     _same_bits(whole, stopped)
     lines = _timeless(stopped)
     assert list(lines[0]) == [
-        *("epoch", "lr", "train_loss", "lost"),
+        *("epoch", "lr", "train_loss", "num_scored", "lost"),
         *("top1", "top5", "mean_class_accuracy", "loss", "is_best"),
     ]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]

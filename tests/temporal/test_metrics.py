@@ -1,9 +1,11 @@
 """Figures against counts made by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from vtnpipe.temporal.config import TemporalConfig
+from vtnpipe.temporal.figures import average_precisions, figures_over
 from vtnpipe.temporal.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
@@ -103,6 +105,29 @@ def test_regression_against_counts_made_by_hand() -> None:
     same = task_metrics(torch.tensor([[2.0], [4.0]]), torch.tensor([3.0, 3.0]), [], config)
     assert isinstance(same, RegressionMetrics)
     assert same.r2 is None
+
+
+def test_average_precision_is_torchmetrics_of_any_draw() -> None:
+    """With many equal logits, and with videos that were drawn several times or never."""
+    from torchmetrics.functional import classification as reference
+
+    generator = torch.Generator().manual_seed(4)
+    config = TemporalConfig(feature_dim=12, num_classes=5, task="multi-label")
+    logits = torch.randn(80, 5, generator=generator).mul(2).round()
+    targets = (torch.rand(80, 5, generator=generator) < 0.3).float()
+    targets[:, 4] = 0
+    over = figures_over(logits, targets, config)
+    for index in (np.arange(80), np.random.default_rng(0).integers(80, size=80)):
+        drawn, labels = logits[index].double().sigmoid(), targets[index].long()
+        each = [
+            float(reference.binary_average_precision(drawn[:, k], labels[:, k])) for k in range(4)
+        ]
+        found = over(index)
+        assert found["mean_average_precision"] == pytest.approx(sum(each) / 4, abs=1e-6)
+        decided = (drawn >= 0.5).long()
+        f1 = reference.binary_f1_score(decided.flatten(), labels.flatten())
+        assert found["f1"] == pytest.approx(float(f1), abs=1e-6)
+    assert average_precisions(logits, targets)[4] is None
 
 
 def test_figures_are_torchmetrics() -> None:

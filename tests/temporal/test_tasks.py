@@ -55,11 +55,11 @@ def test_targets() -> None:
     ("label", "task", "message"),
     [
         ("c", "classification", "label 'c' is none of the model's 2 classes"),
-        ("", "classification", "label '' is none of"),
         ("a|c", "multi-label", "label 'c' is none of"),
         ("tall", "regression", "label 'tall' is not a number"),
         ("", "regression", "label '' is not a number"),
         ("nan", "regression", "label 'nan' is not a number"),
+        ("", "classification", "has no label"),
     ],
 )
 def test_labels_that_are_no_target(label: str, task: Task, message: str) -> None:
@@ -119,6 +119,14 @@ def test_balanced_classes_weigh_alike() -> None:
     assert balanced_class_weights(several, _config("multi-label")).tolist() == [
         *(2.0, pytest.approx(1 / 3)),  # the second is always there, and still counts
     ]
+
+
+def test_a_class_without_videos_keeps_weights_finite() -> None:
+    """As a model may have one that the videos which it is finetuned on lack."""
+    found = balanced_class_weights(torch.tensor([0, 0]), _config("classification"))
+    assert found.tolist() == [0.5, 1.0]
+    lacking = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert balanced_class_weights(lacking, _config("multi-label")).tolist() == [1.0, 2.0]
 
 
 def test_label_smoothing_moves_targets_towards_all_classes() -> None:
