@@ -107,6 +107,7 @@ class GrowingVideo:
         """
         assert self.outcome is not None
         kept = self.features if self.outcome.status != "failed" else []
+        is_lost = self.outcome.status == "failed" and self.row.num_parts > 1
         features = np.concatenate(
             [np.empty((0, *row_shape), store)] + [rows.reshape(-1, *row_shape) for rows in kept]
         )
@@ -118,7 +119,7 @@ class GrowingVideo:
             frame_index=np.array(self.frame_index[:count], dtype=np.int64)[order],
             timestamps=np.array(self.timestamps[:count], dtype=np.float64)[order],
             status=self.outcome.status,
-            num_lost_frames=self.outcome.num_lost_frames,
+            num_lost_frames=self.row.num_frames if is_lost else self.outcome.num_lost_frames,
             reason=self.outcome.reason,
             message=self.outcome.message,
             decoder=self.outcome.decoder,
@@ -229,7 +230,7 @@ class Batch:
             except torch.OutOfMemoryError:
                 raise BackboneError(
                     f"the device has too little memory for {self._num_frames} frames at once; "
-                    "give a smaller --batch-size"
+                    "give a smaller --batch-size (extract) or --chunk-frames"
                 ) from None
         self._give_out()
         self._started = (self._runs, computing)
@@ -273,9 +274,10 @@ def _raise_not_finite(
     if np.isfinite(features[number]).all():
         raise FeaturesError(
             f"{where}: a feature of {np.abs(features[number]).max():.4g} is beyond {dtype}'s "
-            f"{np.finfo(dtype).max:.4g}; extract with --store float32"
+            f"{np.finfo(dtype).max:.4g}; extract with --store float32 into another folder"
         )
     raise FeaturesError(
-        f"{where}: the backbone gives a feature that is not "
-        "finite; extract with --precision float32"
+        f"{where}: the backbone gives a feature that is not finite; extract with "
+        "--precision float32 "
+        "into another folder, or, if that is what it has, see to its weights"
     )

@@ -168,12 +168,12 @@ def _answer(link: _Link, request: Request) -> Outcome:
     except VideoError as error:
         return Outcome(status="failed", reason=error.reason, message=str(error))
     except MemoryError:
-        message = f"{path}: passes the memory limit of the decoding process"
+        message = f"{path}: passes the memory limit of the decoding process; leave it out"
         return Outcome(status="failed", reason="too-large", message=message)
     except (EOFError, ConnectionError):
         raise  # the parent is gone
     except OSError as error:
-        message = f"{path}: can't be read ({error})"
+        message = f"{path}: can't be read ({error}); check the disk, then give the command again"
         return Outcome(status="failed", reason="missing", message=message)
     except Exception as error:  # noqa: BLE001  # a bug here costs a video, not the run
         where = traceback.extract_tb(error.__traceback__)[-1]

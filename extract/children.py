@@ -96,11 +96,17 @@ class _Child:
         """
         try:
             if not self.connection.poll(stall_seconds):
-                raise _GoneError("stalled", f"no progress for {stall_seconds:g} s")
+                raise _GoneError(
+                    "stalled",
+                    f"no progress for {stall_seconds:g} s; leave it out, or raise extract's "
+                    "--stall-seconds if the disk is slow",
+                )
             return receive(self.connection)
         except (EOFError, OSError):
             code = self.process.wait()
-            raise _GoneError("crashed", f"the decoding process ended with code {code}") from None
+            raise _GoneError(
+                "crashed", f"the decoding process ended with code {code}; leave it out"
+            ) from None
 
     def send(self, message: Message) -> None:
         """Sends a message; that the child is gone shows when it is next waited for."""

@@ -5,7 +5,6 @@ Only regular local files are opened. This is the only file that imports PyAV to 
 """
 
 import itertools
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,12 +101,13 @@ def check_file(path: str) -> str:
     except PermissionError:
         raise VideoError("permission", f"{path}: may not be read; check its mode") from None
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise VideoError(
             "missing",
-            f"{path}: is not there, or can't be read ({error}); put it there, or mend its path",
+            f"{path}: is not there, or can't be read ({why}); put it there, or correct its path",
         ) from None
     if not is_regular:
-        raise VideoError("refused", f"{path}: not a regular file; only files are read")
+        raise VideoError("refused", f"{path}: not a regular file; give a regular one")
     if not head:
         raise VideoError("empty", f"{path}: 0 bytes; copy it again")
     if head.lstrip(b"\xef\xbb\xbf").lower().startswith(PLAYLISTS):
@@ -125,7 +125,7 @@ def check_file(path: str) -> str:
         return "mpegts"
     raise VideoError(
         "not-a-video",
-        f"{path}: begins like no known video container ({head[:8]!r}); remove its row",
+        f"{path}: begins like no known video container ({head[:8]!r}); leave it out",
     )
 
 
@@ -143,7 +143,7 @@ def absolute(path: str) -> str:
     >>> absolute("/videos/concat:a|b.ts"), absolute("-i.mp4")[:1]
     ('/videos/concat:a|b.ts', '/')
     """
-    return os.path.abspath(path)  # noqa: PTH100
+    return str(Path(path).absolute())  # `..` behind a symbolic link is what the system makes of it
 
 
 @contextmanager
@@ -165,7 +165,8 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
             container = av.open(absolute(path), options=options, **ANY_METADATA)
     except MemoryError:
         raise VideoError(
-            "too-large", f"{path}: passes the memory limit when opened; its header claims too much"
+            "too-large",
+            f"{path}: passes the memory limit when opened; copy it again, or leave it out",
         ) from None
     except (av.error.FFmpegError, ValueError) as error:
         _raise_if_cut_short(path, demuxers)
@@ -175,7 +176,7 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
         if stream is None or stream.codec_context is None:
             _raise_if_cut_short(path, demuxers)
         if stream is None:
-            raise VideoError("no-video-stream", f"{path}: has no video stream; remove its row")
+            raise VideoError("no-video-stream", f"{path}: has no video stream; leave it out")
         if stream.codec_context is None:
             raise VideoError(
                 "unsupported-codec", f"{path}: no decoder for its video stream; convert it"
@@ -283,7 +284,9 @@ def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
         return stream.codec_context.decode(packet), ""
     except MemoryError:
         name = stream.container.name
-        raise VideoError("too-large", f"{name}: a frame passes the memory limit") from None
+        raise VideoError(
+            "too-large", f"{name}: a frame passes the memory limit; leave it out"
+        ) from None
     except av.error.FFmpegError as error:
         return [], error.strerror or str(error)
 

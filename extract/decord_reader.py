@@ -65,6 +65,7 @@ def read_decord(
     if (np.abs(stated - stated[0] - times) > tolerance).any():
         raise DecordFaultError("its timestamps are not the packets'")
     for index in range(info.num_presented):
+        on_progress()
         try:
             image = reader.next().asnumpy()
         except (StopIteration, RuntimeError, decord.DECORDError):

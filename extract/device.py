@@ -35,11 +35,11 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
     if match is None:
-        raise SettingsError(f"device {device!r} is none of auto, cpu, cuda, cuda:N")
+        raise SettingsError(f"--device {device!r}: give auto, cpu, cuda or cuda:N")
     num_gpus = torch.cuda.device_count()
     if device != "cpu" and int(match[1] or 0) >= num_gpus:
         raise SettingsError(
-            f"device {device!r}: this machine has {num_gpus} CUDA devices that torch can use; "
+            f"--device {device!r}: this machine has {num_gpus} CUDA devices that torch can use; "
             "give --device cpu, or see `vtnpipe doctor`"
         )
     return device

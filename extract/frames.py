@@ -107,14 +107,13 @@ def read_frames(
         info = probe(path, window, origin_pts=cut.origin_pts, on_progress=on_progress)
         part = range(cut.first_frame - window_frame, cut.stop_frame - window_frame)
         if info.times[part.start : part.start + 1].tolist() != [cut.start]:
-            raise VideoError(
-                "damaged", f"{path}: has changed since it was planned; give --redo-changed"
-            )
+            remedy = "give --redo-changed" if frames is None else "give the command again"
+            raise VideoError("damaged", f"{path}: has changed since it was looked at; {remedy}")
     is_whole = start is None and end is None and cut is None and frames is None
     refusal = _refusal_of_decord(info, decoder, is_whole=is_whole, is_part=cut is not None)
     if info.num_presented == 0:
         reason: Reason = "truncated" if info.num_beyond_end else "no-frames"
-        raise VideoError(reason, f"{path}: its video stream has no frames; remove its row")
+        raise VideoError(reason, f"{path}: its video stream has no frames; leave it out")
     if frames is None:
         wanted = select(info.times, sampling, start=start, end=end, part=part)
     else:
@@ -128,7 +127,8 @@ def read_frames(
         raise VideoError(
             "truncated" if info.num_beyond_end else "no-frames",
             f"{path}: none of its {info.num_presented} frames, the last at "
-            f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; mend its row or remove it",
+            f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; correct start and "
+            "end, or leave it out",
         )
     on_probe(len(wanted))
     if decoder == "decord" or (decoder == "auto" and not refusal):
@@ -242,7 +242,7 @@ def _read_pyav(
         return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)
     faults = [
         f"{num_lost} of {num_rows + num_lost} frames could not be decoded" if num_lost else "",
-        f"{num_concealed} are concealed" if num_concealed else "",
+        f"{num_concealed} have parts that the decoder made up" if num_concealed else "",
         first_error,
     ]
     return Outcome(

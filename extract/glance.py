@@ -84,16 +84,19 @@ def glance(path: str, *, with_orientation: bool = False) -> Glance:
 
 
 def _count(container: Any, stream: Any, by_duration: float, path: str) -> tuple[int, Source]:
-    """How many frames are presented, and what says so; at least one."""
+    """How many frames are presented, and what says so; at least one, and no more than the file has
+    bytes, whatever its header claims.
+    """
+    size = Path(path).stat().st_size
     if container.format.name == MOV and stream.frames:
         entries = stream.index_entries
         if len(entries) >= stream.frames:  # else it is in fragments, each with an index of its own
             return max(1, sum(not entry.is_discard for entry in entries)), "index"
     if stream.frames > 1:
-        return stream.frames, "header"
+        return max(1, min(stream.frames, size)), "header"
     if by_duration > 0:
-        return max(1, round(by_duration)), "duration"
-    return max(1, Path(path).stat().st_size // ASSUMED_BYTES_PER_FRAME), "size"
+        return max(1, round(min(by_duration, size))), "duration"
+    return max(1, size // ASSUMED_BYTES_PER_FRAME), "size"
 
 
 def _orientation(container: Any, stream: Any) -> str:
@@ -102,4 +105,6 @@ def _orientation(container: Any, stream: Any) -> str:
         frames, _ = decode(stream, packet)
         if frames:
             return orientation_of(frames[0]).words
-    raise VideoError("no-frames", f"{container.name}: its first packets give no frame")
+    raise VideoError(
+        "no-frames", f"{container.name}: its first packets give no frame; copy it again"
+    )

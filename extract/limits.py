@@ -46,8 +46,9 @@ def check_pixels(path: str, width: int, height: int) -> None:
     if width * height > _in_force.max_pixels:
         raise VideoError(
             "too-large",
-            f"{path}: frames of {width}x{height} pass --max-megapixels "
-            f"{_in_force.max_pixels / 1e6:g}; raise it, if you trust the file",
+            f"{path}: frames of {width}x{height} are over the limit of "
+            f"{_in_force.max_pixels / 1e6:g} megapixels; leave it out, or raise extract's "
+            "--max-megapixels if you trust the file",
         )
 
 

@@ -143,7 +143,7 @@ def feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> i
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise BackboneError(
             f"backbone {name!r} gives {shape} for one frame; "
-            "features must be [N, D]: one vector a frame"
+            "features must be [N, D], one vector a frame: give another, or --pool avg"
         )
     return int(output.shape[1])
 

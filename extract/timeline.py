@@ -5,6 +5,7 @@ frame again.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Timeline:
     rate: float
     count_reason: str
 
-    @property
+    @cached_property
     def times(self) -> npt.NDArray[np.float64]:
         """[P] seconds of the presented frames, in order; made up from `rate` without timestamps."""
         if not len(self.presented_pts):

@@ -194,7 +194,10 @@ _idle: defaultdict[tuple[int, Limits], list[DecodingChildren]] = defaultdict(lis
 def _children(num_children: int, limits: Limits) -> Iterator[DecodingChildren]:
     """Decoding children that no other task uses; kept between tasks, they end with this process."""
     idle = _idle[num_children, limits]
-    children = idle.pop() if idle else DecodingChildren(num_children, limits)
+    try:
+        children = idle.pop()
+    except IndexError:
+        children = DecodingChildren(num_children, limits)
     children.busy_seconds = 0.0
     try:
         yield children

@@ -114,6 +114,11 @@ def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
     for name in ("fingerprint", "identity", "row_shape"):
         if name not in found:
             raise FeaturesError(f"{folder.extraction}: has no {name!r}; {REMEDY}")
+    if found["fingerprint"] != fingerprint(found["identity"]):
+        raise FeaturesError(
+            f"{folder.extraction}: its fingerprint is not that of its identity: one of them has "
+            f"been changed; {REMEDY}"
+        )
     return found
 
 
@@ -133,7 +138,9 @@ def check_identity(folder: FeatureFolder, identity: Mapping[str, Any]) -> None:
     """
     stored = read_extraction(folder)["identity"]
     differences = [
-        f"{key} is {value!r} here and {stored.get(key)!r} in the folder"
+        "the weights (--weights) are others"
+        if key == "weights_digest"
+        else f"{key} is {value!r} here and {stored.get(key)!r} in the folder"
         for key, value in sorted(identity.items())
         if value != stored.get(key)
     ]
@@ -217,7 +224,7 @@ def _opened(path: Path, mode: int) -> int:
             raise _not_writable(path.parent, error) from None
         try:
             fcntl.flock(descriptor, mode)
-            if os.fstat(descriptor).st_nlink > 0:  # else its last holder removed it just now
+            if _is_at(path, descriptor):  # else its last holder removed it just now
                 with contextlib.suppress(OSError):  # it is held, though the disk be full
                     os.truncate(descriptor, 0)
                     holder = f"process {os.getpid()} on {socket.gethostname()}"
@@ -234,7 +241,7 @@ def _opened(path: Path, mode: int) -> int:
             os.close(descriptor)
             raise FeaturesError(
                 f"{path}: cannot be locked ({error.strerror}); two runs must not write there at "
-                "once: give a folder on a file system that keeps flock"
+                "once: give a folder on a file system that supports flock"
             ) from None
         except BaseException:
             os.close(descriptor)
@@ -242,5 +249,15 @@ def _opened(path: Path, mode: int) -> int:
         os.close(descriptor)
 
 
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one at a path; NFS keeps an unlinked one under another name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def _not_writable(root: Path, error: OSError) -> FeaturesError:
-    return FeaturesError(f"{root}: cannot be written ({error.strerror}); give a folder that can")
+    return FeaturesError(
+        f"{root}: cannot be written ({error.strerror}); give one that can be written"
+    )

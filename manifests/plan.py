@@ -10,8 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .errors import FeaturesError, ManifestError
@@ -75,12 +76,13 @@ class PlannedRow(NamedTuple):
         """Whether both mean the same span of the same file; a file that only moved to another
         folder does.
         """
-        return (self.start, self.end, self.size, self.mtime_ns) == (
-            other.start,
-            other.end,
-            other.size,
-            other.mtime_ns,
-        ) and os.path.basename(self.path) == os.path.basename(other.path)  # noqa: PTH119
+        state = (self.size, self.mtime_ns)
+        return state == (other.size, other.mtime_ns) and self.is_same_span(other)
+
+    def is_same_span(self, other: "PlannedRow") -> bool:
+        """Whether both mean the same span of a file of the same name, whatever is in it."""
+        names = [os.path.basename(one.path) for one in (self, other)]  # noqa: PTH119
+        return (self.start, self.end) == (other.start, other.end) and names[0] == names[1]
 
     def describe(self) -> str:
         """Path, span, size and time in words, for messages."""
@@ -113,6 +115,11 @@ class Task:
     name: str  # PPP-TTTTT
     rows: tuple[PlannedRow, ...]
     speed: Speed
+
+    @property
+    def plan(self) -> int:
+        """The number of its plan."""
+        return int(self.name.partition("-")[0])
 
     @property
     def num_frames(self) -> int:
@@ -171,6 +178,25 @@ def pack(rows: Sequence[PlannedRow], size: TaskSize) -> list[list[PlannedRow]]:
     return tasks
 
 
+def at_present_paths(task: Task, paths: Mapping[str, str]) -> Task:
+    """The task with its files where they lie now, if they only moved since they were planned.
+
+    Args:
+        task: that is still to be done.
+        paths: id → path.
+    """
+    rows = tuple(_at_present_path(row, paths.get(row.video_id, row.path)) for row in task.rows)
+    return task if rows == task.rows else replace(task, rows=rows)
+
+
+def _at_present_path(row: PlannedRow, path: str) -> PlannedRow:
+    if path == row.path:
+        return row
+    size, mtime_ns = file_state(path)
+    now = row._replace(path=path, size=size, mtime_ns=mtime_ns)
+    return now if size is not None and now.is_same_video(row) else row
+
+
 def write_plan(
     folder: FeatureFolder,
     tasks: Iterable[Sequence[PlannedRow]],
@@ -217,17 +243,34 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
     for number, path in enumerate(_plan_files(folder)):
         with _readable(path):
             plan = json.loads(path.read_text(encoding="utf-8"))
-            found = (path.name, plan["format"], plan["version"], plan["fingerprint"])
-            expected = (f"{number:03d}.json", FORMAT, VERSION, fingerprint)
-            if found != expected:
-                raise FeaturesError(
-                    f"{path}: is {found}, but {expected} is expected here; it belongs to another "
-                    "folder or version: move it elsewhere"
-                )
+            _check_head(path, number, plan, fingerprint)
             speed = Speed(**plan["speed"])
             rows_by_task = [list(map(_row, rows)) for rows in plan["tasks"]]
         tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
     return tasks
+
+
+def _check_head(path: Path, number: int, plan: Mapping[str, Any], fingerprint: str) -> None:
+    """Refuses a plan that is not the next one of this folder.
+
+    Raises:
+        FeaturesError: it is not.
+    """
+    if path.name != (expected := f"{number:03d}.json"):
+        raise FeaturesError(
+            f"{path.with_name(expected)}: is missing, but {path.name} is there; put it back"
+        )
+    for name, value in {"format": FORMAT, "version": VERSION}.items():
+        if plan[name] != value:
+            raise FeaturesError(
+                f"{path}: its {name} is {plan[name]!r}, but {value!r} is expected; use the vtnpipe "
+                "that made it, or extract into a new folder"
+            )
+    if plan["fingerprint"] != fingerprint:
+        raise FeaturesError(
+            f"{path}: its fingerprint is {plan['fingerprint']!r}, but {fingerprint!r} is expected: "
+            "it is of another feature folder; put back the one that belongs here"
+        )
 
 
 def _plan_files(folder: FeatureFolder) -> list[Path]:
@@ -305,6 +348,7 @@ def rows_to_plan(
     redo_changed: bool = False,
     retry: Container[str] = (),
     pending: Container[str] = (),
+    counting: Mapping[str, int] = MappingProxyType({}),
 ) -> list[PlannedRow]:
     """The manifest's rows that no plan holds as they are now, and those to be tried again.
 
@@ -317,22 +361,31 @@ def rows_to_plan(
         redo_changed: extract rows again whose file or span has changed since.
         retry: reasons for which a video that failed or is partial is extracted again.
         pending: ids in tasks that are still to be done, which need no other one.
+        counting: id → number of the plan whose rows count, of the videos that are finished: one
+            that only failed hides no rows of an earlier one.
 
     Raises:
         ManifestError: a row with stored features has changed, and `redo_changed` is not set.
     """
-    planned = {row.video_id: row for task in tasks for row in task.rows}
+    planned = {
+        row.video_id: row
+        for task in tasks
+        for row in task.rows
+        if task.plan <= counting.get(row.video_id, task.plan) or row.video_id in pending
+    }
     new, changed = [], []
     for row in rows:
         now, before = look_at(row), planned.get(row.video_id)
         if before is not None:
             status, reason = outcomes.get(row.video_id, ("", ""))
             is_stored = status in ("ok", "partial")
-            if before.is_same_video(now) or (is_stored and now.size is None):  # gone is not changed
+            # Gone is not changed, nor is it to have come between the planning and its task.
+            may_differ = before.is_same_span(now) and None in (before.size, now.size)
+            if before.is_same_video(now) or (is_stored and may_differ):
                 may_help = now.size is not None and row.video_id not in pending
                 if not may_help or not (reason in retry or reason == "missing"):
                     continue
-            elif now.size is None and row.video_id in pending:
+            elif row.video_id in pending and (now.size is None or may_differ):
                 continue  # its task will say so
             elif is_stored:
                 changed.append((before, now))

@@ -240,7 +240,8 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
 
 def _damaged(path: str | Path, fault: str) -> DamagedShardError:
     return DamagedShardError(
-        f"{path}: {fault}; `vtnpipe features verify --drop` removes it, and extract makes it again"
+        f"{path}: {fault}; `vtnpipe features verify FEATURES --drop` removes it, and "
+        "extract makes it again"
     )
 
 

@@ -81,7 +81,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
                 raise FeaturesError(
                     f"{shard.path}: its features are {list(shard.row_shape)} a frame, not "
                     f"{list(self.row_shape)} as extraction.json says; it does not belong here: "
-                    "`vtnpipe features verify --drop` removes it"
+                    "`vtnpipe features verify FEATURES --drop` removes it"
                 )
         self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
         self._homes = _newest_complete(self._shards)
@@ -102,6 +102,11 @@ class FeatureStore(Mapping[str, VideoFeatures]):
     def outcomes(self) -> dict[str, tuple[Status, str]]:
         """Id → `ok`, `partial` or `failed`, and the reason, of every video that is finished."""
         return {video_id: overall_status(parts) for video_id, parts in self.entries.items()}
+
+    @property
+    def plans(self) -> dict[str, int]:
+        """Id → number of the plan whose entries count, of every video that is finished."""
+        return {video_id: self._shards[home[0][0]].plan for video_id, home in self._homes.items()}
 
     @property
     def statuses(self) -> dict[str, Status]:
@@ -200,7 +205,8 @@ def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry
     for video_id, plans in found.items():
         for _, home in sorted(plans.items(), reverse=True):
             home.sort(key=lambda pair: pair[1].part)
-            if [entry.part for _, entry in home] != list(range(home[0][1].num_parts)):
+            num_parts = home[0][1].num_parts
+            if len(home) != num_parts or [one.part for _, one in home] != [*range(num_parts)]:
                 continue
             newest = homes.setdefault(video_id, home)
             if all(entry.length or entry.reason not in PASSING for _, entry in home):

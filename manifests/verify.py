@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from .errors import DamagedShardError, FeaturesError
 from .files import read_through, sha256_of
 from .folder import FeatureFolder
 from .plan import Task
-from .shards import ROW_DTYPES, Entry, Shard, checksum, read_shard, rows_of
+from .shards import ROW_DTYPES, Entry, Shard, Status, checksum, read_shard, rows_of
+from .times import frame_rate
 
 
 def faults_of_backbone(folder: FeatureFolder, extraction: Mapping[str, Any]) -> Iterator[str]:
@@ -56,7 +57,10 @@ def faults_of_shard(
     try:
         read_through(path)  # what the disk does not give is no damage of the shard
     except OSError as error:
-        yield Fault(f"{path}: cannot be read ({error.strerror})", is_damage=False)
+        yield Fault(
+            f"{path}: cannot be read ({error.strerror}); check the disk, and its mode",
+            is_damage=False,
+        )
         return
     if path.stem not in tasks:
         yield Fault(f"{path}: no plan has its task; move it elsewhere", is_damage=False)
@@ -104,5 +108,7 @@ def _of_entry(shard: Shard, data: mmap.mmap, entry: Entry) -> Iterator[str]:
         yield "a timestamp is not finite"
     if (np.diff(frame_index) <= 0).any() or (frame_index[:1] != entry.first_frame).any():
         yield "its frames are not in order"
-    if (entry.status == "failed") != (entry.length == 0):
+    if entry.status not in get_args(Status) or (entry.status == "failed") != (entry.length == 0):
         yield f"its status is {entry.status!r}, with {entry.length} frames"
+    if not np.array_equal(entry.fps, frame_rate(timestamps), equal_nan=True):
+        yield f"its fps is {entry.fps:g}, but {frame_rate(timestamps):g} by its timestamps"

@@ -109,7 +109,7 @@ def _extract_part(
     number, num_parts = settings.parts
     with planning(folder):  # of unlike hosts, the first one's precision is the folder's
         extraction = settle(folder, settings, console, get_client)
-        create_folder(folder, extraction)
+        create_folder(folder, extraction, settings)
     work = what_is_planned(folder, rows, settings)
     if work is None:
         with planning(folder):

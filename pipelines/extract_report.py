@@ -62,7 +62,7 @@ def write_report(
     from ..manifests.store import FeatureStore
 
     folder = earlier.folder
-    store = earlier if finished is None else FeatureStore(folder.root, earlier=earlier)
+    store = FeatureStore(folder.root, earlier=earlier)  # other parts may have added shards
     statuses = store.statuses
     counts = Counter(statuses.values())
     report = ExtractReport(

@@ -141,7 +141,7 @@ def draw_sample(
     most = max(FRAMES_PER_VIDEO, -(-num_frames // len(ids)))
     sample: dict[str, npt.NDArray[np.int64]] = {}
     for video_id in ids:
-        length = len(store[video_id].features)
+        length = store.num_frames(video_id)
         count = min(most, length, num_frames - sum(map(len, sample.values())))
         if count:
             stretch = min(length, max(STRETCH_FRAMES, count))

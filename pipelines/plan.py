@@ -69,12 +69,14 @@ def plan(
         settings = replace(settings, weights="none")  # they are as fast, and nothing is downloaded
     if not settings.is_here:
         say(console, "measured on this machine, not where --cluster or --scheduler would run it")
-    settings = replace(settings, cluster="local", scheduler=None, jobs="1", job=JobSettings())
+    settings = replace(
+        settings, cluster="local", scheduler=None, jobs="1", job=JobSettings(), part=None
+    )
     settings = with_model_settings(settings, console)
     with TemporaryDirectory(prefix="vtnpipe-plan-") as temporary:
         folder = FeatureFolder(Path(temporary))
         extraction = settle(folder, settings, console)
-        create_folder(folder, extraction)
+        create_folder(folder, extraction, settings)
         looked_at = look_at_files(rows, extraction.sampling, limits, with_orientation=True)
         say(console, *_videos(looked_at, extraction))
         unreadable = [

@@ -12,7 +12,15 @@ from rich.console import Console
 from ..manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
 from ..manifests.files import remove_temporaries, write_bytes
 from ..manifests.folder import FeatureFolder, check_identity, write_extraction
-from ..manifests.plan import PlannedRow, Task, TaskSize, read_plans, rows_to_plan, write_plan
+from ..manifests.plan import (
+    PlannedRow,
+    Task,
+    TaskSize,
+    at_present_paths,
+    read_plans,
+    rows_to_plan,
+    write_plan,
+)
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .cluster import GetClient, dashboard
 from .extraction import Extraction
@@ -67,7 +75,7 @@ def prepare(
         VtnpipeError: the folder holds something else, or a file has changed.
         StoppedError: there is something to plan, and the settings say to finish.
     """
-    create_folder(folder, extraction)
+    create_folder(folder, extraction, settings)
     store, tasks, new = _look_into(folder, rows, settings)
     all_rows = _refresh_manifest(folder, rows)
     crew = None
@@ -115,7 +123,11 @@ def _look_into(
     from ..manifests.shards import open_features
 
     store = open_features(folder.root)
-    tasks = read_plans(folder, store.extraction["fingerprint"])
+    paths = {row.video_id: row.path for row in rows}
+    tasks = [
+        task if task.shard(folder).exists() else at_present_paths(task, paths)
+        for task in read_plans(folder, store.extraction["fingerprint"])
+    ]
     new = rows_to_plan(
         rows,
         tasks,
@@ -123,7 +135,15 @@ def _look_into(
         redo_changed=settings.redo_changed,
         retry=settings.reasons_to_retry,
         pending={row.video_id for task in tasks_to_do(tasks, folder) for row in task.rows},
+        counting=store.plans,
     )
+    if settings.decoder == "decord" and any(
+        row.cut for task in tasks_to_do(tasks, folder) for row in task.rows
+    ):
+        raise SettingsError(
+            "--decoder decord: the plan cuts long videos into parts, which it would get wrong; "
+            "give --decoder auto, or extract into a new folder"
+        )
     return store, tasks, new
 
 
@@ -140,12 +160,16 @@ def _check_failures(
     limit.count(Counter(one.reason for one in unread), unread[0].message if unread else "")
 
 
-def create_folder(folder: FeatureFolder, extraction: Extraction) -> None:
+def create_folder(
+    folder: FeatureFolder, extraction: Extraction, settings: "ExtractSettings"
+) -> None:
     """Makes the folder: weights, then extraction.json.
 
     Raises:
+        SettingsError: its shards would be too large.
         FeaturesError: it can't be written.
     """
+    check_shard_frames(settings, extraction)
     if folder.extraction.exists():
         check_identity(folder, extraction.identity)  # another run may have made it since
     else:
@@ -237,6 +261,7 @@ def size_of_tasks(
     Raises:
         SettingsError: as many features as `--shard-frames` asks for are too much for one shard.
     """
+    check_shard_frames(settings, extraction)
     if settings.shard_frames == "auto":
         return task_size(
             sum(one.row.num_frames for one in looked_at),
@@ -244,10 +269,18 @@ def size_of_tasks(
             bytes_per_frame=extraction.bytes_per_frame,
             num_workers=settings.parts[1] * crew.workers.num_workers,
         )
+    return TaskSize(int(settings.shard_frames))
+
+
+def check_shard_frames(settings: "ExtractSettings", extraction: Extraction) -> None:
+    """Refuses shards that would be too large.
+
+    Raises:
+        SettingsError: as many features as `--shard-frames` asks for are too much for one shard.
+    """
     most = most_frames(extraction.bytes_per_frame)
-    if int(settings.shard_frames) > most:
+    if settings.shard_frames != "auto" and int(settings.shard_frames) > most:
         raise SettingsError(
             f"--shard-frames {settings.shard_frames}: features of {extraction.bytes_per_frame} "
             f"bytes a frame would make a shard of more than 256 MiB; give at most {most}, or auto"
         )
-    return TaskSize(int(settings.shard_frames))

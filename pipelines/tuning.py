@@ -6,6 +6,7 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..manifests.errors import BackboneError
 from ..manifests.folder import FeatureFolder
 from ..manifests.plan import Speed
 from .dask_tasks import on_each_worker, on_one_worker
@@ -141,6 +142,9 @@ def tune(
         speed: of an earlier plan whose tasks are still to be done; None to choose.
         sample: a typical video.
         sampling: of its frames.
+
+    Raises:
+        BackboneError: a GPU has no memory for one batch.
     """
     from ..extract.calibration import decode_rate, forward_rate
     from .planning import wanted_frames
@@ -162,6 +166,11 @@ def tune(
         sizes = (COMPILED_BATCH_SIZE[kind],) if settings.compile else BATCH_SIZES[kind]
         sizes = sizes if asked is None else (asked,)
         choice = choose_speed(measure, sizes, is_cpu=kind == "cpu")
+    if not choice.fps:
+        raise BackboneError(
+            f"--device {device}: has too little memory for {choice.speed.batch_size} frames at "
+            "once; give a smaller --batch-size"
+        )
     decode_fps = None if sample is None else on_one_worker(client, decode_rate, sample.row.path)
     if decode_fps is not None and sample is not None and sample.glance is not None:
         whole = sample.row._replace(start=None, end=None)

@@ -170,8 +170,11 @@ def test_each_fault_has_its_error(name: str, weights: str, message: str) -> None
         build_backbone(name, weights)
 
 
-def test_pretrained_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_without_a_network_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BackboneError, match=r"--weights FILE"):
         build_backbone("vit_tiny_patch16_224", "pretrained")
 

@@ -273,7 +273,7 @@ def test_another_file_than_was_planned_is_named(tmp_path: Path) -> None:
         write(tmp_path / "b.mp4", time_of=lambda n: 41 * n),
         write_video(tmp_path / "c.mp4", 20),
     ):
-        with pytest.raises(VideoError, match="has changed since it was planned"):
+        with pytest.raises(VideoError, match="has changed since it was looked at"):
             read(other, cut=cut)
 
 

@@ -119,6 +119,17 @@ def test_spans_are_half_open(
     assert outcome.status == "ok"
 
 
+def test_a_path_is_the_systems_through_links_and_back(tmp_path: Path) -> None:
+    """`..` behind a link leads out of what it points to, for those who check a file and read it."""
+    for folder, count in (("data", 7), ("home", 5)):
+        (tmp_path / folder / "m").mkdir(parents=True)
+        write_video(tmp_path / folder / "a.mp4", count)
+    link = tmp_path / "home/link"
+    link.symlink_to(tmp_path / "data/m")
+    frames, _ = collect(link / "../a.mp4")
+    assert len(frames) == 7
+
+
 def test_a_span_beyond_the_end_has_no_frames(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"none of its 10 frames.*\[5, 6\)") as caught:
         collect(write_video(tmp_path / "a.mp4", 10), start=5.0, end=6.0)

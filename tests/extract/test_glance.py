@@ -1,5 +1,6 @@
 """A first look at files: how many frames, from what, and how they are turned."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def test_fragments_are_estimated(tmp_path: Path) -> None:
     found = glance(str(path))
     assert not found.is_counted
     assert abs(found.num_frames - 50) <= 2
+
+
+def test_a_duration_that_lies_costs_nothing(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", 75)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\x44\x89\x88") + 3  # Duration, a float of 8 bytes
+    data[place : place + 8] = struct.pack(">d", 1e15)
+    path.write_bytes(data)
+    assert glance(str(path)).num_frames == len(data)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])

@@ -11,6 +11,7 @@ from vtnpipe.manifests.plan import (
     PlannedRow,
     Speed,
     TaskSize,
+    at_present_paths,
     look_at,
     pack,
     read_plans,
@@ -87,7 +88,7 @@ def test_a_damaged_or_a_missing_plan_is_named(folder: FeatureFolder) -> None:
     for _ in range(2):
         write_plan(folder, [_rows(1)], "f", Speed(8))
     (folder.plans / "000.json").unlink()
-    with pytest.raises(FeaturesError, match=r"001\.json"):
+    with pytest.raises(FeaturesError, match=r"000\.json: is missing, but 001\.json is there"):
         read_plans(folder, "f")
     (folder.plans / "001.json").write_text('{"format": ')
     with pytest.raises(FeaturesError, match="not a readable plan"):
@@ -136,3 +137,34 @@ def test_a_file_that_moved_or_is_gone_is_no_change(folder: FeatureFolder, row: V
     Path(row.path).rename(moved)
     assert rows_to_plan([VideoRow(video_id="v", path=str(moved))], tasks, {"v": ("ok", "")}) == []
     assert rows_to_plan([row], tasks, {"v": ("ok", "")}) == []
+    now = at_present_paths(tasks[0], {"v": str(moved)})
+    assert [(one.path, one.size) for one in now.rows] == [(str(moved), 5)]
+    moved.write_bytes(b"another video")
+    assert at_present_paths(tasks[0], {"v": str(moved)}) is tasks[0]
+    assert at_present_paths(tasks[0], {}) is tasks[0]
+    span = VideoRow(video_id="v", path=row.path, start=1.0)  # that is a change, file or none
+    with pytest.raises(ManifestError, match=r"\[1, …\)"):
+        rows_to_plan([span], tasks, {"v": ("ok", "")})
+
+
+def test_a_file_that_comes_before_its_task_is_no_change(
+    folder: FeatureFolder, row: VideoRow
+) -> None:
+    tasks = write_plan(folder, [[look_at(row)._replace(size=None, mtime_ns=None)]], "f", Speed(8))
+    assert rows_to_plan([row], tasks, {"v": ("ok", "")}) == []
+    assert rows_to_plan([row], tasks, {}, pending={"v"}) == []
+    assert rows_to_plan([row], tasks, {"v": ("failed", "missing")}) == [look_at(row)]
+
+
+def test_what_failed_again_hides_no_change(folder: FeatureFolder, row: VideoRow) -> None:
+    """The first plan's rows count, as the second one's attempt at the changed file crashed."""
+    tasks = write_plan(folder, [[look_at(row)]], "f", Speed(8))
+    Path(row.path).write_bytes(b"another video")
+    tasks += write_plan(folder, [[look_at(row)]], "f", Speed(8))
+    stored, counting = {"v": ("ok", "")}, {"v": 0}
+    assert rows_to_plan([row], tasks, stored, pending={"v"}, counting=counting) == []
+    with pytest.raises(ManifestError, match=r"5 bytes.*13 bytes.*--redo-changed"):
+        rows_to_plan([row], tasks, stored, counting=counting)
+    found = rows_to_plan([row], tasks, stored, counting=counting, redo_changed=True)
+    assert found == [look_at(row)]
+    assert rows_to_plan([row], tasks, stored, counting={"v": 1}) == []

@@ -159,6 +159,18 @@ def test_the_newest_complete_entry_counts(folder: FeatureFolder) -> None:
     assert len(open_features(folder.root)["v"].features) == 4
 
 
+def test_the_plan_that_counts_is_told(folder: FeatureFolder) -> None:
+    _write(folder, "000-00000", _part("v", 2), _part("w", 0, reason="damaged"))
+    _write(folder, "001-00000", _part("v", 0, reason="stalled", status="failed"), _part("w", 3))
+    store = open_features(folder.root)
+    assert store.plans == {"v": 0, "w": 1}
+
+
+def test_a_number_of_parts_that_lies_costs_nothing(folder: FeatureFolder) -> None:
+    _write(folder, "000-00000", _part("v", 2, num_parts=2**60))
+    assert "v" not in open_features(folder.root)
+
+
 def test_a_part_that_failed_in_passing_hides_no_whole_video(folder: FeatureFolder) -> None:
     stalled = {"status": "failed", "reason": "stalled", "part": 1, "num_parts": 2}
     _write(folder, "000-00000", _part("v", 9), _part("w", 0, reason="damaged"))
