@@ -7,6 +7,7 @@ videos; `VideoIndex` finds the files, whatever their extension.
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,36 @@ class Clip:
         return self.span is not None and self.span[1] <= self.span[0]
 
 
+def videos_below(folder: Path) -> list[Path]:
+    """The files below a folder that videos' names have, in order; folders that are symbolic links
+    are gone into, but for those that lead back.
+
+    Raises:
+        ManifestError: a folder can't be read.
+    """
+    found = []
+    try:
+        for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+            here = Path(root)
+            folders[:] = [one for one in folders if (here / one).resolve() not in _above(here)]
+            found += [here / name for name in names]
+    except OSError as error:
+        raise ManifestError(
+            f"{error.filename}: can't be read ({error.strerror}); mend that, or leave it out"
+        ) from None
+    return [path for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+
+
+def _above(folder: Path) -> set[Path]:
+    """Where a folder lies, and all that it lies in."""
+    here = folder.resolve()
+    return {here, *here.parents}
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
 class VideoIndex:
     """All videos below a folder, by path and by bare name, without their extensions."""
 
@@ -66,10 +97,9 @@ class VideoIndex:
             raise ManifestError(f"--videos {folder}: no such folder; give the one with the videos")
         self._by_path: dict[str, Path] = {}
         self._by_name: dict[str, Path | None] = {}  # None where several have it
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
-                self._by_path[path.relative_to(folder).with_suffix("").as_posix()] = path
-                self._by_name[path.stem] = None if path.stem in self._by_name else path
+        for path in videos_below(folder):
+            self._by_path[path.relative_to(folder).with_suffix("").as_posix()] = path
+            self._by_name[path.stem] = None if path.stem in self._by_name else path
         if not self._by_path:
             raise ManifestError(f"--videos {folder}: holds no videos; give the folder that does")
 
@@ -121,8 +151,8 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
         needed = ("youtube_id", "time_start", "time_end")
         if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
             raise ManifestError(
-                f"{path}:1: no column {missing[0]!r}; Kinetics has label,youtube_id,time_start,"
-                "time_end,split"
+                f"{path}:1: no column {missing[0]!r}; give Kinetics' label,youtube_id,time_start,"
+                "time_end,split, or another --format"
             )
         for fields in reader:
             where = f"{path}:{reader.line_num}"
@@ -181,7 +211,10 @@ def read_something_something(path: Path) -> Iterator[Clip]:
             name = str(entry["id"])
             label = str(entry.get("template", "")).replace("[", "").replace("]", "")
         except (TypeError, KeyError, AttributeError):
-            raise ManifestError(f"{path}: {entry!r} has no id; is this a list of labels?") from None
+            raise ManifestError(
+                f"{path}: an entry has no id ({str(entry)[:80]}); give the list of videos, "
+                "not of labels"
+            ) from None
         yield Clip(video_id=name, names=(name,), label=label, split=split_named(path.stem))
 
 
@@ -198,11 +231,13 @@ def read_activitynet(path: Path) -> Iterator[Clip]:
         files = (f"v_{name}", name)
         try:
             split = split_named(video["subset"])
-            annotations = [
-                (a["label"], *(_number(s, f"{path}: {name!r}") for s in a["segment"][:2]))
-                for a in video.get("annotations", ())
-            ]
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            annotations = []
+            for one in video.get("annotations", ()):
+                start, end = (_number(s, f"{path}: {name!r}") for s in one["segment"])
+                annotations.append((one["label"], start, end))
+        except ManifestError:
+            raise
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ManifestError(
                 f"{path}: {name!r} is not as ActivityNet's are ({error!r}); mend or remove it"
             ) from None
@@ -263,7 +298,9 @@ def read_class_names(path: Path) -> list[str]:
         names = {int(number): str(name) for name, number in value.items()}
         return [names[number] for number in range(len(value))]
     except (TypeError, ValueError, KeyError):
-        raise ManifestError(f"{path}: its values are not the numbers from 0 on; mend it") from None
+        raise ManifestError(
+            f"{path}: its values must be 0, 1, 2, ..., each once; correct them"
+        ) from None
 
 
 @contextmanager
@@ -276,7 +313,9 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         file = path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); check its name") from None
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}); check its path and mode"
+        ) from None
     with file:
         try:
             yield file

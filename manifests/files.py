@@ -52,8 +52,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); mend that, and the same "
-            "command goes on"
+            f"{path}: cannot be written ({error.strerror or error}); mend that, and give the "
+            "same command again"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # of a disk that is gone

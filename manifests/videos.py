@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ManifestError, StorageError
+from .errors import ManifestError
 from .files import atomic_text
 
 COLUMNS = ("video_id", "path", "label", "split")
@@ -51,7 +51,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
             one, or a row breaks a rule. The message begins with `FILE:LINE:`.
     """
     path = Path(path)
-    base = os.path.abspath(path.parent)  # noqa: PTH100  # symbolic links stay as they are
+    base = str(path.parent.absolute())  # symbolic links, and `..` behind them, stay as they are
     first_lines: dict[str, int] = {}
     rows: list[VideoRow] = []
     for line, fields in _records(path):
@@ -148,7 +148,7 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
             f"end {end:g} is not after start {start or 0.0:g}; a "
-            "span is start <= t < end, in seconds"
+            "span is start <= t < end, in seconds: correct one, or leave it empty"
         )
     return VideoRow(
         video_id=video_id,
@@ -181,18 +181,18 @@ def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> No
     `start` and `end` are written only where a row has them.
 
     Raises:
-        ManifestError: its folder does not exist, or a name is no text.
+        ManifestError: it is a folder, or in none; or a name is no text.
         StorageError: the disk is full, lost, or may not be written.
     """
     rows = list(rows)
-    base = os.path.abspath(Path(path).parent)  # noqa: PTH100
+    path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"{path}: is a folder; give a file")
+    if not path.parent.is_dir():
+        raise ManifestError(f"{path}: its folder does not exist; make it, or give another")
     has_spans = any(row.start is not None or row.end is not None for row in rows)
     try:
-        _write(rows, Path(path), base, has_spans=has_spans)
-    except StorageError as error:
-        if Path(path).parent.is_dir():
-            raise
-        raise ManifestError(f"{error}; give a file in a folder that exists") from None
+        _write(rows, path, str(path.parent.absolute()), has_spans=has_spans)
     except UnicodeEncodeError as error:
         raise ManifestError(
             f"{path}: {error.object!r} is not text in UTF-8; rename the file"

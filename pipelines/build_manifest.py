@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..manifests.annotations import (
-    EXTENSIONS,
     Clip,
     VideoIndex,
     read_activitynet,
@@ -18,11 +17,12 @@ from ..manifests.annotations import (
     read_something_something,
     read_ucf101,
     split_named,
+    videos_below,
 )
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
 from ..manifests.files import atomic_text
 from ..manifests.videos import VideoRow, write_manifest
-from .settings import between, check_settings, setting
+from .settings import between, check_settings, check_unset, setting
 
 Format = Literal[
     "folder", "kinetics", "ucf101", "hmdb51", "something-something-v2", "activitynet", "list"
@@ -48,18 +48,21 @@ class BuildSettings:
         metavar="FILE",
     )
     split: str | None = setting(
-        None, help="To write into every row; by default the data set's own, or none."
+        None, help="Split to write into every row; by default the data set's own, or none."
     )
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if (self.format == "folder") != (self.videos is None):
+        if self.format == "folder":
+            check_unset(self, ["videos"], "--format folder has the videos in the folder itself")
+        elif self.videos is None:
             raise SettingsError(
-                f"--format {self.format} with --videos {self.videos}: all formats but folder need "
-                "--videos FOLDER, and folder takes none"
+                f"--format {self.format}: give --videos FOLDER, too, with the files"
             )
         if self.classes is not None and self.format != "list":
-            raise SettingsError(f"--classes with --format {self.format}: only list has numbers")
+            raise SettingsError(
+                f"--classes with --format {self.format}: only list has numbers; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,8 @@ def build_manifest(
         write_manifest(found, output)
         return BuildReport(rows=found, missing=[], num_repeated=0, output=Path(output))
     clips = [clip for source in sources for clip in _clips(Path(source), settings)]
+    if not clips:
+        raise ManifestError(f"{sources[0]}: lists no clips; give the data set's own file")
     unique = {clip.video_id: clip for clip in reversed(clips)}  # the first of an id counts
     index = VideoIndex(Path(settings.videos))
     found = []
@@ -148,12 +153,12 @@ def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[Vi
         raise SettingsError(f"{len(sources)} folders: give one with a sub-folder per class")
     root = Path(sources[0])
     if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; give one with a sub-folder per class")
-    paths = [
-        path.relative_to(root)
-        for path in sorted(root.glob("*/**/*"))
-        if path.suffix.lower() in EXTENSIONS and path.is_file()
-    ]
+        raise ManifestError(
+            f"{root}: no such folder; give one with a sub-folder per class, or --format for a "
+            "data set's "
+            "own files"
+        )
+    paths = [path.relative_to(root) for path in videos_below(root) if path.parent != root]
     has_splits = all(len(path.parts) > 2 and split_named(path.parts[0]) for path in paths)
     rows = [
         VideoRow(

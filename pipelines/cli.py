@@ -18,8 +18,10 @@ from ..manifests.errors import (
     EXIT_BUG,
     EXIT_OK,
     EXIT_STOPPED,
+    EXIT_USAGE,
     EXIT_WITH_FAILURES,
     VtnpipeError,
+    first_line,
 )
 from .build_manifest import BuildSettings, build_manifest
 from .cluster_templates import (
@@ -87,7 +89,7 @@ def plan_command(manifest: str, **options: Any) -> int:
 
     The options are those of `vtnpipe extract`; --jobs, --part, --finish, --retry, --redo-changed,
     --max-failures and --time-budget change nothing here. All rows count, also those that are
-    extracted already. Nothing is downloaded. The exit code is 1 where a file can't be read.
+    extracted already. No weights are downloaded. The exit code is 1 where a file can't be read.
     """
     return plan(manifest, ExtractSettings(**options), console=LastingConsole()).exit_code
 
@@ -211,7 +213,7 @@ def model_group() -> None:
     default=PAPER_FRAMES,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of the video whose GMACs are counted.",
+    help="Frames of the video whose GMACs are counted.",
 )
 def model_show(model: str, frames: int) -> int:
     """Show parameters, GMACs and settings of MODEL, a preset or a model or run folder."""
@@ -322,7 +324,7 @@ def manifest_build(source: tuple[str, ...], output: str, **options: Any) -> int:
 def manifest_check(manifest: str) -> int:
     """Check MANIFEST's rules, and that every file is there; list those that are not."""
     faults = list(check_manifest(manifest))
-    count = f"{len(faults):,} files are missing or no files"
+    count = f"{len(faults):,} rows whose file is missing, empty or not a regular one"
     say(LastingConsole(), *faults, f"{manifest}: {count if faults else 'ok'}")
     return EXIT_WITH_FAILURES if faults else EXIT_OK
 
@@ -378,21 +380,31 @@ def main() -> NoReturn:
         click.echo(f"vtnpipe: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("vtnpipe: stopped; the same command resumes", err=True)
+        click.echo("vtnpipe: stopped; give the same command again to go on", err=True)
         code = EXIT_STOPPED
-    except Exception as error:  # noqa: BLE001  # a bug, shown whole
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            click.echo(f"vtnpipe: {error}; mend that, and the same command resumes", err=True)
-            code = EXIT_STOPPED
-        else:
-            traceback.print_exc()
-            click.echo(
-                "vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True
-            )
-            code = EXIT_BUG
+    except Exception as error:  # noqa: BLE001  # most likely a bug, shown whole
+        code = _tell(error)
     _ignore_signals()
     gc.freeze()  # or Python goes through all that torch and timm made once more, for seconds
     sys.exit(code)
+
+
+def _tell(error: Exception) -> int:
+    """Says what a command failed with that none of its checks foresaw; returns the exit code."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        click.echo(f"vtnpipe: {error}; mend that, and give the same command again", err=True)
+        return EXIT_STOPPED
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+        click.echo(
+            f"vtnpipe: the GPU's memory is full ({first_line(error)}); give fewer frames at once: "
+            "a smaller --batch-size or --chunk-frames, a larger --gradient-accumulation, "
+            "--gradient-checkpointing, or --mode chunked, whichever the command has",
+            err=True,
+        )
+        return EXIT_USAGE
+    traceback.print_exc()
+    click.echo("vtnpipe: this is a bug in vtnpipe; please report it with the lines above", err=True)
+    return EXIT_BUG
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

@@ -131,7 +131,7 @@ class ClusterSettings:
     )
     jobs: str = setting(
         "1",
-        help="Batch jobs at a time, or between how many, as there is work.",
+        help="How many batch jobs at a time: a number, or least and most, as there is work.",
         metavar="N|MIN:MAX",
     )
     tls: bool = setting(
@@ -146,6 +146,12 @@ class ClusterSettings:
         if self.scheduler is not None and self.cluster != "local":
             raise SettingsError(
                 f"--scheduler {self.scheduler} with --cluster {self.cluster}: leave out one of them"
+            )
+        if self.scheduler is not None and (self.jobs != "1" or self.job != JobSettings()):
+            raise SettingsError(
+                f"--scheduler {self.scheduler}: its workers are there already; leave out "
+                "--jobs and "
+                "the section cluster:"
             )
         if self.is_here and self.job != JobSettings():
             raise SettingsError(

@@ -25,7 +25,7 @@ def clip_frames(help: str) -> Any:
     return setting(16, help=help, check=at_least(1))
 
 
-def clip_seconds(help: str = "Its length.") -> Any:
+def clip_seconds(help: str = "Length of a clip, in seconds.") -> Any:
     """The paper's for training: 128 frames at 25 a second."""
     return setting(5.12, help=help, check=between(0.01, 1e6))
 
@@ -37,7 +37,11 @@ def seed(help: str) -> Any:
 
 def labels_of_features() -> Any:
     """A manifest instead of the features' own."""
-    return setting(None, help="Labels and splits; by default the features' own.", metavar="FILE")
+    return setting(
+        None,
+        help="A manifest whose labels and splits count; by default the features' own.",
+        metavar="FILE",
+    )
 
 
 def drop_partial() -> Any:

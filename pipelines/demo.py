@@ -24,7 +24,7 @@ from .extract import extract
 from .extract_settings import ExtractSettings
 from .progress import say
 from .report import report as write_report
-from .settings import at_least, check_settings, option_name, setting
+from .settings import at_least, check_settings, make_folder, option_name, setting
 from .train_temporal import TrainTemporalSettings, train_temporal
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
@@ -50,12 +50,14 @@ Image = npt.NDArray[np.uint8]
 class DemoSettings:
     """The settings of `vtnpipe demo`."""
 
-    events: int = setting(90, help="Each is drawn forwards and backwards.", check=at_least(6))
+    events: int = setting(
+        90, help="Events to draw, each forwards and backwards.", check=at_least(6)
+    )
     seeds: int = setting(3, help="Trainings of each model.", check=at_least(1))
     backbone: str = setting(
         "vit_tiny_patch16_224", help="With random weights: no download.", metavar="NAME"
     )
-    epochs: int = setting(45, help="Of each training.", check=at_least(1))
+    epochs: int = setting(45, help="Epochs of each training.", check=at_least(1))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -152,7 +154,7 @@ def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
     Returns:
         Manifest rows, splits train and val.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = []
     for number in range(num_events):
         generator = np.random.default_rng(number)

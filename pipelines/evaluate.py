@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class EvaluateSettings:
     """The settings of `vtnpipe evaluate`."""
 
-    split: str = setting("val", help="That is scored, of the manifest's.")
+    split: str = setting("val", help="Which of the manifest's splits to score.")
     manifest: str | None = common_settings.labels_of_features()
     drop_partial: bool = common_settings.drop_partial()
     shuffle_frames: bool = setting(
@@ -46,7 +46,9 @@ class EvaluateSettings:
     bootstrap: int = setting(
         1000, help="Resamples for the 95% intervals; 0: none.", check=at_least(0)
     )
-    precision: Precision = setting("float32", help="Of the computation; weights stay float32.")
+    precision: Precision = setting(
+        "float32", help="Precision of the computation; weights stay float32."
+    )
     batch_size: int = setting(
         16, help="Videos or clips at once, from a feature folder.", check=at_least(1)
     )
@@ -132,10 +134,10 @@ def evaluate(
     found = evaluated(model, source, settings)
     if found.is_main:
         name = predictions_name(settings)
+        _print(found.report, found.scored.faults, settings, name, console or Console(quiet=True))
         write_predictions(
             found.folder, name, found.predictions, found.scored.usable.rows, found.config
         )
-        _print(found.report, found.scored.faults, settings, name, console or Console(quiet=True))
     return found.report
 
 
@@ -172,6 +174,8 @@ def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings)
     device = resolve_device(settings.device)
     files = RunFolder(Path(model))
     config = read_config(files)
+    if not Path(source).exists():
+        raise SettingsError(f"{source}: is not there; give a feature folder or a manifest")
     is_manifest = Path(source).is_file()
     if is_manifest and (settings.mode == "features" or settings.manifest is not None):
         raise SettingsError(
@@ -202,6 +206,7 @@ def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings)
             scored=len(usable.rows),
             missing=usable.num_missing,
             partial=usable.num_partial,
+            dropped=usable.num_dropped,
         ),
     )
     record = {
@@ -251,11 +256,12 @@ def _print(
     figures = figures_text(report.figures, intervals=report.intervals)
     say(console, f"split {settings.split}{clips}{shuffled}: {figures}")
     counts = report.counts
+    dropped = f", {counts.dropped} left out as partial" if counts.dropped else ""
     loud = "" if report.exit_code == EXIT_OK else "  <- not all of the split"
     say(
         console,
         f"videos: {counts.expected} expected, {counts.scored} scored, {counts.missing} missing, "
-        f"{counts.partial} partial{loud}",
+        f"{counts.partial} partial{dropped}{loud}",
     )
 
 

@@ -14,7 +14,7 @@ from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, VideoError
 from . import common_settings
 from .progress import CountProgress, say
-from .settings import at_least, check_output, check_settings, setting
+from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..extract.frames import Outcome
     from ..manifests.videos import VideoRow
+    from ..temporal.choices import Task
     from .network import VideoTransformerNetwork
     from .strips import Attention, SeenVideo
 
@@ -41,8 +42,8 @@ class ExplainSettings:
         short="-o",
         metavar="FILE",
     )
-    start: float | None = setting(None, help="Seconds, of the part of the video that is meant.")
-    end: float | None = setting(None, help="Where it ends.")
+    start: float | None = setting(None, help="Second at which the part to explain begins.")
+    end: float | None = setting(None, help="Second at which it ends; by default the video's end.")
     frames: int = setting(12, help="Pictures along the video.", check=at_least(1))
     most: int = setting(6, help="Most attended frames to show.", check=at_least(1))
     top: int = setting(5, help="Classes to follow.", check=at_least(1))
@@ -55,7 +56,7 @@ class ExplainSettings:
         None,
         help="Parts to hide, one at a time; as many as frames, or more, hides each frame. By "
         "default 250, fewer for hours.",
-        check=at_least(1),
+        check=at_least(2),
     )
     chunk_frames: int = common_settings.chunk_frames()
     decoder: Decoder = common_settings.decoder()
@@ -71,6 +72,8 @@ class ExplainSettings:
             )
         if self.output is not None and Path(self.output).suffix not in FORMATS:
             raise SettingsError(f"--output {self.output}: its name must end in .html or .png")
+        if self.output is None:
+            check_unset(self, ["frames"], "without --output there are no pictures")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +81,9 @@ class Explanation:
     """Of a model's answer about one video of T frames.
 
     Attributes:
+        task: of the model.
         class_names: [C], or the name of what a regression gives.
+        first: the class of the highest logit.
         scores: [C] probabilities; of regression the number.
         outcome: of decoding.
         timestamps: [T] seconds.
@@ -90,7 +95,9 @@ class Explanation:
             value.
     """
 
+    task: "Task"
     class_names: Sequence[str]
+    first: int
     scores: "Tensor"
     outcome: "Outcome"
     timestamps: "npt.NDArray[np.float64]"
@@ -119,7 +126,7 @@ class Explanation:
     @property
     def drop_unit(self) -> str:
         """Of what hiding frames changes."""
-        return "value" if self.class_names == ["value"] else "log-odds"
+        return "value" if self.task == "regression" else "log-odds"
 
     @property
     def exit_code(self) -> int:
@@ -209,7 +216,9 @@ def _look(
     (whole,) = prefix_logits(temporal, seen.features, positions, [num_frames])
     whole = whole.double().cpu()
     found = Explanation(
+        task=task,
         class_names=names,
+        first=int(whole.argmax()),
         scores=scores_of(whole),
         outcome=outcome,
         timestamps=seen.timestamps,
@@ -231,8 +240,7 @@ def _look(
             for logits in passes:
                 results.append(logits.double().cpu())
                 progress.count()
-    first = int(whole.argmax())
-    drops = log_odds(whole, first, task) - log_odds(torch.stack(without), first, task)
+    drops = log_odds(whole, found.first, task) - log_odds(torch.stack(without), found.first, task)
     ends = [float(seen.timestamps[length - 1]) for length in lengths]
     found = replace(
         found,
@@ -261,7 +269,7 @@ def _print_answer(found: Explanation, settings: ExplainSettings, console: Consol
 
 def check_lines(found: Explanation) -> list[str]:
     """What hiding frames tells."""
-    name = found.class_names[int(found.scores.argmax())]
+    name = found.class_names[found.first]
     most = int(found.drops.argmax())
     begin, stop = found.spans[most]
     frames = f"frame {found.frame_index[begin]}"
@@ -283,7 +291,7 @@ def check_lines(found: Explanation) -> list[str]:
 
 def _score_text(found: Explanation, index: int) -> str:
     value = float(found.scores[index])
-    return f"{value:.6g}" if found.class_names == ["value"] else f"{value:.1%}"
+    return f"{value:.6g}" if found.task == "regression" else f"{value:.1%}"
 
 
 def _write(

@@ -24,7 +24,7 @@ from ..manifests.files import atomic_path, write_json
 from ..manifests.times import nearest_each
 from ..manifests.videos import VideoRow, read_manifest
 from .progress import CountProgress, say
-from .settings import above, check_settings, setting
+from .settings import above, check_settings, make_folder, setting
 
 if TYPE_CHECKING:
     from ..manifests.store import FeatureStore, VideoFeatures
@@ -97,7 +97,7 @@ def export_features(
     wanted = list(video_ids) or list(rows)
     present = [video_id for video_id in wanted if video_id in store]
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     database = {}
     with CountProgress("export", "videos", len(present), console) as progress:
         for video_id in present:
@@ -114,10 +114,12 @@ def export_features(
 def file_name(video_id: str) -> str:
     """Of a video's files, without their endings.
 
-    >>> file_name("run/a b.mp4")
-    'run%2Fa%20b.mp4'
+    >>> file_name("run/a b.mp4"), file_name("走る.mp4"), file_name("database")
+    ('run%2Fa%20b.mp4', '走る.mp4', '%64atabase')
     """
-    return quote(video_id, safe="")
+    if f"{video_id}.json" == DATABASE:
+        return f"%{ord(video_id[0]):02X}{video_id[1:]}"
+    return "".join(one if ord(one) > 127 else quote(one, safe="") for one in video_id)
 
 
 def _view_index(store: "FeatureStore", view: str) -> int | None:

@@ -56,15 +56,16 @@ class ExtractSettings(ClusterSettings):
         help="Of the backbone. auto: the folder's; of a new one bfloat16 where CPU or GPU has it, "
         "else float16 on a GPU, float32 on a CPU.",
     )
-    store: Store = setting("float16", help="Of the stored features.")
-    device: str = common_settings.device("Of the backbone.")
+    store: Store = setting("float16", help="Precision of the stored features.")
+    device: str = common_settings.device("Where the backbone runs.")
     decoder: Decoder = common_settings.decoder()
     fps: float | None = setting(
         None,
-        help="So many frames a second, the nearest to a steady rate; by default, every frame.",
+        help="Take so many frames a second, those nearest to a steady rate; by default, "
+        "every frame.",
         check=above(0),
     )
-    every: int = setting(1, help="Only each so many frames.", check=at_least(1))
+    every: int = setting(1, help="Take only every Nth frame.", check=at_least(1))
     views: Views = setting(
         "centre",
         help="Of each frame; flip adds the mirrored centre, three-crop is left, centre and right.",
@@ -95,7 +96,7 @@ class ExtractSettings(ClusterSettings):
     )
     threads: int | None = setting(
         None,
-        help="Of each worker on a CPU; by default the cores divided by the workers.",
+        help="Threads of each worker on a CPU; by default the cores divided by the workers.",
         check=at_least(1),
     )
     decoding_children: int | None = setting(
@@ -109,20 +110,20 @@ class ExtractSettings(ClusterSettings):
     retry: str | None = setting(
         None,
         help="Extract failed and partial videos again whose reason in failures.csv is one of these "
-        "(with commas), or all of them; docs/troubleshooting.md lists them.",
+        "(separated by commas), or all of them.",
         check=_is_retry,
         metavar="REASONS|all",
     )
     max_failures: str = setting(
         "50%",
-        help="Stop when more videos fail than so many, or than such a share of the manifest's; a "
+        help="Stop when more videos fail than this number, or than this share of the manifest's; a "
         "share counts from ten failures on.",
         check=is_failure_limit,
         metavar="N|P%",
     )
     time_budget: str | None = setting(
         None,
-        help="Begin no task that would not end within so long of the beginning, and stop then: "
+        help="Begin no task that would end later than so long after the start, and stop then: "
         "[[DAYS-]HOURS:]MINUTES:SECONDS.",
         check=is_time_budget,
         metavar="TIME",
@@ -133,7 +134,9 @@ class ExtractSettings(ClusterSettings):
         check=above(0),
     )
     max_megapixels: float = setting(
-        Limits.max_pixels / 1e6, help="Of a frame; larger ones are refused.", check=at_least(0.001)
+        Limits.max_pixels / 1e6,
+        help="Largest frame; larger ones are refused.",
+        check=at_least(0.001),
     )
     part: str | None = setting(
         None,

@@ -139,7 +139,9 @@ def verify_features(
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
         return EXIT_OK
     count = f"{len(damaged):,} of {len(shards):,} shards"
-    if drop:
+    if not damaged:
+        end = f"{len(faults):,} faults, told above, none of which --drop mends"
+    elif drop:
         end = f"removed {count}; the extract command that made them makes them again"
     else:
         end = f"{count} are damaged; --drop removes them, so that extract makes them again"

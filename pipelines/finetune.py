@@ -71,7 +71,9 @@ class FinetuneSettings(FitSettings):
     )
     every: int = setting(1, help=f"{OF_NONE}: only each so many frames.", check=at_least(1))
     train_blocks: int | None = setting(
-        None, help="The last blocks of the backbone that learn; by default, all.", check=at_least(0)
+        None,
+        help="How many of the backbone's last blocks learn; by default, all of it.",
+        check=at_least(0),
     )
     layer_decay: float = setting(
         1.0,
@@ -82,10 +84,14 @@ class FinetuneSettings(FitSettings):
         "yes", help="Random scales, crops and mirroring; no: evaluation's preprocessing."
     )
     short_side_min: int | None = setting(
-        None, help="Of a frame before its crop; by default 256 for crops of 224.", check=at_least(1)
+        None,
+        help="Smallest short side of a frame before its crop; by default 256 for crops of 224.",
+        check=at_least(1),
     )
     short_side_max: int | None = setting(
-        None, help="By default 320 for crops of 224.", check=at_least(1)
+        None,
+        help="Largest short side of a frame before its crop; by default 320 for crops of 224.",
+        check=at_least(1),
     )
     flip: Literal["auto", "yes", "no"] = setting(
         "auto", help="Mirror half of the clips; auto: unless a class name says left or right."
@@ -164,6 +170,7 @@ def finetune(
     """
     from ..extract.device import resolve_device
     from ..temporal.dataset import ClipDataset, RandomClips
+    from ..temporal.splits import rows_of_split
     from .fit_shape import choose_preset
     from .fit_splits import describe_splits, read_splits
     from .model_folder import save_network, write_config
@@ -175,7 +182,8 @@ def finetune(
     settings = settings or FinetuneSettings()
     device = resolve_device(settings.device)
     wanted = (settings.train_split, settings.val_split)
-    rows = [row for row in read_manifest(manifest) if row.split in wanted]
+    every_row = read_manifest(manifest)
+    rows = [row for split in dict.fromkeys(wanted) for row in rows_of_split(every_row, split)]
     files = RunFolder(Path(run))
     check_root(files, "finetune", files.index, files.failures)
     with fitting(settings, device, files, console) as session:

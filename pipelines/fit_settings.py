@@ -46,10 +46,15 @@ class FitSettings:
         check=one_of_or_factory(*ENCODERS),
         metavar=f"{'|'.join(ENCODERS)}|package.module:factory",
     )
-    layers: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
-    heads: int | None = setting(None, help=OF_THE_PRESET, check=at_least(1))
+    layers: int | None = setting(
+        None, help=f"Layers of the encoder. {OF_THE_PRESET}", check=at_least(1)
+    )
+    heads: int | None = setting(
+        None, help=f"Attention heads of a layer. {OF_THE_PRESET}", check=at_least(1)
+    )
     window: int | None = setting(
-        None, help="Of the local attention, in frames; even, half to each side; by default 18."
+        None,
+        help="Width of the local attention, in frames: even, half to each side; by default 18.",
     )
     intermediate: int | None = setting(
         None, help=f"Dimensions inside each layer. {OF_THE_PRESET}", check=at_least(1)
@@ -80,10 +85,12 @@ class FitSettings:
         None, help="Positions a second; by default 25.", check=between(1e-3, 1e6)
     )
     dropout: float | None = setting(
-        None, help="In the encoder, attention included; by default 0.1.", check=between(0, 1)
+        None,
+        help="Dropout in the encoder, attention included; by default 0.1.",
+        check=between(0, 1),
     )
     head_dropout: float | None = setting(
-        None, help="In the head; by default 0.5.", check=between(0, 1)
+        None, help="Dropout in the head; by default 0.5.", check=between(0, 1)
     )
     epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
     batch_size: int | None = setting(
@@ -91,13 +98,15 @@ class FitSettings:
     )
     optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
     lr: float = setting(1e-3, help="Learning rate at the start.", check=between(0, 1e30))
-    momentum: float = setting(0.9, help="Of SGD.", check=between(0, 1))
-    weight_decay: float = setting(0.0, help="Of either optimizer.", check=between(0, 1))
+    momentum: float = setting(0.9, help="SGD's momentum.", check=between(0, 1))
+    weight_decay: float = setting(0.0, help="Weight decay.", check=between(0, 1))
     schedule: Schedule | None = setting(
-        None, help=f"steps: x0.1 after 13/25 of the epochs, x0.01 after 24/25. {OF_THE_PRESET}"
+        None,
+        help=f"steps: x0.1 after 13/25 of the epochs, x0.01 after 24/25; "
+        f"cosine: down to 0. {OF_THE_PRESET}",
     )
     warm_up_epochs: float = setting(
-        0.0, help="In which the learning rate rises from a hundredth.", check=between(0, 1e6)
+        0.0, help="Epochs in which the learning rate rises from a hundredth.", check=between(0, 1e6)
     )
     gradient_accumulation: int = setting(
         1, help="Parts that a batch is computed in: less memory, the same step.", check=at_least(1)
@@ -113,7 +122,9 @@ class FitSettings:
     class_weights: ClassWeights = setting(
         "none", help="balanced: rare classes count as much as frequent ones."
     )
-    precision: Precision = setting("float32", help="Of the computation; weights stay float32.")
+    precision: Precision = setting(
+        "float32", help="Precision of the computation; weights stay float32."
+    )
     patience: int | None = setting(
         None,
         help="Stop after so many epochs in which validation's first figure did not improve.",
@@ -139,9 +150,13 @@ class FitSettings:
         False, help="Less memory for more time; the same weights."
     )
     checkpoint_minutes: float = setting(
-        10.0, help="Between checkpoints inside an epoch; each epoch has one.", check=at_least(0)
+        10.0,
+        help="Minutes between checkpoints inside an epoch; there is one after each anyway.",
+        check=at_least(0),
     )
-    keep_checkpoints: int = setting(2, help="The newest that stay.", check=at_least(1))
+    keep_checkpoints: int = setting(
+        2, help="How many of the newest checkpoints are kept.", check=at_least(1)
+    )
     seed: int = common_settings.seed("Of weights, clips and their order.")
     device: str = common_settings.device("Where to train.")
 

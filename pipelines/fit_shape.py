@@ -108,7 +108,7 @@ def _spread(targets: Tensor) -> float:
     spread = 1.0 if bool((targets == targets[0]).all()) else float(targets.std(correction=0))
     if not 0 < spread < math.inf:
         raise ManifestError(
-            f"the training labels spread by {spread:g}, which is no number to learn with; give "
-            "them in another unit"
+            f"the training labels' standard deviation is {spread:g}, which can't be learned from; "
+            "give them in another unit"
         )
     return spread

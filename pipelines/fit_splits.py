@@ -84,7 +84,7 @@ def read_splits(
     try:
         targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
     except ManifestError as error:
-        if class_names is None:
+        if class_names is None or settings.task == "regression":
             raise
         raise ManifestError(f"{error}; or give --new-head, for the manifest's classes") from None
     return Splits(

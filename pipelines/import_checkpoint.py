@@ -37,6 +37,7 @@ COUNTER = "temporal_encoder.embeddings.position_ids"  # 0, 1, 2, …, which old 
 SHORT_SIDE = 256
 MEAN, STD = 0.45, 0.225  # of the authors' data loader, for each colour
 POSITION_FPS = 25.0
+REMEDY = "give a checkpoint of a VTN, of the authors' PySlowFast"
 BACKBONES = (  # whose shapes are tried; DeiT's are ViT's
     "vit_base_patch16_224 vit_small_patch16_224 vit_tiny_patch16_224 vit_large_patch16_224 "
     "vit_base_patch32_224 vit_small_patch32_224 vit_large_patch32_224 vit_base_patch8_224 "
@@ -152,17 +153,17 @@ def _read(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     state = found.get("model_state") if isinstance(found, Mapping) else None
     text = found.get("cfg") if isinstance(found, Mapping) else None
     if not isinstance(state, Mapping) or not isinstance(text, str):
-        raise CheckpointError(
-            f"{path}: holds no model_state with a cfg; give a checkpoint of the authors' PySlowFast"
-        )
+        raise CheckpointError(f"{path}: holds no model_state with a cfg; {REMEDY}")
     try:
         cfg = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise CheckpointError(f"{path}: its cfg is not YAML ({first_line(error)})") from None
+        raise CheckpointError(
+            f"{path}: its cfg is not YAML ({first_line(error)}); {REMEDY}"
+        ) from None
     if not isinstance(cfg, dict) or not isinstance(cfg.get("VTN"), dict):
-        raise CheckpointError(f"{path}: its cfg has no section VTN; it is no checkpoint of a VTN")
+        raise CheckpointError(f"{path}: its cfg has no section VTN; {REMEDY}")
     if not all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()):
-        raise CheckpointError(f"{path}: its model_state holds other things than tensors by name")
+        raise CheckpointError(f"{path}: its model_state holds other things than tensors; {REMEDY}")
     tensors = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     tensors.pop(COUNTER, None)
     return tensors, cfg
@@ -184,13 +185,14 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> "TemporalConfig":
 
     vtn, model = cfg["VTN"], cfg.get("MODEL")
     if not isinstance(model, dict):
-        raise CheckpointError(f"{path}: its cfg has no section MODEL; it is no checkpoint of a VTN")
+        raise CheckpointError(f"{path}: its cfg has no section MODEL; {REMEDY}")
     try:
         windows = vtn["ATTENTION_WINDOW"]
         windows = windows if isinstance(windows, list) else [windows]
         if any(window != windows[0] for window in windows[1:]) or not windows:
             raise CheckpointError(
-                f"{path}: VTN.ATTENTION_WINDOW {windows}: all layers must have the same window"
+                f"{path}: VTN.ATTENTION_WINDOW {windows}: all layers must have the same window; a "
+                "checkpoint of several can't be imported"
             )
         return TemporalConfig(
             feature_dim=vtn["HIDDEN_DIM"],
@@ -207,7 +209,9 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> "TemporalConfig":
             head_dropout=model.get("DROPOUT_RATE", 0.5),
         )
     except KeyError as error:
-        raise CheckpointError(f"{path}: its cfg lacks {error}, which a VTN needs") from None
+        raise CheckpointError(
+            f"{path}: its cfg lacks {error}, which a VTN needs; {REMEDY}"
+        ) from None
     except SettingsError as error:
         raise CheckpointError(f"{path}: its cfg: {error}") from None
 

@@ -22,7 +22,7 @@ class SplitSettings:
     train: float = setting(0.8, help="Share of the videos.")
     val: float = setting(0.1, help="Share of the videos.")
     test: float = setting(0.1, help="Share of the videos.")
-    seed: int = setting(0, help="Of the draw; the same seed gives the same split.")
+    seed: int = setting(0, help="Seed of the draw; the same seed gives the same split.")
     group: str | None = setting(
         None,
         help="A regular expression searched for in video_id: rows with the same match (its groups, "
@@ -41,7 +41,7 @@ class SplitSettings:
             re.compile(self.group or "")
         except re.error as error:
             raise SettingsError(
-                f"--group {self.group!r}: not a regular expression ({error})"
+                f"--group {self.group!r}: not a regular expression ({error}); correct it"
             ) from None
 
     @property
@@ -93,7 +93,8 @@ def _group(row: VideoRow, pattern: str | None) -> str:
     match = re.search(pattern, row.video_id)
     if match is None:
         raise ManifestError(
-            f"video_id {row.video_id!r} has no match for --group {pattern!r}; every row needs one"
+            f"video_id {row.video_id!r} has no match for --group {pattern!r}; every row "
+            "needs one; widen it"
         )
     return "\0".join(part or "" for part in match.groups()) if match.groups() else match[0]
 

@@ -164,7 +164,7 @@ def read_config(files: RunFolder) -> NetworkConfig:
         if kind != (FORMAT, VERSION):
             raise FeaturesError(
                 f"{files.config}: is {kind}, not {(FORMAT, VERSION)}; it was made by another "
-                "version of vtnpipe, or by another program"
+                "version of vtnpipe, or by another program: use that one, or make the model anew"
             )
         config = NetworkConfig(temporal=TemporalConfig(**found.pop("temporal")), **found)
         if config.identity["weights_digest"] is None:
@@ -179,7 +179,7 @@ def read_config(files: RunFolder) -> NetworkConfig:
     except FeaturesError:
         raise
     except SettingsError as error:
-        raise FeaturesError(f"{files.config}: {error}") from None
+        raise FeaturesError(f"{files.config}: {error}; put it back") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FeaturesError(f"{files.config}: cannot be read ({error!r}); put it back") from None
     return config

@@ -214,7 +214,7 @@ def _local_folder(folder: str | Path, revision: str | None, token: str | None) -
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise FeaturesError(
             f"{folder}: no such folder, and the Hugging Face hub gives no such model "
-            f"({first_line(error)})"
+            f"({first_line(error)}); check the name, or give token="
         ) from None
 
 

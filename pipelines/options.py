@@ -13,7 +13,7 @@ import yaml
 
 from ..manifests.errors import SettingsError
 from .progress import LastingConsole
-from .settings import base_type, option_name
+from .settings import TYPE_WORDS, base_type, option_name
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,7 +96,7 @@ class _Section(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The settings of a mapping; settings are left as they are."""
         if isinstance(value, str):
-            raise SettingsError(f"{value}: only the section {self.section}: of --config gives that")
+            raise SettingsError(f"{value}: give it as the section {self.section}: of --config")
         return self.read(dict(value)) if isinstance(value, Mapping) else value
 
 
@@ -137,6 +137,26 @@ for _kind, _pattern in {
     )
 
 
+def _check_type(where: str, entry: Any, option: click.Option) -> None:
+    """Refuses an entry of a config file that is of another type than its option.
+
+    Raises:
+        SettingsError: it is.
+    """
+    base: type
+    types: set[type]  # besides text, which click takes apart
+    if option.is_flag:
+        base, types = bool, {bool}
+    elif option.type is click.INT:
+        base, types = int, {int}
+    elif option.type is click.FLOAT:
+        base, types = float, {int, float}
+    else:
+        base, types = str, {int, float}
+    if type(entry) not in types | {str, type(None)}:
+        raise SettingsError(f"{where} {entry!r}: it must be {TYPE_WORDS[base]}; correct it")
+
+
 def _read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     """Makes a YAML file's values the defaults of the command's options."""
     if value is None:
@@ -144,15 +164,23 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
     try:
         text = Path(value).read_text(encoding="utf-8")
         config = yaml.load(text, Loader=_PlainLoader) or {}  # noqa: S506  # it is a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--config {value}: cannot be read as YAML ({error})") from None
+    except OSError as error:
+        raise SettingsError(
+            f"--config {value}: cannot be read ({error.strerror}); check its path"
+        ) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {value}: is not YAML ({error}); correct it") from None
     if not isinstance(config, Mapping):
-        raise SettingsError(f"--config {value}: must be a mapping of option names to values")
-    known = {
-        p.name.rstrip("_"): p.name
+        raise SettingsError(
+            f"--config {value}: must be a mapping of option names to values; write lines such as "
+            "`batch_size: 16`"
+        )
+    options = {
+        p.name: p
         for p in context.command.params
         if isinstance(p, click.Option) and p.name and p.name != "config"
     }
+    known = {name.rstrip("_"): name for name in options}
     sections = {
         p.type.section: p.name
         for p in context.command.params
@@ -165,13 +193,15 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
         if name in sections and isinstance(entry, Mapping):
             values = dict(entry)
             if "kind" in values:
-                defaults[known[name]] = values.pop("kind")
+                kind = defaults[known[name]] = values.pop("kind")
+                _check_type(f"--config {value}: {name}: kind", kind, options[known[name]])
             defaults[sections[name]] = values
             continue
         if name not in known:
             raise SettingsError(
                 f"--config {value}: unknown option {name!r}; this command has "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(sorted(known))}; correct or remove it"
             )
+        _check_type(f"--config {value}: {name}", entry, options[known[name]])
         defaults[known[name]] = entry
     context.default_map = {**(context.default_map or {}), **defaults}

@@ -82,7 +82,8 @@ def _looked_at(
 ) -> LookedAt:
     if glance is None:
         reason, message = faults.get(
-            row.path, ("missing", f"{row.path}: is not there, or can't be reached")
+            row.path,
+            ("missing", f"{row.path}: is not there, or can't be reached; correct its path"),
         )
         return LookedAt(row=row, glance=None, reason=reason, message=message)
     return LookedAt(

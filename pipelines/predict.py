@@ -34,7 +34,12 @@ Mode = Literal["end-to-end", "chunked", "features"]
 class PredictSettings:
     """The settings of `vtnpipe predict`."""
 
-    mode: Mode = setting("chunked", help="end-to-end holds all frames in memory at once.")
+    mode: Mode = setting(
+        "chunked",
+        help="chunked: the backbone in chunks of frames; end-to-end: all frames of a video "
+        "in memory "
+        "at once; features: stored ones, with --features.",
+    )
     features: str | None = setting(
         None,
         help="A feature folder, for --mode features; then VIDEOs are ids, by default all.",
@@ -65,7 +70,7 @@ class PredictSettings:
 
 
 class Prediction(NamedTuple):
-    """Of one video: its logits [C], or none and the reason; a note where frames are missing."""
+    """Of one video: its logits [C], or none and the reason; a note where frames are damaged."""
 
     video: str
     logits: "Tensor | None"
@@ -146,10 +151,10 @@ def _from_features(
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
-    fps, statuses = config.temporal.position_fps, store.statuses
+    fps = config.temporal.position_fps
     with accelerated(device, "float32") as accelerator:
         temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
-        for video_id in ids or list(store):
+        for video_id in ids or list(store.entries):
             parts = store.entries[video_id]
             if video_id not in store:
                 yield Prediction(video_id, None, f"{parts[0].reason}: {parts[0].message}")
@@ -157,11 +162,8 @@ def _from_features(
             (logits,) = logits_of_features(
                 temporal, store, [video_id], position_fps=fps, accelerator=accelerator
             )
-            num_lost = sum(part.num_lost_frames for part in parts)
-            is_whole = statuses[video_id] == "ok"
-            yield Prediction(
-                video_id, logits, "" if is_whole else f"partial, {num_lost} frames lost"
-            )
+            messages = [part.message for part in parts if part.status != "ok"]
+            yield Prediction(video_id, logits, messages[0] if messages else "")
 
 
 def _from_videos(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..manifests.errors import FeaturesError
 from ..manifests.files import atomic_path, atomic_text, read_json, write_json
+from .settings import make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +57,12 @@ def write_predictions(
         predictions: of the split.
         rows: [N], whose labels stand in the CSV.
         config: of the model.
+
+    Raises:
+        SettingsError: the folder can't be made.
+        StorageError: they can't be written.
     """
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     _write_csv(folder / f"{name}.csv", rows, predictions.logits, config)
     with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
         np.savez(

@@ -30,18 +30,23 @@ class ReportSettings:
     """The settings of `vtnpipe report`."""
 
     output: str | None = setting(
-        None, help="By default report.html in the folder.", short="-o", metavar="FILE"
+        None,
+        help="The page to write; by default report.html in the folder.",
+        short="-o",
+        metavar="FILE",
     )
     split: str | None = setting(
-        None, help="To show of a run; by default the one that it was validated on."
+        None, help="Split to show of a run; by default the one that it was validated on."
     )
     source: str | None = setting(
         None,
         help="Feature folder or manifest of that split; by default what the run was fitted on.",
         metavar="FOLDER|MANIFEST",
     )
-    videos: int = setting(4, help="To show of the worst, and of the best.", check=at_least(0))
-    frames: int = setting(10, help="Pictures of each.", check=at_least(1))
+    videos: int = setting(
+        4, help="How many of the worst videos to show, and of the best.", check=at_least(0)
+    )
+    frames: int = setting(10, help="Pictures of each video.", check=at_least(1))
     manifest: str | None = setting(
         None,
         help="Labels and splits of the features; by default those that the run was fitted with.",

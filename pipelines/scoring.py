@@ -18,7 +18,12 @@ from ..temporal.inference import predict_logits
 from ..temporal.processes import Accelerator
 from ..temporal.reader import FeatureReader
 from ..temporal.run_folder import RunFolder
-from ..temporal.splits import UsableRows, rows_of_split, usable_rows
+from ..temporal.splits import (
+    UsableRows,
+    remedy_for_features,
+    rows_of_split,
+    usable_rows,
+)
 from ..temporal.tasks import read_targets
 from .model_folder import NetworkConfig, check_features, load_temporal
 from .network import VideoTransformerNetwork
@@ -70,7 +75,7 @@ def score_features(
         read_manifest(settings.manifest or store.folder.manifest),
         settings.split,
         what="features",
-        remedy=f"extract them first, into {store.folder.root}",
+        remedy=remedy_for_features(store.folder),
         drop_partial=settings.drop_partial,
     )
     targets = read_targets(usable.rows, config.class_names, config.temporal.task)

@@ -6,6 +6,7 @@ command line are made from them in `options.py`.
 """
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -15,6 +16,8 @@ from typing import Any
 
 from ..manifests.errors import SettingsError
 from ..manifests.factory import is_factory
+
+TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 # A check returns the rule that a value breaks, in words; empty where it is fine.
 Check = Callable[[Any], str]
@@ -89,7 +92,9 @@ def check_settings(settings: Any, name: Callable[[str], str] | None = None) -> N
         if words:
             rule = "" if value in words else f"it must be one of {', '.join(words)}"
         elif not isinstance(value, _runtime_type(base)):
-            rule = f"it must be of type {base.__name__}"
+            rule = f"it must be {TYPE_WORDS[base]}"
+        elif isinstance(value, float) and not math.isfinite(value):
+            rule = "it must be finite"
         else:
             check = field.metadata.get("check")
             rule = check(value) if check else ""
@@ -128,6 +133,21 @@ def check_output(path: Path) -> Path:
             f"--output {path}: its folder is missing or can't be written; make it, or name another"
         )
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that a command writes into, if it is not there.
+
+    Raises:
+        SettingsError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: can't be made as a folder ({error.strerror}); give another, or make it one "
+            "that can be written"
+        ) from None
 
 
 def option_name(name: str) -> str:

@@ -13,6 +13,7 @@ from ..manifests.errors import SettingsError
 from ..temporal.config import TemporalConfig
 from ..temporal.model import TemporalClassifier
 from ..temporal.presets import preset
+from ..temporal.run_folder import RunFolder
 from .extraction import DEFAULT_BACKBONE, SAMPLING
 from .fit_shape import check_shape_is_unset, choose_preset, dropouts, shape
 from .fit_splits import Splits
@@ -56,6 +57,10 @@ def _new(settings: "FinetuneSettings") -> StartingPoint:
     if name is None:
         is_auto = settings.preset == "auto"
         name = DEFAULT_BACKBONE if is_auto else preset(settings.preset).backbone
+    if RunFolder(Path(settings.weights)).config.exists():
+        raise SettingsError(
+            f"--weights {settings.weights}: is a model folder; give --from {settings.weights}"
+        )
     built = build_backbone(name, settings.weights, settings.pool)
     chosen = choose_preset(settings, name, built.dim)
     identity: dict[str, Any] = {

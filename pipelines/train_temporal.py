@@ -34,7 +34,10 @@ class TrainTemporalSettings(FitSettings):
     manifest: str | None = common_settings.labels_of_features()
     drop_partial: bool = common_settings.drop_partial()
     preload: Preload = setting(
-        "auto", help="Copy the features into memory, where half of what is free holds them."
+        "auto",
+        help="Where to copy the features first. auto: to the GPU, else to memory, where "
+        "they take at "
+        "most half of what is free; none: they are read from the shards.",
     )
     loaders: int = setting(
         0, help="Processes that read ahead, where features are not copied.", check=at_least(0)
@@ -75,6 +78,7 @@ def train_temporal(
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
     from ..temporal.inference import Scored, predict_logits
     from ..temporal.model import TemporalClassifier
+    from ..temporal.splits import remedy_for_features
     from .fit_shape import choose_preset, shape
     from .fit_splits import describe_splits, read_splits
     from .model_folder import NetworkConfig, link_backbone, write_config
@@ -88,7 +92,7 @@ def train_temporal(
         store.statuses,
         settings,
         what="features",
-        remedy=f"extract them first, into {store.folder.root}",
+        remedy=remedy_for_features(store.folder),
         drop_partial=settings.drop_partial,
     )
     identity, dim = store.extraction["identity"], store.row_shape[-1]

@@ -88,11 +88,13 @@ class IndexedVideos:
         num_lost = self.index.num_beyond_end(row.path)
         if not self.num_frames(row.video_id):
             until = "…" if row.end is None else f"{row.end:g}"
-            message = f"{row.path}: no frame is in [{row.start or 0:g}, {until}) s"
+            message = (
+                f"{row.path}: no frame is in [{row.start or 0:g}, {until}) s; correct its span"
+            )
             reason = "truncated" if num_lost else "no-frames"
             return Failure(row.video_id, row.path, "failed", reason, message, num_lost)
         if num_lost and (row.end is None or row.end > self.index.timeline(row.path).times[-1]):
-            message = f"{row.path}: ends before {num_lost} of its frames"
+            message = f"{row.path}: ends before {num_lost} of its frames; copy it again"
             return Failure(row.video_id, row.path, "partial", "truncated", message, num_lost)
         return None
 

@@ -49,6 +49,7 @@ def _files() -> Iterator[tuple[str, Path]]:
 def test_folders_import_downwards_only() -> None:
     for package, path in _files():
         for level, module in _imports(path):
+            assert module.partition(".")[0] != "vtnpipe", f"{path.name}: import it as ..{module}"
             if level == 2:
                 assert module.split(".")[0] in ALLOWED[package], f"{path.name} imports {module}"
 

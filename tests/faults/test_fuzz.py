@@ -10,4 +10,4 @@ from fuzz import fuzz
 def test_no_changed_file_ends_hangs_or_fools_the_children(tmp_path: Path, seed: int) -> None:
     found = fuzz(tmp_path, 300, seed)
     assert {"ok", "damaged", "truncated"} <= found["outcomes"].keys()
-    assert found["slowest_seconds"] < 30
+    assert found["crashed"] == []

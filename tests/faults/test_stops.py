@@ -96,6 +96,7 @@ def test_a_video_that_hangs_or_crashes_or_is_missing_is_left_out_and_can_be_trie
     )
     while not (tmp_path / "f/extraction.json").exists():
         assert process.poll() is None
+        time.sleep(0.05)
     again = vtnpipe("extract", manifest, "f", *SLOW, code=2)
     assert f"another run is writing there (process {process.pid} on " in again.stderr
     printed, _ = process.communicate(timeout=100)

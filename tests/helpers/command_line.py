@@ -5,6 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 Vtnpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 HELPERS = Path(__file__).parent
@@ -18,6 +21,13 @@ def cli_environment(**changes: str) -> dict[str, str]:
     """
     own = {"PYTHONPATH": str(HELPERS), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own, **changes}
+
+
+def not_possible(reason: str) -> NoReturn:
+    """Skips a test that this machine is not able to run, unless the environment forbids that."""
+    if os.environ.get("VTNPIPE_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def run_cli(

@@ -214,7 +214,14 @@ def test_faults_are_named(tmp_path: Path, build: Build) -> None:
         ("activitynet", '{"database": {"a": {"subset": 3}}}', "'a' is not as ActivityNet's"),
         ("activitynet", "{", "not JSON"),
         ("activitynet", '{"database": {"a": 3}}', "'a' is not as ActivityNet's"),
-        ("something-something-v2", "[3]", "3 has no id"),
+        ("kinetics", "youtube_id,time_start,time_end\n", "lists no clips"),
+        (
+            "activitynet",
+            '{"database": {"a": {"subset": "training", "annotations": '
+            '[{"label": "x", "segment": [1]}]}}}',
+            "'a' is not as ActivityNet's",
+        ),
+        ("something-something-v2", "[3]", r"an entry has no id \(3\)"),
         ("list", "a.mp4\n", r"x\.csv:1: 'a.mp4' is not a path and a class number"),
         ("list", "b.mp4 3\n", r"none of 1 clips has its file there, such as b\.mp4"),
     ):
@@ -227,8 +234,21 @@ def test_faults_are_named(tmp_path: Path, build: Build) -> None:
         build([path], ["a.mp4"], format="kinetics")
     with pytest.raises(ManifestError, match=r"no CLASS_test_split1\.txt"):
         build([tmp_path], [], format="hmdb51")
-    with pytest.raises(SettingsError, match="all formats but folder need --videos"):
+    with pytest.raises(SettingsError, match="--format kinetics: give --videos FOLDER"):
         BuildSettings(format="kinetics")
+
+
+def test_folders_that_are_links_are_gone_into(tmp_path: Path) -> None:
+    (tmp_path / "data/run").mkdir(parents=True)
+    (tmp_path / "data/run/a.mp4").touch()
+    (tmp_path / "set/eat").mkdir(parents=True)
+    (tmp_path / "set/eat/b.mp4").touch()
+    (tmp_path / "set/run").symlink_to(tmp_path / "data/run")
+    (tmp_path / "set/eat/again").symlink_to(tmp_path / "set")  # leads back
+    found = build_manifest([tmp_path / "set"], tmp_path / "m.csv").rows
+    assert [row.video_id for row in found] == ["eat/b.mp4", "run/a.mp4"]
+    with pytest.raises(ManifestError, match="is a folder; give a file"):
+        build_manifest([tmp_path / "set"], tmp_path / "data")
 
 
 def test_through_the_command_line(tmp_path: Path, vtnpipe: Vtnpipe) -> None:

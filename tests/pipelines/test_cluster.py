@@ -98,7 +98,7 @@ def test_a_job_without_gpus_has_a_worker_for_each_core(tmp_path: Path) -> None:
         ({"kind": "slurm", "partition": "x"}, "unknown key 'partition'; there are kind, account,"),
         ({"kind": "slurm", "walltime": "soon"}, "walltime 'soon': it must be HOURS"),
         ({"kind": "slurm", "walltime": 3600}, "walltime 3600: it must be HOURS"),
-        ({"kind": "slurm", "memory": 16}, "memory 16: it must be of type str"),
+        ({"kind": "slurm", "memory": 16}, "memory 16: it must be text"),
         ({"kind": "slurm", "memory": "many"}, "memory 'many': it must be as 16GiB"),
         ({"kind": "slurm", "cores": 0}, "cores 0: it must be at least 1"),
         ({"kind": "slurm", "directives": "-x"}, "directives '-x': it must be a list of lines"),

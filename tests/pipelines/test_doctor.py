@@ -37,3 +37,9 @@ def test_a_bug_exits_with_70_and_its_traceback() -> None:
     assert ran.returncode == 70
     assert "boom" in ran.stderr
     assert "bug" in ran.stderr
+    code = code.replace("RuntimeError('boom')", "torch.OutOfMemoryError('CUDA out of memory')")
+    ran = subprocess.run(
+        [sys.executable, "-c", "import torch; " + code], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert "the GPU's memory is full (CUDA out of memory); give fewer frames" in ran.stderr

@@ -1,6 +1,7 @@
 """`vtnpipe evaluate`: clips, views, intervals, what is written, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,13 @@ def test_logits_are_means_over_clips_and_views(two_views: Path) -> None:
     report = json.loads((files.predictions / "val+2clips.json").read_text())
     low, high = report["intervals"]["top1"]
     assert 0 <= low <= report["metrics"]["top1"] <= high <= 1
-    assert report["counts"] == {"expected": 9, "scored": 9, "missing": 0, "partial": 0}
+    assert report["counts"] == {
+        "expected": 9,
+        "scored": 9,
+        "missing": 0,
+        "partial": 0,
+        "dropped": 0,
+    }
 
 
 def test_frames_can_be_shuffled_at_evaluation(folder: Path) -> None:
@@ -95,10 +102,36 @@ def test_faults_have_their_errors(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "run/predictions").iterdir()) == [
         *("..%2F..%2Fval.csv", "..%2F..%2Fval.json", "..%2F..%2Fval.npz"),
     ]
+    with pytest.raises(SettingsError, match=r"typo\.csv: is not there"):
+        evaluate(folder / "run", folder / "typo.csv")
+    shutil.rmtree(folder / "run/predictions")
+    (folder / "run/predictions").touch()
+    with pytest.raises(SettingsError, match="predictions: can't be made as a folder"):
+        evaluate(folder / "run", folder / "f")
+    config = folder / "run/config.json"
+    config.write_text(config.read_text().replace("block_means", "mixer"))
+    with pytest.raises(FeaturesError, match=r"backbone is 'toy_backbones:block_means' there"):
+        evaluate(folder / "run", folder / "f")
     extraction = folder / "f/extraction.json"
     extraction.write_text(extraction.read_text().replace("block_means", "mixer"))
-    with pytest.raises(FeaturesError, match=r"backbone is 'toy_backbones:mixer' there"):
+    with pytest.raises(FeaturesError, match="its fingerprint is not that of its identity"):
         evaluate(folder / "run", folder / "f")
+
+
+def test_videos_are_scored_in_bfloat16(folder: Path) -> None:
+    train_temporal(folder / "f", folder / "run", SETTINGS)
+    found = [
+        evaluate(
+            folder / "run",
+            folder / "m.csv",
+            EvaluateSettings(precision=precision, mode="end-to-end"),
+        )
+        for precision in ("float32", "bfloat16")
+    ]
+    losses = [one.figures["loss"] for one in found]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    with np.load(folder / "run/predictions/val.npz") as arrays:
+        assert arrays["logits"].dtype == np.float32
 
 
 def test_partial_videos_are_counted_and_can_be_left_out(
@@ -113,6 +146,7 @@ def test_partial_videos_are_counted_and_can_be_left_out(
     assert (counts.expected, counts.scored, counts.missing, counts.partial) == (5, 4, 1, 1)
     dropped = evaluate(folder / "run", folder / "f", EvaluateSettings(drop_partial=True)).counts
     assert (dropped.expected, dropped.scored, dropped.missing, dropped.partial) == (5, 3, 1, 0)
+    assert dropped.dropped == 1
 
 
 def test_four_hundred_classes(tmp_path: Path) -> None:

@@ -96,6 +96,9 @@ def test_views_and_dtypes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, expected.astype(np.float16))
     with pytest.raises(SettingsError, match=r"--view left: .* has centre, flip"):
         export_features(tmp_path / "f", tmp_path / "o", settings=ExportSettings(view="left"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="file: can't be made as a folder"):
+        export_features(tmp_path / "f", tmp_path / "file")
     with pytest.raises(FeaturesError, match="has no video_id 'x'"):
         export_features(tmp_path / "f", tmp_path / "o", ["x"])
     assert not (tmp_path / "o").exists()

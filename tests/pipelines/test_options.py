@@ -55,7 +55,8 @@ def test_every_type_comes_through() -> None:
     [
         ({"size_frames": 0}, "--size-frames 0: it must be at least 1"),
         ({"mode": "slow"}, "--mode 'slow': it must be one of fast, exact"),
-        ({"name": 3}, "--name 3: it must be of type str"),
+        ({"name": 3}, "--name 3: it must be text"),
+        ({"rate": float("inf")}, "--rate inf: it must be finite"),
     ],
 )
 def test_checks_hold_from_python(values: dict[str, Any], message: str) -> None:
@@ -81,8 +82,13 @@ def test_config_gives_values_and_the_command_line_wins(tmp_path: Path) -> None:
     [
         ("colour: red", "unknown option 'colour'"),
         ("- a\n- b", "must be a mapping"),
-        ("a: [", "cannot be read as YAML"),
-        ("!!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+        ("a: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("size-frames: 2.5", "size_frames 2.5: it must be a whole number"),
+        ("size-frames: [1, 2]", "it must be a whole number"),
+        ("rate: true", "it must be a number"),
+        ("is-dry: 1", "it must be true or false"),
+        ("name: {a: b}", "it must be text"),
     ],
 )
 def test_a_bad_config_has_its_error(tmp_path: Path, text: str, message: str) -> None:

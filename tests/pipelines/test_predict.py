@@ -59,6 +59,12 @@ def test_faults_have_their_errors(folder: Path) -> None:
         PredictSettings(mode="features")
     with pytest.raises(SettingsError, match="its folder is missing"):
         predict(folder / "run", ["0.mp4"], PredictSettings(output=str(folder / "no/p.csv")))
+    every = predict(folder / "run", [], of_features(folder / "f"))
+    statuses = open_features(folder / "f").statuses
+    assert {one.video for one in every.predictions} == set(statuses)
+    failed = {one.video for one in every.predictions if one.logits is None}
+    assert failed == {name for name, status in statuses.items() if status == "failed"}
+    assert every.exit_code == (1 if failed else 0)
     with pytest.raises(FeaturesError, match="has no video_id 'x'"):
         predict(folder / "run", ["x"], of_features(folder / "f"))
     (folder / "run/model.safetensors").write_bytes(b"damaged")

@@ -30,7 +30,7 @@ def slurm(*command: object) -> str:
 
 
 def running_jobs() -> list[str]:
-    return slurm("squeue", "-h", "-t", "running", "-o", "%i").split()
+    return slurm("squeue", "-h", "--me", "-t", "running", "-o", "%i").split()
 
 
 def state(job: str) -> str:
