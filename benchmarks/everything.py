@@ -66,7 +66,7 @@ ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
         ),
     ),
     (
-        "a worker's memory along two hours of 1080p",
+        "a worker's memory in a video of two hours of 1080p",
         "extract_memory",
         lambda d: f"{d['memory']['peak_mib']:,} MiB",
     ),
