@@ -278,6 +278,5 @@ def _raise_not_finite(
         )
     raise FeaturesError(
         f"{where}: the backbone gives a feature that is not finite; extract with "
-        "--precision float32 "
-        "into another folder, or, if that is what it has, see to its weights"
+        "--precision float32 into another folder, or, if that is what it has, see to its weights"
     )

@@ -65,19 +65,14 @@ def videos_below(folder: Path) -> list[Path]:
     try:
         for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
             here = Path(root)
-            folders[:] = [one for one in folders if (here / one).resolve() not in _above(here)]
+            above = {here.resolve(), *here.resolve().parents}
+            folders[:] = [one for one in folders if (here / one).resolve() not in above]
             found += [here / name for name in names]
     except OSError as error:
         raise ManifestError(
             f"{error.filename}: can't be read ({error.strerror}); mend that, or leave it out"
         ) from None
     return [path for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.is_file()]
-
-
-def _above(folder: Path) -> set[Path]:
-    """Where a folder lies, and all that it lies in."""
-    here = folder.resolve()
-    return {here, *here.parents}
 
 
 def _raise(error: OSError) -> None:

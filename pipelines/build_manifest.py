@@ -155,8 +155,7 @@ def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[Vi
     if not root.is_dir():
         raise ManifestError(
             f"{root}: no such folder; give one with a sub-folder per class, or --format for a "
-            "data set's "
-            "own files"
+            "data set's own files"
         )
     paths = [path.relative_to(root) for path in videos_below(root) if path.parent != root]
     has_splits = all(len(path.parts) > 2 and split_named(path.parts[0]) for path in paths)

@@ -150,8 +150,7 @@ class ClusterSettings:
         if self.scheduler is not None and (self.jobs != "1" or self.job != JobSettings()):
             raise SettingsError(
                 f"--scheduler {self.scheduler}: its workers are there already; leave out "
-                "--jobs and "
-                "the section cluster:"
+                "--jobs and the section cluster:"
             )
         if self.is_here and self.job != JobSettings():
             raise SettingsError(

@@ -37,8 +37,7 @@ class PredictSettings:
     mode: Mode = setting(
         "chunked",
         help="chunked: the backbone in chunks of frames; end-to-end: all frames of a video "
-        "in memory "
-        "at once; features: stored ones, with --features.",
+        "in memory at once; features: stored ones, with --features.",
     )
     features: str | None = setting(
         None,

@@ -62,9 +62,8 @@ def load_checkpoint(run: RunFolder) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # whatever a damaged file leads to
         raise FeaturesError(
-            f"{paths[-1]}: cannot be read ({first_line(error)}); remove it, and the run "
-            "resumes from "
-            "the one before, or begins again"
+            f"{paths[-1]}: cannot be read ({first_line(error)}); remove it, and the run resumes "
+            "from the one before, or begins again"
         ) from None
     return state
 
@@ -88,8 +87,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _missing(path: Path) -> str:
-    return f"{path}: missing; a run has it from the end of its first epoch on: train "
-    "further, or put it back"
+    return (
+        f"{path}: missing; a run has it from the end of its first epoch on: train further, or put "
+        "it back"
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> str:

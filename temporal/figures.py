@@ -60,12 +60,10 @@ def _precisions_over(logits: Tensor, targets: Tensor) -> Callable[[Index], npt.N
     def precisions(index: Index) -> npt.NDArray[np.float64]:
         drawn = np.bincount(index, minlength=len(logits))[order]  # [C, N] how often
         hits = drawn * is_label
-        down_to = hits.cumsum(1) / np.maximum(1, drawn.cumsum(1))
-        with np.errstate(invalid="ignore"):
-            mean: npt.NDArray[np.float64] = (hits * np.take_along_axis(down_to, ends, 1)).sum(
-                1
-            ) / hits.sum(1)
-        return mean
+        down_to_each = hits.cumsum(1) / np.maximum(1, drawn.cumsum(1))
+        of_hits = hits * np.take_along_axis(down_to_each, ends, 1)
+        with np.errstate(invalid="ignore"):  # of a class that does not occur
+            return np.asarray(of_hits.sum(1) / hits.sum(1))
 
     return precisions
 

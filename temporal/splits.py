@@ -91,8 +91,7 @@ def remedy_for_features(folder: FeatureFolder) -> str:
     """What helps where none of a split's videos has features."""
     return (
         f"extract them into {folder.root}, see {folder.failures} for those that failed, or "
-        "leave out "
-        "--drop-partial if it was given"
+        "leave out --drop-partial if it was given"
     )
 
 
