@@ -12,15 +12,8 @@ from rich.console import Console
 from ..manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
 from ..manifests.files import remove_temporaries, write_bytes
 from ..manifests.folder import FeatureFolder, check_identity, write_extraction
-from ..manifests.plan import (
-    PlannedRow,
-    Task,
-    TaskSize,
-    at_present_paths,
-    read_plans,
-    rows_to_plan,
-    write_plan,
-)
+from ..manifests.plan import PlannedRow, Task, TaskSize, read_plans, write_plan
+from ..manifests.replanning import at_present_paths, rows_to_plan
 from ..manifests.videos import VideoRow, read_manifest, write_manifest
 from .cluster import GetClient, dashboard
 from .extraction import Extraction
@@ -123,22 +116,21 @@ def _look_into(
     from ..manifests.shards import open_features
 
     store = open_features(folder.root)
+    tasks = read_plans(folder, store.extraction["fingerprint"])
     paths = {row.video_id: row.path for row in rows}
-    tasks = [
-        task if task.shard(folder).exists() else at_present_paths(task, paths)
-        for task in read_plans(folder, store.extraction["fingerprint"])
-    ]
+    pending = {task.name: at_present_paths(task, paths) for task in tasks_to_do(tasks, folder)}
+    tasks = [pending.get(task.name, task) for task in tasks]
     new = rows_to_plan(
         rows,
         tasks,
         store.outcomes,
         redo_changed=settings.redo_changed,
         retry=settings.reasons_to_retry,
-        pending={row.video_id for task in tasks_to_do(tasks, folder) for row in task.rows},
+        pending={row.video_id for task in pending.values() for row in task.rows},
         counting=store.plans,
     )
     if settings.decoder == "decord" and any(
-        row.cut for task in tasks_to_do(tasks, folder) for row in task.rows
+        row.cut for task in pending.values() for row in task.rows
     ):
         raise SettingsError(
             "--decoder decord: the plan cuts long videos into parts, which it would get wrong; "
@@ -256,12 +248,7 @@ def size_of_tasks(
     settings: "ExtractSettings",
     crew: Crew,
 ) -> TaskSize:
-    """How many frames a task gets.
-
-    Raises:
-        SettingsError: as many features as `--shard-frames` asks for are too much for one shard.
-    """
-    check_shard_frames(settings, extraction)
+    """How many frames a task gets; `create_folder` has refused what would be too many."""
     if settings.shard_frames == "auto":
         return task_size(
             sum(one.row.num_frames for one in looked_at),

@@ -11,14 +11,13 @@ from vtnpipe.manifests.plan import (
     PlannedRow,
     Speed,
     TaskSize,
-    at_present_paths,
     look_at,
     pack,
     read_plans,
     read_sizes,
-    rows_to_plan,
     write_plan,
 )
+from vtnpipe.manifests.replanning import at_present_paths, rows_to_plan
 from vtnpipe.manifests.videos import VideoRow
 
 
