@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .manifests.manifest import read_manifest
     from .manifests.shards import open_features
-    from .manifests.videos import read_manifest
-    from .pipelines.network import VideoTransformerNetwork
+    from .pipelines.models.network import VideoTransformerNetwork
     from .temporal.model import TemporalClassifier
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "read_manifest": ".manifests.videos",
+    "read_manifest": ".manifests.manifest",
     "open_features": ".manifests.shards",
     "TemporalClassifier": ".temporal.model",
-    "VideoTransformerNetwork": ".pipelines.network",
+    "VideoTransformerNetwork": ".pipelines.models.network",
 }
 
 

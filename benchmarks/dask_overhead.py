@@ -19,16 +19,16 @@ from typing import Any
 
 import psutil
 from measure import finish
-from vtnpipe.extract.limits import Limits
-from vtnpipe.extract.worker import Job, TaskReport
+from vtnpipe.extract.decode.limits import Limits
+from vtnpipe.extract.task import Job, TaskReport
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task
 from vtnpipe.pipelines import cluster, dask_tasks
-from vtnpipe.pipelines.cluster_settings import THREADS_PER_WORKER, ClusterSettings
+from vtnpipe.pipelines.dask_cluster.jobqueue import THREADS_PER_WORKER, ClusterSettings
 
 NUM_TASKS = (1_000, 10_000, 100_000)
 NUM_WORKERS = 2
 NUM_ROWS = 20  # of a task: short videos
-TASK_SECONDS = 90.0  # of a real one, see `pipelines/planning.py`
+TASK_SECONDS = 90.0  # of a real one, see `pipelines/extraction/planning.py`
 
 
 def nothing(task: Task, job: Job, topic: str) -> TaskReport:

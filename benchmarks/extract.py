@@ -37,23 +37,23 @@ import psutil
 import torch
 from measure import finish
 from rich.console import Console
-from vtnpipe.extract.glance import Glance
-from vtnpipe.extract.worker import TaskReport, set_up, worker_backbone
-from vtnpipe.manifests.folder import FeatureFolder, read_extraction
+from vtnpipe.extract.decode.glance import Glance
+from vtnpipe.extract.task import TaskReport, set_up, worker_backbone
+from vtnpipe.manifests.feature_folder import FeatureFolder, read_extraction
+from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 from vtnpipe.manifests.plan import Speed, Task
 from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
-from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines import extract as pipeline
 from vtnpipe.pipelines import preparation
-from vtnpipe.pipelines.cluster import open_client
-from vtnpipe.pipelines.dask_tasks import on_each_worker
+from vtnpipe.pipelines.dask_cluster.client import open_client
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extract_settings import ExtractSettings
-from vtnpipe.pipelines.pace import Finished, Pace
-from vtnpipe.pipelines.planning import LookedAt
-from vtnpipe.pipelines.preparation import Crew
-from vtnpipe.pipelines.tuning import Tuning
-from vtnpipe.pipelines.workers import Workers
+from vtnpipe.pipelines.extraction.pace import Finished, Pace
+from vtnpipe.pipelines.extraction.planning import LookedAt
+from vtnpipe.pipelines.extraction.preparation import Crew
+from vtnpipe.pipelines.extraction.scheduler import on_each_worker
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
+from vtnpipe.pipelines.extraction.tuning import Tuning
+from vtnpipe.pipelines.extraction.workers import Workers
 
 FPS = 25
 BACKBONE = "vit_small_patch16_224"
@@ -311,7 +311,7 @@ def sampled(samples: list[tuple[float, float]]) -> Iterator[None]:
                 try:
                     family = [process, *process.children()]
                     commands = [" ".join(child.cmdline()) for child in family[1:]]
-                    if not any("vtnpipe.extract.child" in command for command in commands):
+                    if not any("vtnpipe.extract.decode.process" in command for command in commands):
                         continue
                     size = sum(one.memory_full_info().pss for one in family)
                     samples.append((time.perf_counter() - start, size / 2**20))

@@ -31,20 +31,20 @@ import torch
 from measure import finish, in_turn, spread
 from rich.console import Console
 from vtnpipe.extract.augmentation import Augmentation, default_short_sides
-from vtnpipe.extract.children import DecodingChildren
+from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.protocol import Chunk
+from vtnpipe.extract.decode.sampling import EVERY_FRAME
 from vtnpipe.extract.device import resolve_precision
-from vtnpipe.extract.requests import Chunk
-from vtnpipe.extract.sampling import EVERY_FRAME
-from vtnpipe.manifests.videos import VideoRow, write_manifest
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.pipelines.demo import RECIPE, write_videos
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
 from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
-from vtnpipe.pipelines.model_folder import NetworkConfig
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.inference.clip_reader import IndexedVideos, index_videos
+from vtnpipe.pipelines.models.model_folder import NetworkConfig
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.pipelines.video_reader import IndexedVideos, index_videos
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.presets import preset_like
@@ -95,7 +95,7 @@ def fastest_precision(device: str) -> Literal["float32", "bfloat16"]:
 
 def untrained() -> VideoTransformerNetwork:
     """The backbone with a new temporal model, all of which learns."""
-    from vtnpipe.extract.modules import create_module, default_preprocessing
+    from vtnpipe.extract.create_backbone import create_module, default_preprocessing
 
     backbone = create_module(BACKBONE, pretrained=False)
     temporal = TemporalClassifier(preset_like(192).temporal_config(num_classes=NUM_CLASSES))

@@ -31,25 +31,25 @@ import torch
 from measure import finish, in_turn, spread
 from torch import Tensor
 from vtnpipe.extract.backbone import evaluation_transform
-from vtnpipe.extract.modules import create_module, default_preprocessing
-from vtnpipe.manifests.folder import FeatureFolder, write_extraction
+from vtnpipe.extract.create_backbone import create_module, default_preprocessing
+from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_store import FeatureStore
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.shards import VideoPart, write_shard
-from vtnpipe.manifests.store import FeatureStore
-from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.temporal.batch import Batch
 from vtnpipe.temporal.checkpoint import read_weights, save_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
-from vtnpipe.temporal.fit import Fit
+from vtnpipe.temporal.distributed import accelerated
+from vtnpipe.temporal.feature_reader import FeatureReader, preload
 from vtnpipe.temporal.inference import Scored
 from vtnpipe.temporal.model import TemporalClassifier
+from vtnpipe.temporal.optim import Recipe
 from vtnpipe.temporal.order import training_batches
 from vtnpipe.temporal.presets import preset
-from vtnpipe.temporal.processes import accelerated
 from vtnpipe.temporal.progress import Progress
-from vtnpipe.temporal.reader import FeatureReader, preload
-from vtnpipe.temporal.recipe import Recipe
 from vtnpipe.temporal.run_folder import RunFolder
+from vtnpipe.temporal.train import Fit
 
 from extract import draw
 

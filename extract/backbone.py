@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import BackboneError
-from .modules import create_module, default_preprocessing, feature_dim, timm_steps
+from .create_backbone import create_module, default_preprocessing, feature_dim, timm_steps
 from .preprocessing import Preprocessing
 from .transform import Transform
 from .weights import fill

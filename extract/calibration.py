@@ -6,9 +6,9 @@ import torch
 
 from ..manifests.plan import Speed
 from .backbone import Kinds
-from .children import DecodingChildren
-from .requests import Chunk, Decode
-from .worker import set_up, worker_backbone
+from .decode.pool import DecodingChildren
+from .decode.protocol import Chunk, Decode
+from .task import set_up, worker_backbone
 
 MIN_SECONDS = 0.25
 MIN_BATCHES = 2

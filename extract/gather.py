@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ..manifests.plan import PlannedRow
-from .batches import Batch, GrowingVideo
-from .frames import Outcome
-from .requests import Chunk, Event, Probed, Restarted
+from .batching import Batch, GrowingVideo
+from .decode.frames import Outcome
+from .decode.protocol import Chunk, Event, Probed, Restarted
 
 
 def gather(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ManifestError
-from .videos import VideoRow
+from .manifest import VideoRow
 
 # What counts as a video by name; what a file really is shows when it is opened.
 EXTENSIONS = frozenset(

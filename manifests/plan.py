@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .atomic import atomic_text, file_state
 from .errors import FeaturesError
-from .files import atomic_text, file_state
-from .folder import REMEDY, FeatureFolder
-from .videos import VideoRow
+from .feature_folder import REMEDY, FeatureFolder
+from .manifest import VideoRow
 
 FORMAT, VERSION = "vtnpipe.plan", 2
 MAX_TASK_ROWS = 2000

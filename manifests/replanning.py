@@ -4,10 +4,10 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from .atomic import file_state
 from .errors import ManifestError
-from .files import file_state
+from .manifest import VideoRow
 from .plan import PlannedRow, Task, look_at
-from .videos import VideoRow
 
 
 def rows_to_plan(

@@ -20,14 +20,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from .atomic import write_bytes
 from .errors import DamagedShardError, FeaturesError
-from .files import write_bytes
 from .times import frame_rate
 
 if TYPE_CHECKING:
     import mmap
 
-    from .store import FeatureStore
+    from .feature_store import FeatureStore
 
 FORMAT, VERSION = "vtnpipe.features", 1
 ROW_DTYPES = {"frame_index": np.dtype("<i8"), "timestamps": np.dtype("<f8")}
@@ -302,6 +302,6 @@ def open_features(folder: str | Path) -> "FeatureStore":
     Raises:
         FeaturesError: it is not a feature folder, or one of its shards can't be read.
     """
-    from .store import FeatureStore
+    from .feature_store import FeatureStore
 
     return FeatureStore(folder)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from .atomic import read_through, sha256_of
 from .errors import DamagedShardError, FeaturesError
-from .files import read_through, sha256_of
-from .folder import FeatureFolder
+from .feature_folder import FeatureFolder
 from .plan import Task
 from .shards import ROW_DTYPES, Entry, Shard, Status, checksum, read_shard, rows_of
 from .times import frame_rate

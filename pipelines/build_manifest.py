@@ -19,9 +19,9 @@ from ..manifests.annotations import (
     split_named,
     videos_below,
 )
+from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
-from ..manifests.files import atomic_text
-from ..manifests.videos import VideoRow, write_manifest
+from ..manifests.manifest import VideoRow, write_manifest
 from .settings import between, check_settings, check_unset, setting
 
 Format = Literal[

@@ -24,19 +24,20 @@ from ..manifests.errors import (
     first_line,
 )
 from .build_manifest import BuildSettings, build_manifest
-from .cluster_templates import (
+from .cluster import (
     Template,
     TemplateSystem,
     cluster_script,
     cluster_template,
 )
+from .console import LastingConsole, say
 from .demo import DemoSettings, demo
 from .doctor import doctor
 from .evaluate import EvaluateSettings, evaluate
 from .explain import ExplainSettings, explain
 from .export import ExportSettings, export_features
 from .extract import extract
-from .extract_settings import ExtractSettings
+from .extraction.settings import ExtractSettings
 from .features import VerifySettings, show_features, show_video, verify_features
 from .finetune import FinetuneSettings, finetune
 from .import_checkpoint import ImportCheckpointSettings, import_checkpoint
@@ -46,7 +47,6 @@ from .options import settings_options
 from .parity import ParitySettings, parity
 from .plan import plan
 from .predict import PredictSettings, predict
-from .progress import LastingConsole, say
 from .report import ReportSettings, report
 from .stopping import STOP_SIGNALS
 from .train_temporal import TrainTemporalSettings, train_temporal

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from ..manifests.files import atomic_path
-from ..manifests.videos import VideoRow, write_manifest
+from ..manifests.atomic import atomic_path
+from ..manifests.manifest import VideoRow, write_manifest
+from .console import say
 from .evaluate import EvaluateSettings, evaluate
 from .extract import extract
-from .extract_settings import ExtractSettings
-from .progress import say
+from .extraction.settings import ExtractSettings
 from .report import report as write_report
 from .settings import at_least, check_settings, make_folder, option_name, setting
 from .train_temporal import TrainTemporalSettings, train_temporal

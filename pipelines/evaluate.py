@@ -13,16 +13,16 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
 from ..temporal.choices import Precision
 from ..temporal.run_folder import RunFolder
 from . import common_settings
-from .figures import figures_text
-from .predictions import Predictions, write_predictions
-from .progress import say, say_some
+from .console import say, say_some
+from .inference.figures import figures_text
+from .inference.predictions import Predictions, write_predictions
 from .settings import at_least, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     from ..temporal.clips import ClipSampling
     from ..temporal.metrics import Counts, Metrics
-    from .model_folder import NetworkConfig
-    from .scoring import ScoredSplit
+    from .inference.scoring import ScoredSplit
+    from .models.model_folder import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +166,10 @@ def evaluated(model: str | Path, source: str | Path, settings: EvaluateSettings)
     """Scores a model on a split's videos and writes nothing; for the arguments see `evaluate`."""
     from ..extract.device import resolve_device
     from ..temporal.bootstrap import intervals
+    from ..temporal.distributed import accelerated
     from ..temporal.metrics import Counts, task_metrics
-    from ..temporal.processes import accelerated
-    from .model_folder import model_digest, read_config
-    from .scoring import score_features, score_videos
+    from .inference.scoring import score_features, score_videos
+    from .models.model_folder import model_digest, read_config
 
     device = resolve_device(settings.device)
     files = RunFolder(Path(model))

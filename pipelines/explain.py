@@ -13,18 +13,18 @@ from rich.console import Console
 from ..extract.choices import Decoder
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, VideoError
 from . import common_settings
-from .progress import CountProgress, say
+from .console import CountProgress, say
 from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from ..extract.frames import Outcome
-    from ..manifests.videos import VideoRow
+    from ..extract.decode.frames import Outcome
+    from ..manifests.manifest import VideoRow
     from ..temporal.choices import Task
-    from .network import VideoTransformerNetwork
-    from .strips import Attention, SeenVideo
+    from .html.attention import Attention, SeenVideo
+    from .models.network import VideoTransformerNetwork
 
 FORMATS = (".html", ".png")
 MIN_PASSES = 10  # prefixes and occlusions, however long a video is
@@ -164,12 +164,12 @@ def explain(
     Raises:
         VtnpipeError: model or a setting breaks a rule, or no frame can be decoded.
     """
+    from ..extract.decode.protocol import Decode
+    from ..extract.decode.sampling import Sampling
     from ..extract.device import resolve_device
-    from ..extract.requests import Decode
-    from ..extract.sampling import Sampling
-    from ..manifests.videos import VideoRow
-    from .network import VideoTransformerNetwork
-    from .video_inference import video_features
+    from ..manifests.manifest import VideoRow
+    from .inference.video_classifier import video_features
+    from .models.network import VideoTransformerNetwork
 
     settings = settings or ExplainSettings()
     console = console or Console(quiet=True)
@@ -203,7 +203,7 @@ def _look(
 
     from ..temporal.explain import even_spans, logits_without, prefix_logits
     from ..temporal.tasks import log_odds, probabilities
-    from .strips import attention_of
+    from .html.attention import attention_of
 
     config, temporal = network.config, network.temporal
     task, num_frames = config.temporal.task, len(seen.timestamps)
@@ -303,7 +303,7 @@ def _write(
     console: Console,
 ) -> None:
     """The page, or the picture."""
-    from .thumbnails import Wanted, even_places, thumbnails
+    from .html.thumbnails import Wanted, even_places, thumbnails
 
     along = even_places(found.timestamps, settings.frames)
     most = [place for place, _ in found.most_attended(settings.most)]
@@ -311,13 +311,13 @@ def _write(
     (pictures,) = thumbnails({row.video_id: wanted}, height=LARGE_HEIGHT).values()
     strip, attended = pictures.thumbnails[: len(along)], pictures.thumbnails[len(along) :]
     if output.suffix == ".png":
-        from .explain_figure import write_figure
+        from .html.explain_figure import write_figure
 
         has_all_letters = write_figure(output, row.video_id, found, strip, settings.top)
         if not has_all_letters:
             say(console, "some letters of names are not in the picture's font; .html has all")
         return
-    from .explain_page import write_explanation
+    from .html.explain_page import write_explanation
 
     write_explanation(
         output, network.config, row.video_id, found, strip, attended, pictures.note, settings

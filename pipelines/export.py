@@ -19,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from ..manifests.atomic import atomic_path, write_json
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
-from ..manifests.files import atomic_path, write_json
+from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.times import nearest_each
-from ..manifests.videos import VideoRow, read_manifest
-from .progress import CountProgress, say
+from .console import CountProgress, say
 from .settings import above, check_settings, make_folder, setting
 
 if TYPE_CHECKING:
-    from ..manifests.store import FeatureStore, VideoFeatures
+    from ..manifests.feature_store import FeatureStore, VideoFeatures
 
 DATABASE = "database.json"
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}  # ActivityNet's words

@@ -14,23 +14,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..manifests.errors import StoppedError, VtnpipeError
-from ..manifests.folder import FeatureFolder, locked, planning
+from ..manifests.feature_folder import FeatureFolder, locked, planning
+from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import Task
-from ..manifests.videos import VideoRow, read_manifest
-from .cluster import GetClient, client_when_needed
-from .cluster_settings import THREADS_PER_WORKER
-from .dask_tasks import run_tasks
-from .extract_report import (
-    ExtractReport,
-    note_failures,
-    report_of_part,
-    write_report,
-)
-from .extract_settings import ExtractSettings
-from .extraction import Extraction, settle, with_model_settings
-from .giving_up import FailureLimit, TimeBudget
-from .pace import Finished
-from .preparation import (
+from .console import CountProgress, in_words, say, say_more
+from .dask_cluster.client import GetClient, client_when_needed
+from .dask_cluster.jobqueue import THREADS_PER_WORKER
+from .extraction.feature_spec import Extraction, settle, with_model_settings
+from .extraction.giving_up import FailureLimit, TimeBudget
+from .extraction.pace import Finished
+from .extraction.preparation import (
     Crew,
     Work,
     create_folder,
@@ -40,10 +33,17 @@ from .preparation import (
     tasks_to_do,
     what_is_planned,
 )
-from .progress import CountProgress, in_words, say, say_more
+from .extraction.scheduler import run_tasks
+from .extraction.settings import ExtractSettings
+from .extraction.summary import (
+    ExtractReport,
+    note_failures,
+    report_of_part,
+    write_report,
+)
 
 if TYPE_CHECKING:
-    from ..extract.worker import TaskReport
+    from ..extract.task import TaskReport
 
 
 def extract(
@@ -143,7 +143,7 @@ def _run(
     console: Console,
 ) -> Finished:
     """Runs tasks, the largest first; what failed is noted however that ends."""
-    from ..extract.worker import Job
+    from ..extract.task import Job
 
     workers, tuning = crew.workers, crew.tuning
     job = Job(

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError
-from ..manifests.folder import FeatureFolder, locked, read_extraction
+from ..manifests.feature_folder import FeatureFolder, locked, read_extraction
+from ..manifests.manifest import read_manifest
 from ..manifests.plan import read_plans
-from ..manifests.videos import read_manifest
+from .console import CountProgress, say
 from .processors import num_cpus
-from .progress import CountProgress, say
 from .settings import setting
 
 

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 
 from ..extract.choices import Decoder
-from ..extract.sampling import Sampling
+from ..extract.decode.sampling import Sampling
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
-from ..manifests.videos import VideoRow, read_manifest
+from ..manifests.manifest import VideoRow, read_manifest
 from ..temporal.run_folder import RunFolder
 from . import common_settings
-from .failures import Failure, say_failures, write_failures
-from .fit_settings import FitSettings
+from .console import say
+from .extraction.failures import Failure, say_failures, write_failures
 from .processors import num_cpus_of_process
-from .progress import say
-from .runs import begin_run, check_root
 from .settings import above, at_least, between, check_unset, setting
+from .training.runs import begin_run, check_root
+from .training.settings import FitSettings
 
 if TYPE_CHECKING:
     from ..extract.augmentation import Augmentation
     from ..extract.preprocessing import Preprocessing
-    from ..temporal.processes import Accelerator
-    from .training import TrainReport
-    from .video_reader import IndexedVideos
+    from ..temporal.distributed import Accelerator
+    from .inference.clip_reader import IndexedVideos
+    from .training.session import TrainReport
 
 OF_NONE = "With --from none"
 NEW_BACKBONE = ("backbone", "weights", "pool", "fps", "every")  # only without a model to begin with
@@ -171,13 +171,13 @@ def finetune(
     from ..extract.device import resolve_device
     from ..temporal.dataset import ClipDataset, RandomClips
     from ..temporal.splits import rows_of_split
-    from .fit_shape import choose_preset
-    from .fit_splits import describe_splits, read_splits
-    from .model_folder import save_network, write_config
-    from .starting_point import start_network
-    from .training import clip_sampling, describe_fit, fitting, make_recipe, run_fit
-    from .video_inference import VideoClassifier, clips_of_videos, score, whole_videos
-    from .video_reader import VideoReader
+    from .inference.clip_reader import VideoReader
+    from .inference.video_classifier import VideoClassifier, clips_of_videos, score, whole_videos
+    from .models.model_folder import save_network, write_config
+    from .training.data import describe_splits, read_splits
+    from .training.fit_shape import choose_preset
+    from .training.initial_model import start_network
+    from .training.session import clip_sampling, describe_fit, fitting, make_recipe, run_fit
 
     settings = settings or FinetuneSettings()
     device = resolve_device(settings.device)
@@ -272,7 +272,7 @@ def _index(
     console: Console,
 ) -> "IndexedVideos":
     """The rows with their files' timelines, which the first process makes."""
-    from .video_reader import IndexedVideos, index_videos
+    from .inference.clip_reader import IndexedVideos, index_videos
 
     index = index_videos(files.index, rows, console, is_maker=accelerator.is_main_process)
     by_id = {row.video_id: row for row in rows}

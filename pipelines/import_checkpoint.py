@@ -13,14 +13,14 @@ import yaml
 from rich.console import Console
 
 from ..manifests.annotations import read_class_names
+from ..manifests.atomic import write_bytes
 from ..manifests.errors import CheckpointError, ManifestError, SettingsError, first_line
-from ..manifests.files import write_bytes
-from ..manifests.folder import locked
+from ..manifests.feature_folder import locked
 from ..temporal.run_folder import RunFolder
-from .extraction import SAMPLING
-from .progress import say
-from .runs import check_new
+from .console import say
+from .extraction.feature_spec import SAMPLING
 from .settings import check_settings, setting
+from .training.runs import check_new
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,10 +88,10 @@ def import_checkpoint(
     import torch
 
     from ..extract.backbone import weights_bytes
-    from ..extract.modules import create_module
+    from ..extract.create_backbone import create_module
     from ..extract.weights import mismatches
     from ..temporal.model import TemporalClassifier
-    from .model_folder import NetworkConfig, write_model
+    from .models.model_folder import NetworkConfig, write_model
 
     settings = settings or ImportCheckpointSettings()
     console = console or Console(quiet=True)
@@ -220,7 +220,7 @@ def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
     """The first backbone with the tensors' names and shapes."""
     import torch
 
-    from ..extract.modules import create_module
+    from ..extract.create_backbone import create_module
 
     shapes = {key: tensor.shape for key, tensor in _part(state, "backbone.").items()}
     for name in BACKBONES:
@@ -236,7 +236,7 @@ def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
 
 def _preprocessing(backbone: Any) -> "Preprocessing":
     """The authors': short side 256, centre crop of the backbone's input size."""
-    from ..extract.modules import default_preprocessing
+    from ..extract.create_backbone import default_preprocessing
     from ..extract.preprocessing import Preprocessing
 
     size = default_preprocessing(backbone).input_size

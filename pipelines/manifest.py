@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..manifests.errors import ManifestError, SettingsError
-from ..manifests.videos import VideoRow, read_manifest, write_manifest
+from ..manifests.manifest import VideoRow, read_manifest, write_manifest
 from .settings import check_settings, setting
 
 SPLITS = ("train", "val", "test")

@@ -34,7 +34,7 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
     """
     import torch
 
-    from ..extract.modules import create_module, default_preprocessing
+    from ..extract.create_backbone import create_module, default_preprocessing
     from ..temporal.model import TemporalClassifier
 
     backbone_name, config = _describe(name)
@@ -64,7 +64,7 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
 def _describe(name: str) -> tuple[str, "TemporalConfig"]:
     """The backbone's name and the temporal model."""
     from ..temporal.presets import PRESETS
-    from .model_folder import read_config
+    from .models.model_folder import read_config
 
     if name in PRESETS:
         found = PRESETS[name]

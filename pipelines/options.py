@@ -12,7 +12,7 @@ import click
 import yaml
 
 from ..manifests.errors import SettingsError
-from .progress import LastingConsole
+from .console import LastingConsole
 from .settings import TYPE_WORDS, base_type, option_name
 
 S = TypeVar("S")

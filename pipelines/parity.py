@@ -14,10 +14,10 @@ import numpy.typing as npt
 from rich.console import Console
 
 from ..manifests.errors import FeaturesError, VideoError
-from ..manifests.videos import VideoRow, read_manifest
+from ..manifests.manifest import VideoRow, read_manifest
 from ..temporal.run_folder import RunFolder
 from . import common_settings
-from .progress import say
+from .console import say
 from .settings import at_least, check_settings, setting
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..extract.backbone import Backbone
     from ..extract.transform import Transform
-    from ..manifests.store import FeatureStore, VideoFeatures
+    from ..manifests.feature_store import FeatureStore, VideoFeatures
 
 FRAMES_PER_VIDEO = 16
 STRETCH_FRAMES = 256
@@ -177,10 +177,10 @@ def _plain_features(
     import torch
     from PIL import Image
 
-    from ..extract.children import DecodingChildren
-    from ..extract.frames import Outcome
-    from ..extract.modules import timm_steps
-    from ..extract.requests import Chunk, Decode
+    from ..extract.create_backbone import timm_steps
+    from ..extract.decode.frames import Outcome
+    from ..extract.decode.pool import DecodingChildren
+    from ..extract.decode.protocol import Chunk, Decode
 
     transform = backbone.transform
     steps = timm_steps(transform.preprocessing)
@@ -253,7 +253,7 @@ def _logit_comparison(model: str, store: "FeatureStore") -> "Callable[..., Logit
 
     from ..temporal.batch import frame_positions
     from ..temporal.tasks import decision
-    from .model_folder import check_features, load_temporal, read_config
+    from .models.model_folder import check_features, load_temporal, read_config
 
     files = RunFolder(Path(model))
     config = read_config(files)

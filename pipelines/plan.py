@@ -8,19 +8,19 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
-from ..manifests.folder import FeatureFolder
+from ..manifests.feature_folder import FeatureFolder
+from ..manifests.manifest import read_manifest
 from ..manifests.plan import PlannedRow, look_at
-from ..manifests.videos import read_manifest
-from .cluster import client_when_needed
-from .cluster_settings import JobSettings
-from .extract_settings import ExtractSettings
-from .extraction import Extraction, settle, with_model_settings
-from .figures import counts_text
-from .planning import LookedAt, divide, kinds_of, look_at_files
-from .preparation import create_folder, hire, size_of_tasks
-from .progress import in_words, say, say_some
-from .tuning import Tuning
-from .workers import Workers
+from .console import in_words, say, say_some
+from .dask_cluster.client import client_when_needed
+from .dask_cluster.jobqueue import JobSettings
+from .extraction.feature_spec import Extraction, settle, with_model_settings
+from .extraction.planning import LookedAt, divide, kinds_of, look_at_files
+from .extraction.preparation import create_folder, hire, size_of_tasks
+from .extraction.settings import ExtractSettings
+from .extraction.tuning import Tuning
+from .extraction.workers import Workers
+from .inference.figures import counts_text
 
 MAX_KINDS = 6  # of codecs, sizes and the like, in a line
 

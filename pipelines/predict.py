@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.console import Console
 
 from ..extract.choices import Decoder
+from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
-from ..manifests.files import atomic_text
 from ..temporal.run_folder import RunFolder
 from . import common_settings
-from .progress import say
+from .console import say
 from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .model_folder import NetworkConfig
-    from .network import VideoTransformerNetwork
+    from .models.model_folder import NetworkConfig
+    from .models.network import VideoTransformerNetwork
 
 Mode = Literal["end-to-end", "chunked", "features"]
 
@@ -109,8 +109,8 @@ def predict(
         VtnpipeError: model, features or a setting breaks a rule.
     """
     from ..extract.device import resolve_device
-    from .model_folder import read_config
-    from .network import VideoTransformerNetwork
+    from .models.model_folder import read_config
+    from .models.network import VideoTransformerNetwork
 
     settings = settings or PredictSettings()
     console = console or Console(quiet=True)
@@ -141,9 +141,9 @@ def _from_features(
     files: RunFolder, config: "NetworkConfig", ids: Sequence[str], features: str, device: str
 ) -> Iterator[Prediction]:
     from ..manifests.shards import open_features
-    from ..temporal.processes import accelerated
-    from .model_folder import check_features, load_temporal
-    from .scoring import logits_of_features
+    from ..temporal.distributed import accelerated
+    from .inference.scoring import logits_of_features
+    from .models.model_folder import check_features, load_temporal
 
     store = open_features(features)
     check_features(config, store.extraction["identity"], store.folder.root)
@@ -168,10 +168,10 @@ def _from_features(
 def _from_videos(
     network: "VideoTransformerNetwork", paths: Sequence[str], settings: PredictSettings
 ) -> Iterator[Prediction]:
-    from ..extract.requests import Decode
-    from ..extract.sampling import Sampling
+    from ..extract.decode.protocol import Decode
+    from ..extract.decode.sampling import Sampling
+    from .inference.video_classifier import Video, VideoClassifier
     from .processors import num_cpus_of_process
-    from .video_inference import Video, VideoClassifier
 
     sampling = Sampling.from_identity(network.config.identity)
     videos = []

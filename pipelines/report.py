@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..manifests.errors import SettingsError
-from ..manifests.folder import FeatureFolder
+from ..manifests.feature_folder import FeatureFolder
 from ..temporal.run_folder import RunFolder
 from . import common_settings
+from .console import say
 from .evaluate import EvaluateSettings, evaluated, predictions_name
-from .pages import write_page
-from .predictions import Predictions, read_predictions
-from .progress import say
+from .html.page import write_page
+from .inference.predictions import Predictions, read_predictions
 from .settings import at_least, check_output, check_settings, check_unset, setting
 
 if TYPE_CHECKING:
-    from ..manifests.store import FeatureStore
-    from ..manifests.videos import VideoRow
-    from .model_folder import NetworkConfig
-    from .strips import Strip
+    from ..manifests.feature_store import FeatureStore
+    from ..manifests.manifest import VideoRow
+    from .html.attention import Strip
+    from .models.model_folder import NetworkConfig
 
 OF_RUNS = ("split", "source", "videos", "manifest")  # settings
 
@@ -100,7 +100,7 @@ def report(
 
 
 def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, Any]:
-    from .report_features import extraction_section
+    from .html.features_page import extraction_section
 
     section = extraction_section(store, _rows(store.folder.manifest), num_frames=settings.frames)
     return {
@@ -114,8 +114,8 @@ def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, An
 def _run(files: RunFolder, settings: ReportSettings, console: Console) -> dict[str, Any]:
     from ..extract.device import resolve_device
     from ..manifests.shards import open_features
-    from .model_folder import read_config
-    from .report_run import read_begun, run_section
+    from .html.run_page import read_begun, run_section
+    from .models.model_folder import read_config
 
     config = read_config(files)
     begun = read_begun(files)
@@ -151,7 +151,7 @@ def _run(files: RunFolder, settings: ReportSettings, console: Console) -> dict[s
 
 
 def _rows(manifest: Path | None) -> dict[str, "VideoRow"]:
-    from ..manifests.videos import read_manifest
+    from ..manifests.manifest import read_manifest
 
     if manifest is None or not manifest.exists():
         return {}
@@ -219,7 +219,7 @@ def _why_others(
     import torch
 
     from ..temporal.tasks import read_targets
-    from .model_folder import model_digest
+    from .models.model_folder import model_digest
 
     record = stored.record
     if record.get("model") != model_digest(files) or record["classes"] != config.class_names:
@@ -253,8 +253,8 @@ def _strips(
     device: str,
 ) -> "tuple[list[Strip], list[Strip]]":
     """Of the worst and of the best videos."""
-    from .model_folder import check_features
-    from .report_run import choose_videos, video_strips
+    from .html.run_page import choose_videos, video_strips
+    from .models.model_folder import check_features
 
     if store is not None:
         check_features(config, store.extraction["identity"], store.folder.root)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..manifests.errors import SettingsError
-from ..manifests.factory import is_factory
+from ..manifests.user_module import is_factory
 
 TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

@@ -12,16 +12,16 @@ from rich.console import Console
 from ..temporal.choices import Preload
 from ..temporal.run_folder import RunFolder
 from . import common_settings
-from .fit_settings import FitSettings
-from .progress import say
-from .runs import begin_run, check_root
+from .console import say
 from .settings import at_least, check_unset, setting
+from .training.runs import begin_run, check_root
+from .training.settings import FitSettings
 
 if TYPE_CHECKING:
-    from ..manifests.store import FeatureStore
-    from ..temporal.processes import Accelerator
-    from ..temporal.reader import FeatureReader
-    from .training import TrainReport
+    from ..manifests.feature_store import FeatureStore
+    from ..temporal.distributed import Accelerator
+    from ..temporal.feature_reader import FeatureReader
+    from .training.session import TrainReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +72,17 @@ def train_temporal(
         StoppedError: a signal asked for it; the same call resumes.
     """
     from ..extract.device import resolve_device
+    from ..manifests.manifest import read_manifest
     from ..manifests.shards import open_features
-    from ..manifests.videos import read_manifest
     from ..temporal.checkpoint import save_weights
     from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
     from ..temporal.inference import Scored, predict_logits
     from ..temporal.model import TemporalClassifier
     from ..temporal.splits import remedy_for_features
-    from .fit_shape import choose_preset, shape
-    from .fit_splits import describe_splits, read_splits
-    from .model_folder import NetworkConfig, link_backbone, write_config
-    from .training import clip_sampling, describe_fit, fitting, make_recipe, run_fit
+    from .models.model_folder import NetworkConfig, link_backbone, write_config
+    from .training.data import describe_splits, read_splits
+    from .training.fit_shape import choose_preset, shape
+    from .training.session import clip_sampling, describe_fit, fitting, make_recipe, run_fit
 
     settings = settings or TrainTemporalSettings()
     device = resolve_device(settings.device)
@@ -169,7 +169,7 @@ def _open_reader(
     accelerator: "Accelerator",
 ) -> tuple["FeatureReader", str]:
     """The features of videos, where they are read fastest, and a line on where that is."""
-    from ..temporal.reader import FeatureReader, choose_place, num_table_bytes, preload
+    from ..temporal.feature_reader import FeatureReader, choose_place, num_table_bytes, preload
 
     device = accelerator.device
     place, why = choose_place(

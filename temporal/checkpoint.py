@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..manifests.atomic import atomic_path, write_bytes
 from ..manifests.errors import FeaturesError, first_line
-from ..manifests.files import atomic_path, write_bytes
 from .run_folder import RunFolder
 
 

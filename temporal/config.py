@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from ..manifests.errors import SettingsError
-from ..manifests.factory import is_factory
+from ..manifests.user_module import is_factory
 from .choices import ENCODERS, PositionEmbedding, Task
 
 

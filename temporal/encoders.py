@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError, first_line
-from ..manifests.factory import module_from_factory
+from ..manifests.user_module import module_from_factory
 from .config import TemporalConfig
 from .embeddings import FrameEmbeddings
 from .longformer import Longformer

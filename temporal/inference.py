@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from ..manifests.errors import StoppedError
 from .batch import Batch
 from .dataset import ClipDataset
+from .distributed import Accelerator, all_of
 from .order import evaluation_batches
-from .processes import Accelerator, all_of
 
 
 class Scored(NamedTuple):
@@ -54,7 +54,7 @@ def predict_logits(
         network: as `accelerator.prepare` gives it; is in evaluation mode afterwards.
         dataset: of `EvenClips`; the mean of each row's logits is taken over its draws.
         batch_size: clips at once, in each process.
-        accelerator: see `temporal/processes.py`.
+        accelerator: see `temporal/distributed.py`.
         num_loaders: processes that read ahead.
         should_stop: asked after every batch.
 

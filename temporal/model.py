@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError
-from ..manifests.factory import module_from_factory
+from ..manifests.user_module import module_from_factory
 from .config import TemporalConfig
 from .encoders import ClsEncoder, build_encoder, check_output
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..manifests.errors import SettingsError
 from .choices import Schedule
 from .config import TemporalConfig
-from .recipe import Recipe
+from .optim import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Preset:
         backbone: its timm name.
         feature_dim: of that backbone.
         batch_size: clips a training step.
-        schedule: of the learning rate, see `temporal/recipe.py`.
+        schedule: of the learning rate, see `temporal/optim.py`.
 
     Defaults are ViT-B-VTN's, which are those of `TemporalConfig` and `Recipe`.
     """

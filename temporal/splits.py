@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..manifests.errors import ManifestError
-from ..manifests.folder import FeatureFolder
-from ..manifests.videos import VideoRow
+from ..manifests.feature_folder import FeatureFolder
+from ..manifests.manifest import VideoRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..manifests.errors import ManifestError
-from ..manifests.videos import VideoRow
+from ..manifests.manifest import VideoRow
 from .choices import Task
 from .config import TemporalConfig
 

@@ -9,8 +9,8 @@ import pytest
 from command_line import run_cli
 from feature_folders import extract_rows, made_up_features, make_folder
 from vtnpipe.manifests.errors import Reason
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.shards import Entry, open_features
-from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.pipelines.cli import cli
 
 ROOT = Path(__file__).parents[1]

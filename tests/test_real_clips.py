@@ -11,7 +11,7 @@ import torch
 from command_line import Vtnpipe
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
+from vtnpipe.extract.decode.frames import Frame, Outcome, Restart, read_frames
 from vtnpipe.extract.weights import fill
 from vtnpipe.manifests.errors import VideoError
 from vtnpipe.manifests.shards import open_features

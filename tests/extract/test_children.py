@@ -11,10 +11,10 @@ import av
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
-from vtnpipe.extract.children import DecodingChildren
-from vtnpipe.extract.frames import Outcome
-from vtnpipe.extract.limits import Limits
-from vtnpipe.extract.requests import Chunk, Decode, Probed, Restarted
+from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode.limits import Limits
+from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.protocol import Chunk, Decode, Probed, Restarted
 from vtnpipe.manifests.errors import StoppedError
 
 
@@ -186,7 +186,7 @@ def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
 
 def test_children_end_with_their_parent(clips: dict[str, Path]) -> None:
     code = (
-        "from vtnpipe.extract.children import *\nfrom vtnpipe.extract.requests import *\n"
+        "from vtnpipe.extract.decode.pool import *\nfrom vtnpipe.extract.decode.protocol import *\n"
         f"events = DecodingChildren(2).run([Decode({str(clips['a'])!r})] * 4)\n"
         "print(next(events), flush=True)\n"
         "import time; time.sleep(60)\n"
@@ -207,7 +207,7 @@ def test_children_end_with_their_parent(clips: dict[str, Path]) -> None:
 
 
 def test_images_are_what_a_direct_reading_gives(clips: dict[str, Path]) -> None:
-    from vtnpipe.extract.frames import Frame, read_frames
+    from vtnpipe.extract.decode.frames import Frame, read_frames
 
     direct = [f.image for f in read_frames(str(clips["b"])) if isinstance(f, Frame)]
     with DecodingChildren() as children:

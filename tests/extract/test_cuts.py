@@ -11,10 +11,10 @@ import pytest
 from numbered_videos import draw_number, read_number, write_video
 from vtnpipe.extract import cuts as cuts_module
 from vtnpipe.extract import frames as frames_module
-from vtnpipe.extract.cuts import SETTLING_FRAMES, cut_clip, cut_video
-from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
-from vtnpipe.extract.probe import probe
-from vtnpipe.extract.sampling import Sampling
+from vtnpipe.extract.decode.cuts import SETTLING_FRAMES, cut_clip, cut_video
+from vtnpipe.extract.decode.frames import Frame, Outcome, Restart, read_frames
+from vtnpipe.extract.decode.probe import probe
+from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.manifests.errors import VideoError
 from vtnpipe.manifests.plan import Cut
 
@@ -232,7 +232,7 @@ def test_a_part_that_a_seek_misses_is_read_from_the_beginning(
 ) -> None:
     path = write(tmp_path / "a.mp4")
     cuts = cuts_of(path, 31)
-    monkeypatch.setattr("vtnpipe.extract.container._seek", lambda *args: None)
+    monkeypatch.setattr("vtnpipe.extract.decode.container._seek", lambda *args: None)
     assert_parts_are_the_whole(path, cuts)
 
 

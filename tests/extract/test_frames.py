@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 from numbered_videos import draw_number, read_number, write_video
-from vtnpipe.extract.decord_reader import decord_refusal
-from vtnpipe.extract.frames import Frame, Outcome, Restart, read_frames
-from vtnpipe.extract.orientation import Orientation
-from vtnpipe.extract.probe import probe
+from vtnpipe.extract.decode.decord_reader import decord_refusal
+from vtnpipe.extract.decode.frames import Frame, Outcome, Restart, read_frames
+from vtnpipe.extract.decode.orientation import Orientation
+from vtnpipe.extract.decode.probe import probe
 from vtnpipe.manifests.errors import VideoError
 
 

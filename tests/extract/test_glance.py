@@ -7,7 +7,7 @@ from typing import Any
 import av
 import pytest
 from numbered_videos import draw_number, write_video
-from vtnpipe.extract.glance import glance
+from vtnpipe.extract.decode.glance import glance
 from vtnpipe.manifests.errors import VideoError
 
 SOURCES = [

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_videos import write_video
-from vtnpipe.extract.index import (
+from vtnpipe.extract.decode.index import (
     VideoIndex,
     survey,
     write_index,
 )
-from vtnpipe.extract.probe import probe
+from vtnpipe.extract.decode.probe import probe
+from vtnpipe.manifests.atomic import FileState, file_state
 from vtnpipe.manifests.errors import FeaturesError
-from vtnpipe.manifests.files import FileState, file_state
 
 
 def _index(paths: list[str], where: Path) -> tuple[VideoIndex, dict[str, FileState]]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from vtnpipe.extract.sampling import Sampling, select
+from vtnpipe.extract.decode.sampling import Sampling, select
 
 TIMES = np.arange(250) / 25
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, number_of_blocks
-from vtnpipe.extract.batches import Progress
-from vtnpipe.extract.children import DecodingChildren
-from vtnpipe.extract.cuts import cut_video
-from vtnpipe.extract.probe import probe
-from vtnpipe.extract.requests import Restarted
-from vtnpipe.extract.sampling import Sampling
+from vtnpipe.extract.batching import Progress
+from vtnpipe.extract.decode.cuts import cut_video
+from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.probe import probe
+from vtnpipe.extract.decode.protocol import Restarted
+from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.manifests.errors import FeaturesError
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import look_at
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.manifests.videos import VideoRow
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_child_killed_in_the_middle_changes_no_bit(tmp_path: Path, rows: list[
         if progress.num_frames and not is_killed:
             is_killed = True
             for pid in children:
-                if b"extract.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"decode.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(int(pid), signal.SIGKILL)
 
     extract_rows(folder, rows, on_progress=kill)

@@ -13,8 +13,8 @@ from fault_harness import MARK, family
 from numbered_videos import write_video
 from vtnpipe.manifests.errors import SettingsError, StoppedError
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.pipelines.extract_settings import ExtractSettings
-from vtnpipe.pipelines.giving_up import MIN_FAILURES, FailureLimit
+from vtnpipe.pipelines.extraction.giving_up import MIN_FAILURES, FailureLimit
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 SLOW = (
     *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),

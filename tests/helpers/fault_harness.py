@@ -79,7 +79,7 @@ def family(mark: str) -> list[psutil.Process]:
 
 
 def is_child(process: psutil.Process) -> bool:
-    return any("vtnpipe.extract.child" in word for word in process.cmdline())
+    return any("vtnpipe.extract.decode.process" in word for word in process.cmdline())
 
 
 def is_worker(process: psutil.Process) -> bool:

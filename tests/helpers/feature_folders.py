@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from vtnpipe.extract.backbone import build_backbone
-from vtnpipe.extract.limits import Limits
-from vtnpipe.extract.worker import Job, TaskReport, run_task
-from vtnpipe.manifests.folder import FeatureFolder, write_extraction
+from vtnpipe.extract.decode.limits import Limits
+from vtnpipe.extract.task import Job, TaskReport, run_task
+from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_store import FeatureStore
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.plan import PlannedRow, Speed, Task, look_at
 from vtnpipe.manifests.shards import VideoPart, write_shard
-from vtnpipe.manifests.store import FeatureStore
-from vtnpipe.manifests.videos import VideoRow, write_manifest
 
 
 def make_folder(

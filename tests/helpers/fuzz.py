@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 
 import av
 from numbered_videos import write_video
-from vtnpipe.extract.children import DecodingChildren
-from vtnpipe.extract.container import ANY_METADATA
-from vtnpipe.extract.frames import Outcome
-from vtnpipe.extract.limits import Limits
-from vtnpipe.extract.requests import Chunk, Decode, Restarted
+from vtnpipe.extract.decode.container import ANY_METADATA
+from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode.limits import Limits
+from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.protocol import Chunk, Decode, Restarted
 
 SOURCES = {
     "a.mp4": "libx264",

@@ -15,7 +15,7 @@ if bad := os.environ.get("VTNPIPE_TEST_BAD"):
     BAD = {name: ACTIONS[what] for what, _, name in (one.partition("=") for one in bad.split(","))}
 
     def _on_event(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and "vtnpipe.extract.child" in sys.modules:
+        if event == "open" and "vtnpipe.extract.decode.process" in sys.modules:
             name = os.path.basename(str(arguments[0]))  # noqa: PTH119
             if name in BAD:
                 BAD[name]()

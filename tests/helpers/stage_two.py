@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from vtnpipe.pipelines.model_folder import load_temporal, read_config
+from vtnpipe.pipelines.models.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.predict import PredictSettings
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings
 from vtnpipe.temporal.checkpoint import save_weights

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vtnpipe.manifests.atomic import atomic_text, remove_temporaries
 from vtnpipe.manifests.errors import FeaturesError
-from vtnpipe.manifests.files import atomic_text, remove_temporaries
-from vtnpipe.manifests.folder import (
+from vtnpipe.manifests.feature_folder import (
     FeatureFolder,
     check_identity,
     fingerprint,

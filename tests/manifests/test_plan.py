@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from vtnpipe.manifests.errors import FeaturesError, ManifestError
-from vtnpipe.manifests.folder import FeatureFolder
+from vtnpipe.manifests.feature_folder import FeatureFolder
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import (
     MAX_TASK_ROWS,
     Cut,
@@ -18,7 +19,6 @@ from vtnpipe.manifests.plan import (
     write_plan,
 )
 from vtnpipe.manifests.replanning import at_present_paths, rows_to_plan
-from vtnpipe.manifests.videos import VideoRow
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from vtnpipe.manifests.errors import FeaturesError
-from vtnpipe.manifests.folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
 from vtnpipe.manifests.shards import (
     VideoPart,
     checksum,
@@ -201,7 +201,7 @@ def _open_file_count() -> int:
 def test_many_shards_need_few_file_descriptors(
     folder: FeatureFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtnpipe.manifests.store.MAX_OPEN_MAPS", 4)
+    monkeypatch.setattr("vtnpipe.manifests.feature_store.MAX_OPEN_MAPS", 4)
     for number in range(12):
         _write(folder, f"000-{number:05}", _part(f"v{number}", 2, seed=number))
     store = open_features(folder.root)

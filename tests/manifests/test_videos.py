@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from vtnpipe.manifests.errors import ManifestError, VtnpipeError
-from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
+from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 
 
 def _write(folder: Path, text: str | bytes) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_line import Vtnpipe
 from vtnpipe.manifests.errors import ManifestError, SettingsError
-from vtnpipe.manifests.videos import VideoRow, read_manifest
+from vtnpipe.manifests.manifest import VideoRow, read_manifest
 from vtnpipe.pipelines.build_manifest import BuildReport, BuildSettings, build_manifest
 
 Build = Callable[..., tuple[BuildReport, dict[str, VideoRow]]]

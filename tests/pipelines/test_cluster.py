@@ -14,13 +14,13 @@ import yaml
 from click.testing import CliRunner
 from numbered_videos import CLIP_LENGTHS
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
-from vtnpipe.manifests.folder import FeatureFolder, locked
+from vtnpipe.manifests.feature_folder import FeatureFolder, locked
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines import cluster, dask_tasks
 from vtnpipe.pipelines.cli import cli
-from vtnpipe.pipelines.cluster_settings import ClusterSettings, JobSettings
+from vtnpipe.pipelines.dask_cluster.jobqueue import ClusterSettings, JobSettings
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 JOB = {
     "queue": "long",
@@ -171,9 +171,9 @@ def test_tls_lets_nobody_in_without_its_certificate(tmp_path: Path) -> None:
 import socket, ssl
 from distributed import Client
 from distributed.security import Security
-from vtnpipe.pipelines.cluster import open_client
-from vtnpipe.pipelines.dask_tasks import on_each_worker, present_workers
-from vtnpipe.pipelines.cluster_settings import ClusterSettings
+from vtnpipe.pipelines.dask_cluster.client import open_client
+from vtnpipe.pipelines.extraction.scheduler import on_each_worker, present_workers
+from vtnpipe.pipelines.dask_cluster.jobqueue import ClusterSettings
 
 def refused(address, **options):
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from command_line import Vtnpipe
-from vtnpipe.extract.frames import Frame, read_frames
+from vtnpipe.extract.decode.frames import Frame, read_frames
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.demo import LABELS, NUM_FRAMES, write_videos
 

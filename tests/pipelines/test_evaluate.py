@@ -13,7 +13,7 @@ from stage_two import SETTINGS, SMALL, edit, make_sensitive, of_features
 from vtnpipe.manifests.errors import FeaturesError, ManifestError, SettingsError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
-from vtnpipe.pipelines.model_folder import load_temporal, read_config
+from vtnpipe.pipelines.models.model_folder import load_temporal, read_config
 from vtnpipe.pipelines.predict import predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
 from vtnpipe.temporal.clips import ClipSampling, lay_clip
@@ -137,7 +137,7 @@ def test_videos_are_scored_in_bfloat16(folder: Path) -> None:
 def test_partial_videos_are_counted_and_can_be_left_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vtnpipe.manifests.store import FeatureStore
+    from vtnpipe.manifests.feature_store import FeatureStore
 
     train_temporal(folder / "f", folder / "run", SETTINGS)
     statuses = {**open_features(folder / "f").statuses, "v2": "partial"}

@@ -9,8 +9,8 @@ from command_line import run_cli
 from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import number_of_blocks, write_video
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.pipelines.export import ExportSettings, export_features
 
 IRREGULAR = [0, 40, 80, 400, 440, 1000, 1040, 1080]  # ms

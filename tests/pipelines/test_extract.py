@@ -22,7 +22,7 @@ from vtnpipe.manifests.errors import VtnpipeError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.cli import cli
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
 MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")
@@ -241,7 +241,7 @@ def test_two_workers_that_are_killed_give_in_the_end_what_one_gives_undisturbed(
 def test_views_of_some_frames_in_small_tasks_with_a_report(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtnpipe.pipelines.progress.LINE_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("vtnpipe.pipelines.console.LINE_SECONDS", (0.0, 0.0))
     printed = io.StringIO()
     settings = ExtractSettings(
         backbone="toy_backbones:block_means",
@@ -277,7 +277,7 @@ def test_views_of_some_frames_in_small_tasks_with_a_report(
 
 def test_only_loopback_listens(tmp_path: Path, manifest: Path) -> None:
     code = (
-        "from vtnpipe.pipelines.cluster import open_client\n"
+        "from vtnpipe.pipelines.dask_cluster.client import open_client\n"
         "import os, sys\n"
         "if __name__ == '__main__':\n"
         "    with open_client(num_workers=2) as client:\n"

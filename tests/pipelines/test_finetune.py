@@ -21,23 +21,23 @@ from numbered_videos import write_video
 from rich.console import Console
 from vtnpipe.extract import requests
 from vtnpipe.extract.augmentation import Augmentation
-from vtnpipe.extract.children import DecodingChildren
-from vtnpipe.extract.frames import Outcome
-from vtnpipe.extract.modules import create_module, default_preprocessing
-from vtnpipe.extract.sampling import EVERY_FRAME, Sampling
+from vtnpipe.extract.create_backbone import create_module, default_preprocessing
+from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.sampling import EVERY_FRAME, Sampling
 from vtnpipe.manifests.errors import BackboneError, ManifestError, SettingsError
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.inference.clip_reader import IndexedVideos, VideoReader, index_videos
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
-from vtnpipe.pipelines.video_reader import IndexedVideos, VideoReader, index_videos
 from vtnpipe.temporal.batch import Batch
 from vtnpipe.temporal.checkpoint import read_weights
 from vtnpipe.temporal.clips import Clip, ClipSampling
 from vtnpipe.temporal.dataset import ClipDataset, RandomClips
-from vtnpipe.temporal.reader import FeatureReader
+from vtnpipe.temporal.feature_reader import FeatureReader
 
 MIXER = "toy_backbones:mixer"
 SHAPE: dict[str, Any] = {"layers": 1, "heads": 2, "intermediate": 16, "head_dim": 8}

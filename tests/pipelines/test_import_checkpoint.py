@@ -13,7 +13,7 @@ from numbered_videos import write_video
 from vtnpipe.manifests.errors import CheckpointError, SettingsError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.import_checkpoint import ImportCheckpointSettings, import_checkpoint
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference-vtn"

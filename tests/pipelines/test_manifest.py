@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import Vtnpipe
 from vtnpipe.manifests.errors import ManifestError, SettingsError
-from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
+from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines.build_manifest import build_manifest
 from vtnpipe.pipelines.manifest import SplitSettings, split_manifest
 

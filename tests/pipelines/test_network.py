@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stage_two import SETTINGS
 from vtnpipe.manifests.errors import FeaturesError
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.train_temporal import train_temporal
 
 
@@ -62,7 +62,8 @@ def test_a_network_goes_to_the_hub_and_back(folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     monkeypatch.setattr(
-        "vtnpipe.pipelines.network.snapshot_download", lambda name, **options: str(hub / name)
+        "vtnpipe.pipelines.models.network.snapshot_download",
+        lambda name, **options: str(hub / name),
     )
     network.push_to_hub("me/model")
     assert "video-classification" in (hub / "me/model/README.md").read_text()
@@ -84,6 +85,6 @@ def test_a_network_goes_to_the_hub_and_back(folder: Path, monkeypatch: pytest.Mo
     def unreachable(name: str, **options: object) -> str:
         raise OSError("no route")
 
-    monkeypatch.setattr("vtnpipe.pipelines.network.snapshot_download", unreachable)
+    monkeypatch.setattr("vtnpipe.pipelines.models.network.snapshot_download", unreachable)
     with pytest.raises(FeaturesError, match=r"me/other: no such folder, and the .* \(no route\)"):
         VideoTransformerNetwork.from_pretrained("me/other")

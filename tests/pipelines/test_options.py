@@ -9,9 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 from vtnpipe.manifests.errors import SettingsError
-from vtnpipe.pipelines.cluster_settings import JobSettings
+from vtnpipe.pipelines.dask_cluster.jobqueue import JobSettings
 from vtnpipe.pipelines.evaluate import EvaluateSettings
-from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
 from vtnpipe.pipelines.finetune import FinetuneSettings
 from vtnpipe.pipelines.options import settings_options
 from vtnpipe.pipelines.predict import PredictSettings

@@ -1,11 +1,11 @@
 """What a run says of its own speed."""
 
 import pytest
-from vtnpipe.extract.worker import TaskReport
+from vtnpipe.extract.task import TaskReport
 from vtnpipe.manifests.plan import Speed
-from vtnpipe.pipelines.pace import Finished, pace_of
-from vtnpipe.pipelines.tuning import Tuning
-from vtnpipe.pipelines.workers import Workers
+from vtnpipe.pipelines.extraction.pace import Finished, pace_of
+from vtnpipe.pipelines.extraction.tuning import Tuning
+from vtnpipe.pipelines.extraction.workers import Workers
 
 WORKERS = Workers(device="cpu", num_workers=2, num_threads=1, reason="")
 TUNING = Tuning(speed=Speed(8), forward_fps=12.0, decode_fps=100.0, num_children=1, reasons=["why"])

@@ -20,18 +20,18 @@ from numbered_videos import write_video
 from rich.console import Console
 from torch import Tensor
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, VtnpipeError
+from vtnpipe.manifests.manifest import read_manifest
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.manifests.videos import read_manifest
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
 from vtnpipe.pipelines.explain import ExplainSettings, explain
-from vtnpipe.pipelines.model_folder import (
+from vtnpipe.pipelines.inference.predictions import Predictions, write_predictions
+from vtnpipe.pipelines.models.model_folder import (
     NetworkConfig,
     load_temporal,
     model_digest,
     read_config,
     write_model,
 )
-from vtnpipe.pipelines.predictions import Predictions, write_predictions
 from vtnpipe.pipelines.report import ReportSettings, report
 from vtnpipe.temporal.batch import frame_positions
 from vtnpipe.temporal.config import TemporalConfig

@@ -8,8 +8,8 @@ from command_line import Vtnpipe
 from feature_folders import extract_rows, make_folder
 from numbered_videos import write_video
 from vtnpipe.manifests.errors import VideoError
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.shards import open_features
-from vtnpipe.manifests.videos import VideoRow, write_manifest
 from vtnpipe.pipelines.parity import ParitySettings, draw_sample, parity
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal

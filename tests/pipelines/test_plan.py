@@ -5,10 +5,10 @@ from pathlib import Path
 
 from command_line import Vtnpipe
 from numbered_videos import CLIP_LENGTHS, write_video
-from vtnpipe.extract.sampling import Sampling
+from vtnpipe.extract.decode.sampling import Sampling
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import TaskSize, look_at
-from vtnpipe.manifests.videos import VideoRow
-from vtnpipe.pipelines.planning import divide, look_at_files
+from vtnpipe.pipelines.extraction.planning import divide, look_at_files
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
 

@@ -9,7 +9,7 @@ from stage_two import SETTINGS, make_sensitive, of_features
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.shards import open_features
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import train_temporal
 from vtnpipe.temporal.run_folder import RunFolder

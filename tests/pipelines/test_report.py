@@ -12,21 +12,21 @@ from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import write_video
 from rich.console import Console
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
-from vtnpipe.manifests.folder import FeatureFolder
+from vtnpipe.manifests.feature_folder import FeatureFolder
+from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 from vtnpipe.manifests.plan import PlannedRow, Speed, read_kinds, read_sizes, write_plan
 from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
-from vtnpipe.manifests.videos import VideoRow, read_manifest, write_manifest
-from vtnpipe.pipelines.charts import histogram, line_chart, scatter_chart
-from vtnpipe.pipelines.confusion import Confusion
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
-from vtnpipe.pipelines.model_folder import NetworkConfig
-from vtnpipe.pipelines.predictions import Predictions
+from vtnpipe.pipelines.html.attention import bar_starts
+from vtnpipe.pipelines.html.confusion import Confusion
+from vtnpipe.pipelines.html.features_page import extraction_section
+from vtnpipe.pipelines.html.plots import histogram, line_chart, scatter_chart
+from vtnpipe.pipelines.html.run_page import prediction_lines, read_lines
+from vtnpipe.pipelines.html.thumbnails import Wanted, even_places, thumbnails
+from vtnpipe.pipelines.inference.predictions import Predictions
+from vtnpipe.pipelines.models.model_folder import NetworkConfig
 from vtnpipe.pipelines.report import ReportSettings, report
-from vtnpipe.pipelines.report_features import extraction_section
-from vtnpipe.pipelines.report_run import prediction_lines, read_lines
-from vtnpipe.pipelines.strips import bar_starts
-from vtnpipe.pipelines.thumbnails import Wanted, even_places, thumbnails
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.run_folder import RunFolder

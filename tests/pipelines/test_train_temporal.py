@@ -20,12 +20,12 @@ from vtnpipe.manifests.errors import (
     SettingsError,
     VtnpipeError,
 )
-from vtnpipe.manifests.folder import FeatureFolder
+from vtnpipe.manifests.feature_folder import FeatureFolder
 from vtnpipe.pipelines.evaluate import EvaluateSettings, evaluate
-from vtnpipe.pipelines.extract_settings import ExtractSettings
-from vtnpipe.pipelines.extraction import settle, with_model_settings
-from vtnpipe.pipelines.model_folder import read_config
-from vtnpipe.pipelines.network import VideoTransformerNetwork
+from vtnpipe.pipelines.extraction.feature_spec import settle, with_model_settings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
+from vtnpipe.pipelines.models.model_folder import read_config
+from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.predict import PredictSettings, predict
 from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
 from vtnpipe.temporal.checkpoint import read_weights

@@ -3,8 +3,8 @@
 import pytest
 from vtnpipe.extract.backbone import Kinds
 from vtnpipe.manifests.plan import Speed
-from vtnpipe.pipelines.planning import CUT_FROM, MAX_SHARD_BYTES, task_size
-from vtnpipe.pipelines.tuning import Measure, choose_children, choose_speed
+from vtnpipe.pipelines.extraction.planning import CUT_FROM, MAX_SHARD_BYTES, task_size
+from vtnpipe.pipelines.extraction.tuning import Measure, choose_children, choose_speed
 
 NEITHER = Kinds(1, 0)
 

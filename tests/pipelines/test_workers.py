@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 from vtnpipe.pipelines import cluster, dask_tasks, processors, workers
-from vtnpipe.pipelines.cluster_settings import JobSettings
-from vtnpipe.pipelines.extract_settings import ExtractSettings
+from vtnpipe.pipelines.dask_cluster.jobqueue import JobSettings
+from vtnpipe.pipelines.extraction.settings import ExtractSettings
+from vtnpipe.pipelines.extraction.workers import choose_workers, workers_elsewhere
 from vtnpipe.pipelines.processors import num_cpus
-from vtnpipe.pipelines.workers import choose_workers, workers_elsewhere
 
 
 def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:

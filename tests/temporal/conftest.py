@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vtnpipe.manifests.folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_store import FeatureStore
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.shards import VideoPart, write_shard
-from vtnpipe.manifests.store import FeatureStore
-from vtnpipe.manifests.videos import VideoRow
 
 DIM = 12
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 from vtnpipe.manifests.errors import FeaturesError, ManifestError, SettingsError
+from vtnpipe.manifests.feature_store import FeatureStore
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.shards import VideoPart
-from vtnpipe.manifests.store import FeatureStore
-from vtnpipe.manifests.videos import VideoRow
 from vtnpipe.temporal.clips import WHOLE, ClipSampling, draw_clip
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
-from vtnpipe.temporal.order import evaluation_batches, training_batches
-from vtnpipe.temporal.reader import (
+from vtnpipe.temporal.feature_reader import (
     FeatureReader,
     available_bytes,
     choose_place,
     num_table_bytes,
     preload,
 )
+from vtnpipe.temporal.order import evaluation_batches, training_batches
 from vtnpipe.temporal.splits import rows_of_split
 from vtnpipe.temporal.tasks import read_targets
 
@@ -243,8 +243,8 @@ def test_labels_and_splits() -> None:
 def test_memory_is_that_of_the_control_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtnpipe.temporal.reader.CGROUPS", tmp_path)
-    monkeypatch.setattr("vtnpipe.temporal.reader.OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("vtnpipe.temporal.feature_reader.CGROUPS", tmp_path)
+    monkeypatch.setattr("vtnpipe.temporal.feature_reader.OWN_CGROUP", tmp_path / "own")
     (tmp_path / "own").write_text("4:memory:/x\n0::/job/step\n")
     for name, limit, used in (("job", "5000", "2000"), ("job/step", "max", "1000")):
         (tmp_path / name).mkdir()

@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 from vtnpipe.manifests.errors import FeaturesError, SettingsError, StoppedError
-from vtnpipe.manifests.store import FeatureStore
-from vtnpipe.manifests.videos import VideoRow
+from vtnpipe.manifests.feature_store import FeatureStore
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.temporal.checkpoint import read_weights, save_weights
 from vtnpipe.temporal.clips import WHOLE, ClipSampling
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import ClipDataset, EvenClips, RandomClips
-from vtnpipe.temporal.fit import Fit, _is_best
+from vtnpipe.temporal.distributed import accelerated
+from vtnpipe.temporal.feature_reader import FeatureReader
 from vtnpipe.temporal.inference import Scored, predict_logits
 from vtnpipe.temporal.metrics import task_metrics
 from vtnpipe.temporal.model import TemporalClassifier
-from vtnpipe.temporal.processes import accelerated
+from vtnpipe.temporal.optim import Recipe
 from vtnpipe.temporal.progress import EpochReport, Keeping, Watch
-from vtnpipe.temporal.reader import FeatureReader
-from vtnpipe.temporal.recipe import Recipe
 from vtnpipe.temporal.run_folder import RunFolder
 from vtnpipe.temporal.tasks import read_targets
+from vtnpipe.temporal.train import Fit, _is_best
 
 RECIPE = Recipe(epochs=6, batch_size=7, optimizer="adamw", lr=3e-3)
 CONFIG = TemporalConfig(

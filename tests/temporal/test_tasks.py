@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from vtnpipe.manifests.errors import ManifestError
-from vtnpipe.manifests.videos import VideoRow
+from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.temporal.choices import Task
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.model import TemporalClassifier

@@ -1,0 +1,1 @@
+"""Video files → frames, in processes of their own; nothing here imports torch."""

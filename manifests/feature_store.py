@@ -1,0 +1,238 @@
+"""The read-only mapping over a folder of shards: a video is one slice of a memory map.
+
+Of an id that several plans extracted, the newest entry counts that is complete: a video with a part
+missing is absent, never short.
+"""
+
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import FeaturesError
+from .feature_folder import FeatureFolder, read_extraction
+from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
+from .times import frame_rate
+
+# Reasons that are not of a video's content: such a failure hides no rows of an earlier plan.
+PASSING = ("missing", "permission", "crashed", "stalled")
+MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VideoFeatures:
+    """The stored features of one video, as read-only arrays.
+
+    Attributes:
+        features: [T, D], or [T, V, D] with several views per frame; float16 or float32.
+        frame_index: [T] int64, rank among the presented frames of the file, from 0.
+        timestamps: [T] float64, seconds since the file's first presented frame.
+        fps: (T - 1) / (last - first timestamp), or NaN where that is undefined.
+        status: `ok`, or `partial` where presented frames are missing.
+    """
+
+    video_id: str
+    features: npt.NDArray[np.floating[Any]]
+    frame_index: npt.NDArray[np.int64]
+    timestamps: npt.NDArray[np.float64]
+    fps: float
+    status: Status
+    num_lost_frames: int = 0
+    reason: str = ""
+    decoder: str = ""
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.features.shape))
+        return f"VideoFeatures({self.video_id!r}, {shape} {self.features.dtype}, {self.status})"
+
+
+class FeatureStore(Mapping[str, VideoFeatures]):
+    """A folder's videos that have rows, by id; memory-mapped, picklable, safe after a fork and in
+    workers.
+
+    Args:
+        folder: a feature folder.
+        earlier: the same folder's store of before; only shards that are new since are read.
+
+    Attributes:
+        entries: id → its entries, one a part, of every video that is finished, failed ones
+            included.
+        row_shape: (D,), or (V, D).
+        num_views: V; 1 where a frame has one view.
+        extraction: what `extraction.json` says.
+    """
+
+    def __init__(self, folder: str | Path, *, earlier: "FeatureStore | None" = None) -> None:
+        self.folder = FeatureFolder(Path(folder))
+        self.extraction = read_extraction(self.folder)
+        known = {} if earlier is None else {shard.path: shard for shard in earlier._shards}
+        self._shards: list[Shard] = [
+            known.get(path) or read_shard(path, self.extraction["fingerprint"])
+            for path in sorted(self.folder.shards.glob("*.h5"))
+        ]
+        self.row_shape = tuple(self.extraction["row_shape"])
+        for shard in self._shards:
+            if shard.row_shape != self.row_shape:
+                raise FeaturesError(
+                    f"{shard.path}: its features are {list(shard.row_shape)} a frame, not "
+                    f"{list(self.row_shape)} as extraction.json says; it does not belong here: "
+                    "`vtnpipe features verify FEATURES --drop` removes it"
+                )
+        self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
+        self._homes = _newest_complete(self._shards)
+        self.entries: dict[str, list[Entry]] = {
+            video_id: [entry for _, entry in home] for video_id, home in self._homes.items()
+        }
+        self._ids = [
+            video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
+        ]
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features; the same in all shards, as the fingerprint covers it."""
+        return self._shards[0].dtype if self._shards else np.dtype(np.float16)
+
+    @property
+    def outcomes(self) -> dict[str, tuple[Status, str]]:
+        """Id → `ok`, `partial` or `failed`, and the reason, of every video that is finished."""
+        return {video_id: overall_status(parts) for video_id, parts in self.entries.items()}
+
+    @property
+    def plans(self) -> dict[str, int]:
+        """Id → number of the plan whose entries count, of every video that is finished."""
+        return {video_id: self._shards[home[0][0]].plan for video_id, home in self._homes.items()}
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """Id → `ok`, `partial` or `failed`, of every video that is finished."""
+        return {video_id: status for video_id, (status, _) in self.outcomes.items()}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __contains__(self, video_id: object) -> bool:
+        return any(entry.length for entry in self.entries.get(video_id, ()))  # type: ignore[call-overload]
+
+    def __getitem__(self, video_id: str) -> VideoFeatures:
+        if video_id not in self:
+            raise KeyError(video_id)
+        home = self._homes[video_id]
+        frame_index, timestamps = self.times(video_id)
+        status, reason = overall_status(self.entries[video_id])
+        return VideoFeatures(
+            video_id=video_id,
+            features=_join(self._parts(video_id, "features")),
+            frame_index=frame_index,
+            timestamps=timestamps,
+            fps=frame_rate(timestamps),
+            status=status,
+            reason=reason,
+            num_lost_frames=sum(entry.num_lost_frames for _, entry in home),
+            decoder=home[0][1].decoder,
+        )
+
+    def times(self, video_id: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """A video's frame_index and timestamps, [T] each; its features stay where they are."""
+        frame_index, timestamps = (_join(self._parts(video_id, name)) for name in ROW_DTYPES)
+        return frame_index, timestamps
+
+    def take(self, video_id: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
+        """Some of a video's features, [t, D] or [t, V, D]; no others are read.
+
+        Args:
+            video_id: in the store.
+            rows: [t] of its T.
+        """
+        parts = self._parts(video_id, "features")
+        if len(parts) == 1:
+            return parts[0][rows]
+        ends = np.cumsum([len(part) for part in parts])
+        homes = np.searchsorted(ends, rows, side="right")
+        taken = np.empty((len(rows), *self.row_shape), parts[0].dtype)
+        for number in np.unique(homes):
+            is_here = homes == number
+            begin = ends[number] - len(parts[number])
+            taken[is_here] = parts[number][rows[is_here] - begin]
+        return taken
+
+    def num_frames(self, video_id: str) -> int:
+        """T of a video."""
+        return sum(entry.length for entry in self.entries[video_id])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": OrderedDict()}
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.folder.root)!r}, {len(self)} videos)"
+
+    def _parts(self, video_id: str, name: str) -> list[npt.NDArray[Any]]:
+        """A view of one array of each of a video's parts that have rows."""
+        home = self._homes[video_id]
+        return [self._rows(shard, entry, name) for shard, entry in home if entry.length]
+
+    def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
+        """A view [length, ...] of one entry's rows of one array."""
+        return rows_of(self._shards[index], self._map(index), entry, name)
+
+    def _map(self, index: int) -> mmap.mmap:
+        if index not in self._maps:
+            with self._shards[index].path.open("rb") as file:
+                self._maps[index] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            while len(self._maps) > MAX_OPEN_MAPS:
+                self._maps.popitem(last=False)  # arrays that still use it keep it alive
+        self._maps.move_to_end(index)
+        return self._maps[index]
+
+
+def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:
+    """Id → (shard, entry) of each of its parts in order, for the newest plan that holds all of
+    them; one of which a part failed for a passing reason only where no older one has rows.
+    """
+    found: dict[str, dict[int, list[tuple[int, Entry]]]] = {}
+    for index, shard in enumerate(shards):
+        for entry in shard.entries:
+            found.setdefault(entry.id, {}).setdefault(shard.plan, []).append((index, entry))
+    homes: dict[str, list[tuple[int, Entry]]] = {}
+    for video_id, plans in found.items():
+        for _, home in sorted(plans.items(), reverse=True):
+            home.sort(key=lambda pair: pair[1].part)
+            num_parts = home[0][1].num_parts
+            if len(home) != num_parts or [one.part for _, one in home] != [*range(num_parts)]:
+                continue
+            newest = homes.setdefault(video_id, home)
+            if all(entry.length or entry.reason not in PASSING for _, entry in home):
+                if _has_rows(home) or not _has_rows(newest):
+                    homes[video_id] = home
+                break
+    return homes
+
+
+def _has_rows(home: list[tuple[int, Entry]]) -> bool:
+    return any(entry.length for _, entry in home)
+
+
+def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One array of all parts, read-only; a view where there is one part only."""
+    if len(arrays) == 1:
+        return arrays[0]
+    joined = np.concatenate(arrays)
+    joined.flags.writeable = False
+    return joined
+
+
+def overall_status(parts: Iterable[Entry]) -> tuple[Status, str]:
+    """The status and reason of a whole video from those of its parts."""
+    parts = list(parts)
+    reason = next((part.reason for part in parts if part.reason), "")
+    if not any(part.length for part in parts):
+        return "failed", reason
+    return ("ok" if all(part.status == "ok" for part in parts) else "partial"), reason

@@ -1,0 +1,214 @@
+"""The video manifest: a CSV with one row a clip, read into `VideoRow`s and written back.
+
+    video_id,path,label,split[,start,end]
+
+`video_id` is unique; `path` is relative to the manifest's folder, or absolute; `label` and `split`
+may be empty; `start` and `end` are seconds on the video's own clock (0 is its first presented
+frame), half open. Reading a million rows takes seconds: rows hold plain strings, and no file is
+touched.
+"""
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .atomic import atomic_text
+from .errors import ManifestError
+
+COLUMNS = ("video_id", "path", "label", "split")
+SPAN_COLUMNS = ("start", "end")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRow:
+    """One row of a manifest.
+
+    Attributes:
+        video_id: unique in its manifest.
+        path: absolute path of the video file.
+        label: class name; `a|b` for several; a number for regression; may be empty.
+        split: name of the split, such as `train`; may be empty.
+        start: first second wanted, or None for the beginning.
+        end: the second before which to stop, or None for the end.
+    """
+
+    video_id: str
+    path: str
+    label: str = ""
+    split: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
+    """Reads a manifest and checks every rule that needs no look at the videos.
+
+    Raises:
+        ManifestError: the file is missing, is not UTF-8, lacks or repeats a column, has an unknown
+            one, or a row breaks a rule. The message begins with `FILE:LINE:`.
+    """
+    path = Path(path)
+    base = str(path.parent.absolute())  # symbolic links, and `..` behind them, stay as they are
+    first_lines: dict[str, int] = {}
+    rows: list[VideoRow] = []
+    for line, fields in _records(path):
+        try:
+            row = _parse_row(fields, base)
+        except ManifestError as error:
+            raise ManifestError(f"{path}:{line}: {error}") from None
+        first = first_lines.setdefault(row.video_id, line)
+        if first != line:
+            raise ManifestError(
+                f"{path}:{line}: video_id {row.video_id!r} is also on line "
+                f"{first}; ids must be unique: rename one"
+            )
+        rows.append(row)
+    if not rows:
+        raise ManifestError(f"{path}: no rows; a manifest needs at least one below its header")
+    return rows
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields (line number of the row's end, column → text) for each row that is not blank."""
+    try:
+        file = path.open(encoding="utf-8-sig", newline="")
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{path}: no such manifest; make one with `vtnpipe manifest build`"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from None
+    with file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, None)
+            if header is None:
+                raise ManifestError(
+                    f"{path}: empty; the first line must be {','.join(COLUMNS)}[,start,end]"
+                )
+            _check_header(header, path)
+            for record in reader:
+                if not record:
+                    continue
+                if len(record) != len(header):
+                    raise ManifestError(
+                        f"{path}:{reader.line_num}: {len(record)} fields, but the header names "
+                        f"{len(header)} columns; quote a field that holds a comma"
+                    )
+                yield reader.line_num, dict(zip(header, record, strict=True))
+        except UnicodeDecodeError as error:
+            line = _first_undecodable_line(path)
+            raise ManifestError(
+                f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from None
+        except csv.Error as error:
+            remedy = "remove it" if "NUL" in str(error) else "check the quotes"  # Python 3.10
+            raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error}); {remedy}") from None
+
+
+def _first_undecodable_line(path: Path) -> int:
+    """Text is decoded in blocks, so where the error was raised says nothing about the line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    known = (*COLUMNS, *SPAN_COLUMNS)
+    for name in header:
+        if name not in known:
+            raise ManifestError(
+                f"{path}:1: unknown column {name!r}; columns are "
+                f"{', '.join(known)}: rename or remove it"
+            )
+        if header.count(name) > 1:
+            raise ManifestError(f"{path}:1: column {name!r} appears more than once; keep one")
+    for name in COLUMNS:
+        if name not in header:
+            raise ManifestError(
+                f"{path}:1: column {name!r} is missing; add it (label and split may be left empty)"
+            )
+
+
+def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
+    video_id, path = fields["video_id"], fields["path"]
+    for name, value in (("video_id", video_id), ("path", path)):
+        if not value.strip():
+            raise ManifestError(f"{name} is empty; every row needs one")
+        if "\0" in value:
+            raise ManifestError(f"{name} {value!r} holds a NUL character; remove it")
+    start, end = (_parse_seconds(name, fields.get(name, "")) for name in SPAN_COLUMNS)
+    if end is not None and end <= (start or 0.0):
+        raise ManifestError(
+            f"end {end:g} is not after start {start or 0.0:g}; a "
+            "span is start <= t < end, in seconds: correct one, or leave it empty"
+        )
+    return VideoRow(
+        video_id=video_id,
+        # A URL stays as it is written, so that it is refused by its own name and not as a missing
+        # file.
+        path=path if "://" in path else os.path.join(base, path),  # noqa: PTH118
+        label=fields["label"],
+        split=fields["split"],
+        start=start,
+        end=end,
+    )
+
+
+def _parse_seconds(name: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ManifestError(f"{name} {text!r} is not a time; give seconds >= 0, or leave it empty")
+    return seconds
+
+
+def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> None:
+    """Writes rows as a manifest, atomically; paths below the manifest's folder become relative to
+    it.
+
+    `start` and `end` are written only where a row has them.
+
+    Raises:
+        ManifestError: it is a folder, or in none; or a name is no text.
+        StorageError: the disk is full, lost, or may not be written.
+    """
+    rows = list(rows)
+    path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"{path}: is a folder; give a file")
+    if not path.parent.is_dir():
+        raise ManifestError(f"{path}: its folder does not exist; make it, or give another")
+    has_spans = any(row.start is not None or row.end is not None for row in rows)
+    try:
+        _write(rows, path, str(path.parent.absolute()), has_spans=has_spans)
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{path}: {error.object!r} is not text in UTF-8; rename the file"
+        ) from None
+
+
+def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> None:
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, *SPAN_COLUMNS) if has_spans else COLUMNS)
+        for row in rows:
+            fields = [row.video_id, _relative(row.path, base), row.label, row.split]
+            if has_spans:
+                fields += ["" if t is None else repr(t) for t in (row.start, row.end)]
+            writer.writerow(fields)
+
+
+def _relative(path: str, base: str) -> str:
+    return path[len(base) + 1 :] if path.startswith(base + os.sep) else path

@@ -1,0 +1,1 @@
+"""Dask clients: this machine, a running scheduler, or batch jobs."""

@@ -1,0 +1,1 @@
+"""Stage one: feature specification, planning, workers, scheduling, summary."""

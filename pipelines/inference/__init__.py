@@ -1,0 +1,1 @@
+"""Videos and features → logits, predictions and metrics."""

@@ -1,0 +1,1 @@
+"""The whole network, and the model folder that holds it."""

@@ -1,0 +1,101 @@
+"""The rows that a fit learns from, and those that it is validated on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...manifests.errors import ManifestError
+from ...manifests.feature_folder import fingerprint
+from ...manifests.manifest import VideoRow
+from ...temporal.splits import UsableRows, usable_rows
+from ...temporal.tasks import read_targets, training_classes
+from .settings import FitSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The rows to learn from and those to validate on, with their targets."""
+
+    train: UsableRows
+    validation: UsableRows
+    targets: tuple[Tensor, Tensor]
+    class_names: list[str]
+
+    @property
+    def rows(self) -> list[VideoRow]:
+        """Of both."""
+        return self.train.rows + self.validation.rows
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is missing or partial, in words."""
+        return [part.gaps for part in (self.train, self.validation) if part.gaps]
+
+    def digest(self, source: Any, mark: Callable[[VideoRow], Any]) -> str:
+        """What is learnt from, as 16 hexadecimal digits.
+
+        Args:
+            source: what all videos have in common.
+            mark: what changes when a video's frames do.
+        """
+        rows = [
+            [
+                (row.video_id, target, mark(row))
+                for row, target in zip(part.rows, wanted.tolist(), strict=True)
+            ]
+            for part, wanted in zip((self.train, self.validation), self.targets, strict=True)
+        ]
+        return fingerprint({"source": source, "rows": rows, "classes": self.class_names})
+
+
+def read_splits(
+    rows: list[VideoRow],
+    statuses: Mapping[str, str],
+    settings: FitSettings,
+    *,
+    what: str,
+    remedy: str,
+    drop_partial: bool = False,
+    class_names: list[str] | None = None,
+) -> Splits:
+    """The rows of the two splits that can be used.
+
+    Args:
+        rows: of the manifest.
+        statuses: video_id → `ok`, `partial` or `failed`.
+        settings: which splits, which task.
+        what: videos must have, in words.
+        remedy: where none has it.
+        drop_partial: leave out partial videos.
+        class_names: of the model; None for those of the training split.
+
+    Raises:
+        ManifestError: a rule is broken, or a label can't be learned.
+    """
+    train, validation = (
+        usable_rows(statuses, rows, split, what=what, remedy=remedy, drop_partial=drop_partial)
+        for split in (settings.train_split, settings.val_split)
+    )
+    names = class_names
+    if names is None:
+        names = training_classes(rows, train.rows, settings.train_split, settings.task)
+    try:
+        targets = [read_targets(part.rows, names, settings.task) for part in (train, validation)]
+    except ManifestError as error:
+        if class_names is None or settings.task == "regression":
+            raise
+        raise ManifestError(f"{error}; or give --new-head, for the manifest's classes") from None
+    return Splits(
+        train=train, validation=validation, targets=(targets[0], targets[1]), class_names=names
+    )
+
+
+def describe_splits(splits: Splits) -> str:
+    """How much there is to learn from, in a line."""
+    classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
+    return (
+        f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "
+        f"videos{classes}"
+    )
