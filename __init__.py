@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .manifests.manifest import read_manifest
-    from .manifests.shards import open_features
+    from .manifests.feature_store import open_features
     from .pipelines.models.network import VideoTransformerNetwork
     from .temporal.model import TemporalClassifier
 
@@ -22,7 +22,7 @@ __all__ = [
 
 _HOMES = {
     "read_manifest": ".manifests.manifest",
-    "open_features": ".manifests.shards",
+    "open_features": ".manifests.feature_store",
     "TemporalClassifier": ".temporal.model",
     "VideoTransformerNetwork": ".pipelines.models.network",
 }

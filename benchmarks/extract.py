@@ -37,7 +37,7 @@ import psutil
 import torch
 from measure import finish
 from rich.console import Console
-from vtnpipe.extract.decode.glance import Glance
+from vtnpipe.extract.decode.quick_probe import QuickProbe
 from vtnpipe.extract.task import TaskReport, set_up, worker_backbone
 from vtnpipe.manifests.feature_folder import FeatureFolder, read_extraction
 from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
@@ -132,7 +132,7 @@ def bare_rate(features: Path, num_workers: int, seconds: float) -> float:
 
 
 def bare_forward(features: str, num_threads: int, speed: Speed, seconds: float) -> float:
-    """In one process: frames/s of the module alone on input that is normalised and in its dtype."""
+    """In one process: frames/s of the module alone on input that is normalized and in its dtype."""
     set_up("cpu", num_threads)
     backbone = worker_backbone(features, "cpu", speed, is_compiled=False)
     shape = (speed.batch_size, *backbone.transform.preprocessing.input_size)
@@ -374,7 +374,7 @@ def resume_step(folder: Path) -> dict[str, Any]:
 
 def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
     """`extract` with stand-ins for looking at files, for the workers and for their tasks."""
-    look = Glance("mov,mp4,m4a,3gp,3g2,mj2", "h264", 320, 240, 25.0, 250, 10.0, "index")
+    look = QuickProbe("mov,mp4,m4a,3gp,3g2,mj2", "h264", 320, 240, 25.0, 250, 10.0, "index")
     spent = 0.0
     details: dict[str, Any] = {}
     workers = Workers(device="cpu", num_workers=2, num_threads=1, reason="stand-ins")
@@ -383,7 +383,7 @@ def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
     )
 
     def look_at_files(rows: Any, sampling: Any, limits: Any) -> list[LookedAt]:
-        return [LookedAt(row=row._replace(num_frames=250), glance=look) for row in rows]
+        return [LookedAt(row=row._replace(num_frames=250), quick_probe=look) for row in rows]
 
     def hire(*arguments: Any) -> Crew:
         return Crew(client=None, workers=workers, tuning=tuning)
@@ -432,7 +432,7 @@ def write_stand_in(task: Task, features: FeatureFolder, fingerprint: str) -> Non
         row_shape=row_shape,
         dtype="float16",
         fingerprint=fingerprint,
-        views=["centre"],
+        views=["center"],
         settings={},
     )
 

@@ -31,7 +31,7 @@ import torch
 from measure import finish, in_turn, spread
 from rich.console import Console
 from vtnpipe.extract.augmentation import Augmentation, default_short_sides
-from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.protocol import Chunk
 from vtnpipe.extract.decode.sampling import EVERY_FRAME
 from vtnpipe.extract.device import resolve_precision
@@ -100,7 +100,7 @@ def untrained() -> VideoTransformerNetwork:
     backbone = create_module(BACKBONE, pretrained=False)
     temporal = TemporalClassifier(preset_like(192).temporal_config(num_classes=NUM_CLASSES))
     preprocessing = default_preprocessing(backbone).to_json()
-    identity = {"backbone": BACKBONE, "preprocessing": preprocessing, "views": ["centre"]}
+    identity = {"backbone": BACKBONE, "preprocessing": preprocessing, "views": ["center"]}
     names = [str(number) for number in range(NUM_CLASSES)]
     config = NetworkConfig(identity=identity, temporal=temporal.config, class_names=names)
     network = VideoTransformerNetwork(backbone, temporal, config)
@@ -155,7 +155,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             logits = network(clip, positions)
         passed["loss"] = logits.float().logsumexp(-1).mean()
 
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         seconds = in_turn(
             {
                 "decode": decode,
@@ -173,19 +173,19 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         batch_size=4,
         precision=precision,
         val_clips=1,
-        loaders=2,
+        num_workers=2,
         device=device,
     )
     report = finetune(root / "m.csv", root / "run", settings)
     one = {name: median(spent) for name, spent in seconds.items()}
     return {
         "seconds a clip": {name: spread(spent) for name, spent in seconds.items()},
-        "of which the loaders": round((one["decode"] + one["augment"]) / sum(one.values()), 3),
+        "of which the num_workers": round((one["decode"] + one["augment"]) / sum(one.values()), 3),
         "a run's waiting for clips": report.training.last["waiting"],
         "a run's clips a second": report.training.last["videos_per_second"],
         "backbone": BACKBONE,
         "precision": precision,
-        "loaders": 2,
+        "num_workers": 2,
         "clips an epoch": sum(row.split == "train" for row in rows),
     }
 
@@ -256,7 +256,7 @@ def textures(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             backbone=HATCHING_BACKBONE,
             weights="none",
             epochs=1 if is_quick else 30,
-            warm_up_epochs=0.5 if is_quick else 2,
+            warmup_epochs=0.5 if is_quick else 2,
             weight_decay=0.05,
             clip_frames=1,
             augment="no",

@@ -84,10 +84,10 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
         folder.shards.mkdir(parents=True)
         identity: dict[str, Any] = {
             "backbone": "vit_base_patch16_224",
-            "store": "float16",
+            "feature_dtype": "float16",
             "precision": "float32",
         }
-        identity |= {"weights_digest": "", "views": ["centre"], "fps": None, "every": 1}
+        identity |= {"weights_digest": "", "views": ["center"], "fps": None, "frame_stride": 1}
         write_extraction(folder, identity, row_shape=[DIM])
         folder.backbone.write_bytes(b"")
         generator = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
             row_shape=(DIM,),
             dtype="float16",
             fingerprint=FeatureStore(root).extraction["fingerprint"],
-            views=["centre"],
+            views=["center"],
             settings={},
         )
         rows = [
@@ -226,7 +226,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
     def frames_of(chosen: np.ndarray) -> Tensor:
         images = decode(video, chosen)
-        return transform.normalise(transform.resize(transform.upload(images))[:, 0])
+        return transform.normalize(transform.resize(transform.upload(images))[:, 0])
 
     def train(is_frozen: bool) -> None:
         clips = [

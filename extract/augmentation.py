@@ -1,23 +1,24 @@
-"""Random crops for training: each clip at a random scale, at a random place, perhaps mirrored."""
+"""Training augmentation: a random scale, a random crop and mirroring per clip."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 SHORT_SIDES = (256, 320)  # the paper's, for crops of 224
-OF_CROP = 224
+CROP_SIZE = 224
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to the frames of a training clip, the same to all of them (arXiv 2102.00719,
-    section 4).
+    """Augmentation of a training clip, the same for all its frames (arXiv 2102.00719, section 4).
 
     Attributes:
         size: height and width of the crop; pixels.
-        short_sides: least and most pixels of a frame's shorter side before the crop.
+        short_sides: smallest and largest short side of a frame before the crop; pixels.
         flip: mirror half of the clips.
         interpolation: of the resize, antialiased: `bilinear`, `bicubic`, ...
     """
@@ -28,18 +29,15 @@ class Augmentation:
     interpolation: str
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        """Augments the frames of one clip.
+        """Augment the frames of one clip.
 
         Args:
             images: [N, H, W, 3] uint8.
-            seed: decides scale, place and mirroring.
+            seed: determines scale, crop and mirroring.
 
         Returns:
             [N, 3, h, w] uint8.
         """
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2.functional import resize
-
         generator = np.random.default_rng(seed)
         least, most = self.short_sides
         short_side = int(generator.integers(least, most + 1))
@@ -62,10 +60,10 @@ class Augmentation:
 
 
 def default_short_sides(size: tuple[int, int]) -> tuple[int, int]:
-    """The paper's, in proportion to the crop.
+    """Return the paper's short sides, in proportion to the crop.
 
     >>> default_short_sides((224, 224)), default_short_sides((384, 384))
     ((256, 320), (439, 549))
     """
-    least, most = (round(side * max(size) / OF_CROP) for side in SHORT_SIDES)
+    least, most = (round(side * max(size) / CROP_SIZE) for side in SHORT_SIDES)
     return least, most

@@ -1,45 +1,33 @@
-"""The frozen image backbone: frames in, one feature vector each out, with the preprocessing it was
-made for.
-
-The main process builds it once (`build_backbone`) and writes its weights into the feature folder;
-every worker loads those (`load_backbone`) and checks their digest, so that random weights, too, are
-the same everywhere.
-"""
+"""The frozen image backbone on a device: images in, one feature vector per image out."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
+from torchvision.transforms import Resize, v2
 
 from ..manifests.errors import BackboneError
-from .create_backbone import create_module, default_preprocessing, feature_dim, timm_steps
-from .preprocessing import Preprocessing
-from .transform import Transform
-from .weights import fill
+from ..manifests.feature_folder import FeatureSpec
+from .create_backbone import create_module, timm_steps
+from .preprocessing import Preprocessing, Transform
 
-RANDOM_SEED = 0  # of `weights none`
-
-
-class Kinds(NamedTuple):
-    """What a backbone is made of, as far as it matters for speed."""
-
-    num_convolutions: int  # to which memory formats matter
-    num_attentions: int  # that can do with a fused kernel or without
+MIN_CONVOLUTIONS = 2  # that make channels-last memory pay; a transformer has one
 
 
-class Computing(NamedTuple):
-    """Features on their way: [N, V, D] float32 on the CPU, there once `event` has come."""
+class PendingFeatures(NamedTuple):
+    """Features [N, V, D] float32 on the CPU, valid once `event` has come."""
 
     features: Tensor
-    event: "torch.cuda.Event | None"
+    event: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """The features, when they are there."""
+        """Return the features when they are computed."""
         if self.event is not None:
             self.event.synchronize()
         return self.features
@@ -50,69 +38,65 @@ class Backbone:
     """A module [N, 3, H, W] → [N, D] with its transform, on a device.
 
     Attributes:
-        module: frozen, in eval mode, in the precision's dtype.
-        transform: what makes its input.
-        dtype: of weights and activations.
-        kinds: what it is made of.
-        channels_last: whether its input lies in memory pixel by pixel.
-        fixed_size: images of every batch, for a compiled module; smaller batches are filled up.
+        module: frozen module in eval mode.
+        transform: converts frames to its input.
+        dtype: dtype of weights and activations.
+        channels_last: whether its input is in channels-last memory.
+        fixed_size: batch size of a compiled module; smaller batches are padded.
     """
 
     module: Callable[[Tensor], Tensor]
     transform: Transform
     dtype: torch.dtype
-    kinds: Kinds = Kinds(0, 0)
     channels_last: bool = False
     fixed_size: int | None = None
 
     @torch.inference_mode()
-    def start(self, images: Tensor) -> Computing:
-        """Sends images through; on a GPU this returns before the features are there.
+    def start(self, images: Tensor) -> PendingFeatures:
+        """Compute the features of images; on a GPU this returns before they are ready.
 
         Args:
-            images: [N, V, 3, h, w] uint8, as `transform.resize` makes them.
+            images: [N, V, 3, h, w] uint8, from `transform.resize`.
         """
         num_frames, num_views = images.shape[:2]
         order = torch.channels_last if self.channels_last else torch.contiguous_format
-        inputs = self.transform.normalise(images.flatten(0, 1))
+        inputs = self.transform.normalize(images.flatten(0, 1))
         inputs = inputs.to(self.dtype, memory_format=order)
         if self.fixed_size is not None and len(inputs) < self.fixed_size:
-            filler = inputs[:1].expand(self.fixed_size - len(inputs), -1, -1, -1)
-            inputs = torch.cat((inputs, filler))
+            padding = inputs[:1].expand(self.fixed_size - len(inputs), -1, -1, -1)
+            inputs = torch.cat((inputs, padding))
         outputs = self.module(inputs)[: num_frames * num_views].to(torch.float32)
         features = outputs.to("cpu", non_blocking=True).unflatten(0, (num_frames, num_views))
         event = None
         if outputs.device.type == "cuda":
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(outputs.device))
-        return Computing(features, event)
+        return PendingFeatures(features, event)
 
     def features(self, images: Tensor) -> Tensor:
-        """The features [N, V, D], float32 on the CPU, of images as `start` takes them."""
+        """Return the features [N, V, D], float32 on the CPU, of images as `start` takes them."""
         return self.start(images).wait()
 
 
 def evaluation_transform(
-    preprocessing: Preprocessing, device: str, views: Sequence[str] = ("centre",)
+    preprocessing: Preprocessing, device: str, views: Sequence[str] = ("center",)
 ) -> Transform:
-    """Timm's own evaluation transform up to the conversion to float, for batches of uint8.
+    """Return timm's evaluation transform up to the conversion to float, for batches of uint8.
 
     Raises:
-        BackboneError: its crop leaves nothing to take other views of.
+        BackboneError: its crop leaves nothing for other views.
     """
-    from torchvision.transforms import Resize, v2
-
     if "left" in views and preprocessing.crop_mode != "center":
         raise BackboneError(
             f"--views three-crop: the backbone's preprocessing has crop mode "
-            f"{preprocessing.crop_mode!r}, which leaves nothing beside the centre; give "
+            f"{preprocessing.crop_mode!r}, which leaves nothing beside the center; give "
             "--views flip"
         )
     *steps, crop, _, _ = timm_steps(preprocessing)
     return Transform(
         preprocessing=preprocessing,
-        # The same resize in uint8 throughout, as PIL does it; the older class goes by float, at ten
-        # times the cost.
+        # The same resize in uint8 throughout, as PIL does it; the older class converts to float,
+        # which costs ten times as much.
         resize_steps=[
             v2.Resize(step.size, step.interpolation, antialias=True)
             if type(step) is Resize
@@ -125,111 +109,56 @@ def evaluation_transform(
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BuiltBackbone:
-    """A backbone as the main process makes it: what goes into the feature folder.
-
-    Attributes:
-        weights: its tensors as the bytes of a safetensors file.
-        digest: SHA-256 of `weights`.
-    """
-
-    preprocessing: Preprocessing
-    dim: int
-    weights: bytes
-    digest: str
-
-
-def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBackbone:
-    """Makes a backbone and its weights.
+def load_backbone(
+    path: Path,
+    spec: FeatureSpec,
+    device: str,
+    *,
+    dtype: str | None = None,
+    compiled_batch_size: int | None = None,
+) -> Backbone:
+    """Load the backbone of a feature folder.
 
     Args:
-        name: a timm name, `hf-hub:` names included, or `package.module:factory`.
-        pool: as `create_module` takes it.
-        weights: `pretrained`, `none` (random, always the same ones), or a safetensors or PyTorch
-            file.
+        path: safetensors file of the weights.
+        spec: the folder's feature specification.
+        device: `cpu`, `cuda` or `cuda:N`.
+        dtype: dtype of the computation; by default the specification's.
+        compiled_batch_size: compile for batches of this size; None for eager execution.
 
     Raises:
-        BackboneError: the name is unknown, the weights can't be had or don't fit, or its output is
-            not [N, D].
-    """
-    path = None if weights in ("pretrained", "none") else Path(weights)
-    if path is not None and not path.is_file():
-        raise BackboneError(
-            f"weights {weights!r}: no such file, nor a model folder; give pretrained, none, or "
-            "the path of a checkpoint or a model"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        module = create_module(name, pretrained=weights == "pretrained", pool=pool)
-    if path is not None:
-        fill(module, path)
-    preprocessing = default_preprocessing(module)
-    dim = feature_dim(module, preprocessing, name)
-    data, digest = weights_bytes(module.state_dict())
-    return BuiltBackbone(preprocessing=preprocessing, dim=dim, weights=data, digest=digest)
-
-
-def weights_bytes(state: Mapping[str, Tensor]) -> tuple[bytes, str]:
-    """The bytes of a safetensors file, and their SHA-256; the same for the same tensors."""
-    data = safetensors.torch.save(
-        {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
-    )
-    return data, hashlib.sha256(data).hexdigest()
-
-
-def load_backbone(
-    name: str,
-    path: Path,
-    *,
-    digest: str,
-    pool: str | None,
-    dtype: str,
-    transform: Transform,
-    channels_last: bool = False,
-    fused_attention: bool = True,
-    compiled_size: int | None = None,
-) -> Backbone:
-    """Makes the backbone of a feature folder from the weights that lie there.
-
-    Raises:
-        BackboneError: the file's digest is not the one in extraction.json.
+        BackboneError: the file is missing, or its digest is not the specification's.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BackboneError(f"{path}: cannot be read ({error.strerror}); put it back") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
+        raise BackboneError(f"cannot read {path} ({error.strerror}); restore it") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != spec.weights_digest:
         raise BackboneError(
-            f"{path}: its SHA-256 is {found[:16]}…, but extraction.json says {digest[:16]}…; "
-            "the weights were changed: put them back, or extract into another folder"
+            f"{path}: its SHA-256 is {digest[:16]}…, but extraction.json says "
+            f"{spec.weights_digest[:16]}…; the weights were changed: restore them, or extract into "
+            "another folder"
         )
-    module = create_module(name, pretrained=False, pool=pool)
+    module = create_module(spec.backbone, pretrained=False, pool=spec.pool)
     module.load_state_dict(safetensors.torch.load(data))
-    torch_dtype: torch.dtype = getattr(torch, dtype)
-    module = module.to(transform.device, torch_dtype).eval().requires_grad_(False)
-    attentions: list[Any] = [
-        part for part in module.modules() if getattr(part, "fused_attn", False) is True
-    ]
-    for attention in attentions:
-        attention.fused_attn = fused_attention  # timm's switch
+    torch_dtype: torch.dtype = getattr(torch, dtype or spec.precision)
+    module = module.to(device, torch_dtype).eval().requires_grad_(False)
     num_convolutions = sum(isinstance(part, nn.Conv2d) for part in module.modules())
+    channels_last = num_convolutions >= MIN_CONVOLUTIONS
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
+    preprocessing = Preprocessing.from_json(spec.preprocessing)
     return Backbone(
-        module=module if compiled_size is None else compiled(module),
-        transform=transform,
+        module=module if compiled_batch_size is None else compile_module(module),
+        transform=evaluation_transform(preprocessing, device, spec.views),
         dtype=torch_dtype,
-        kinds=Kinds(num_convolutions, len(attentions)),
         channels_last=channels_last,
-        fixed_size=compiled_size,
+        fixed_size=compiled_batch_size,
     )
 
 
-def compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The module, compiled for one size of batch at its first call; its weights frozen in."""
-    import torch._inductor.config
-
-    torch._inductor.config.freezing = True  # on a CPU, this is what makes it pay
+def compile_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the module compiled at its first call, for one batch size, with frozen weights."""
+    torch._inductor.config.freezing = True  # what makes compiling pay on a CPU
     return torch.compile(module, dynamic=False)

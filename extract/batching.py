@@ -1,12 +1,12 @@
-"""Frames on their way through the backbone: batches filled across videos, features given back to
-each.
+"""Batches of frames across videos: filled from decoded chunks, run, and divided again by video.
 
-A frame's features may depend, in their last bits, on its place in a batch. So places follow from
-the task alone: a video that begins again takes the places that it took before.
+A frame's features may depend, in their last bits, on its position in a batch. Positions follow from
+the requests alone: if a video must be decoded again, all videos start again (`DecodeAgain`).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,38 +16,38 @@ import torch
 from torch import Tensor
 
 from ..manifests.errors import BackboneError, FeaturesError
-from ..manifests.plan import PlannedRow
-from ..manifests.shards import VideoPart
-from .backbone import Backbone, Computing
+from .backbone import Backbone, PendingFeatures
 from .decode.frames import Outcome
-from .decode.protocol import Chunk
+from .decode.protocol import Chunk, DecodeEvent, Selected
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Passed to the caller while a task runs: what has come to it since the last call."""
+class TaskProgress:
+    """Progress of a task since the last report."""
 
-    num_frames: int = 0  # whose features are computed
-    num_unplanned_frames: int = 0  # more than the plan expected; negative for fewer
+    num_frames: int = 0  # computed
+    num_unplanned_frames: int = 0  # beyond the plan's estimate; negative for fewer
 
-    def __add__(self, other: "Progress") -> "Progress":
-        return Progress(
-            *(ours + theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True))
-        )
+    def __add__(self, other: "TaskProgress") -> "TaskProgress":
+        return TaskProgress(*np.add(astuple(self), astuple(other)).tolist())
 
 
-class Clock:
-    """Adds up the seconds spent on each stage."""
+class StageTimer:
+    """Adds up the seconds spent in each stage.
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
+    Attributes:
+        seconds: stage → seconds.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
         self._stage = ""
         self._start = 0.0
 
-    def __call__(self, stage: str) -> "Clock":
-        """A context in which the time counts for a stage."""
+    def __call__(self, stage: str) -> "StageTimer":
+        """Return a context whose time counts for a stage."""
         self._stage = stage
         return self
 
@@ -56,10 +56,10 @@ class Clock:
 
     def __exit__(self, *exception: object) -> None:
         spent = time.perf_counter() - self._start
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + spent
+        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
 
-    def while_iterating(self, stage: str, iterator: Iterator[_T]) -> Iterator[_T]:
-        """Yields from an iterator, counting the time it takes to give each item."""
+    def while_iterating(self, stage: str, iterator: Iterator[T]) -> Iterator[T]:
+        """Yield from an iterator, counting the time that it takes to produce each item."""
         while True:
             with self(stage):
                 try:
@@ -69,214 +69,223 @@ class Clock:
             yield item
 
 
-class Place(NamedTuple):
-    """A frame's place: which batch of the task, and which of its frames."""
-
-    batch: int
-    offset: int
-
-
-class GrowingVideo:
-    """A row on its way: the features and times that it has so far.
+class ExtractedVideo:
+    """Features and times of one request, growing until complete.
 
     Attributes:
-        place: that its first frame takes.
+        name: name for messages.
+        outcome: result of decoding; None while it goes on.
     """
 
-    def __init__(self, row: PlannedRow, place: Place) -> None:
-        self.row = row
-        self.place = place
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.outcome: Outcome | None = None
-        self.features: list[npt.NDArray[Any]] = []  # each [n, V, D], in the order of frame_index
-        self.frame_index: list[int] = []
-        self.timestamps: list[float] = []
+        self._features: list[npt.NDArray[Any]] = []  # [n, V, D] each, in decoding order
+        self._frame_index: list[int] = []
+        self._timestamps: list[float] = []
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that there will be of it is there."""
-        if self.outcome is None or self.outcome.status == "failed":
-            return self.outcome is not None
-        return sum(map(len, self.features)) == len(self.frame_index)
+        """Whether decoding has ended and all features are there."""
+        return self.outcome is not None and self.num_features == len(self._frame_index)
 
-    def part(self, row_shape: tuple[int, ...], store: str) -> VideoPart:
-        """What is there of a complete one, sorted by frame index.
+    @property
+    def num_features(self) -> int:
+        """Number of frames whose features are computed."""
+        return sum(map(len, self._features))
+
+    def add_times(self, frame_index: list[int], timestamps: list[float]) -> None:
+        """Note frames whose features will follow."""
+        self._frame_index += frame_index
+        self._timestamps += timestamps
+
+    def add_features(self, features: npt.NDArray[Any]) -> None:
+        """Add features [n, V, D] of the next frames."""
+        self._features.append(features)
+
+    def index_of(self, number: int) -> int:
+        """Return the frame index of the frame with so many features before it."""
+        return self._frame_index[number]
+
+    def arrays(
+        self, row_shape: tuple[int, ...], dtype: str
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return features [T, *row_shape], frame_index [T] and timestamps [T], sorted by index.
 
         Args:
-            row_shape: (D,) or (V, D), of a frame's features.
-            store: their dtype.
+            row_shape: (D,) or (V, D).
+            dtype: dtype of the features.
         """
-        assert self.outcome is not None
-        kept = self.features if self.outcome.status != "failed" else []
-        is_lost = self.outcome.status == "failed" and self.row.num_parts > 1
+        empty = np.empty((0, *row_shape), dtype)
         features = np.concatenate(
-            [np.empty((0, *row_shape), store)] + [rows.reshape(-1, *row_shape) for rows in kept]
+            [empty, *(rows.reshape(-1, *row_shape) for rows in self._features)]
         )
-        count = len(features)
-        order = np.argsort(self.frame_index[:count], kind="stable")
-        return VideoPart(
-            video_id=self.row.video_id,
-            features=features[order],
-            frame_index=np.array(self.frame_index[:count], dtype=np.int64)[order],
-            timestamps=np.array(self.timestamps[:count], dtype=np.float64)[order],
-            status=self.outcome.status,
-            num_lost_frames=self.row.num_frames if is_lost else self.outcome.num_lost_frames,
-            reason=self.outcome.reason,
-            message=self.outcome.message,
-            decoder=self.outcome.decoder,
-            decoder_reason=self.outcome.decoder_reason,
-            part=self.row.part,
-            num_parts=self.row.num_parts,
+        order = np.argsort(self._frame_index, kind="stable")
+        return (
+            features[order],
+            np.array(self._frame_index, dtype=np.int64)[order],
+            np.array(self._timestamps, dtype=np.float64)[order],
         )
 
 
-class Run(NamedTuple):
-    """Neighbours in a batch: so many frames of one video, or fillers."""
+class _Run(NamedTuple):
+    """Consecutive frames of one video in a batch."""
 
-    video: GrowingVideo | None
+    video: ExtractedVideo
     num_frames: int
 
 
-class Batch:
-    """Frames of any videos, run through the backbone once there are enough of them.
+class Batcher:
+    """Collects frames of any videos, and runs the backbone whenever a batch is full.
 
-    The features of a batch are fetched when the next one has been started, so that a GPU always has
-    work.
+    Features of a batch are fetched after the next batch has started, so that a GPU always has work.
+
+    Args:
+        backbone: the backbone.
+        batch_size: images per backbone call.
+        dtype: dtype of the features to store.
+        timer: counts the seconds of each stage.
+        on_progress: called after each batch.
 
     Attributes:
-        clock: that counts the seconds of each stage.
+        timer: see above.
+        num_computed: number of frames whose features have been computed.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         batch_size: int,
-        dtype: np.dtype[Any],
-        clock: Clock,
-        on_progress: Callable[[Progress], None],
+        dtype: npt.DTypeLike,
+        *,
+        timer: StageTimer | None = None,
+        on_progress: Callable[[TaskProgress], None] = lambda progress: None,
     ) -> None:
+        self.timer = timer or StageTimer()
+        self.num_computed = 0
         self._backbone = backbone
         self._num_frames = max(1, batch_size // len(backbone.transform.views))
-        self._dtype = dtype
-        self.clock = clock
+        self._dtype = np.dtype(dtype)
         self._on_progress = on_progress
-        self._number = 0
-        self._runs: list[Run] = []
-        self._images: list[Tensor] = []  # each [n, V, 3, h, w] uint8
-        self._started: tuple[list[Run], Computing] | None = None
+        self._runs: list[_Run] = []
+        self._images: list[Tensor] = []  # [n, V, 3, h, w] uint8 each
+        self._started: tuple[list[_Run], PendingFeatures] | None = None
 
-    @property
-    def place(self) -> Place:
-        """The place that the next frame takes."""
-        return Place(self._number, sum(run.num_frames for run in self._runs))
-
-    def add(self, video: GrowingVideo, chunk: Chunk) -> None:
-        """Takes a chunk's frames over, and runs each batch that they fill."""
+    def add(self, video: ExtractedVideo, chunk: Chunk) -> None:
+        """Copy a chunk's frames to the device, and run each batch that they fill."""
         transform = self._backbone.transform
-        with self.clock("copy"):
+        with self.timer("copy"):
             uploaded = transform.upload(chunk.images)
-        with self.clock("preprocess"):
+        with self.timer("preprocess"):
             images = transform.resize(uploaded)
-        video.frame_index += chunk.frame_index
-        video.timestamps += chunk.timestamps
+        video.add_times(chunk.frame_index, chunk.timestamps)
         while len(images):
-            taken = images[: self._num_frames - self.place.offset]
-            images = images[len(taken) :]
+            room = self._num_frames - sum(run.num_frames for run in self._runs)
+            taken, images = images[:room], images[room:]
             self._images.append(taken)
-            self._runs.append(Run(video, len(taken)))
-            if self.place.offset == self._num_frames:
+            self._runs.append(_Run(video, len(taken)))
+            if len(taken) == room:
                 self._start()
 
-    def rewind(self, place: Place) -> Place:
-        """Forgets the frames since `place`; the next frame takes the same index, in this batch or a
-        later one.
-
-        A feature's last bits may depend on its index in the batch, so what was tried before must
-        not shift it: where that batch has run already, fillers stand for the frames that came first
-        in it.
-        """
-        if place.batch == self._number:
-            num_left = place.offset
-            runs, self._runs = self._runs, []
-            for run in runs:
-                if num_left:
-                    self._runs.append(Run(run.video, min(run.num_frames, num_left)))
-                    num_left -= self._runs[-1].num_frames
-            self._images = [torch.cat(self._images)[: place.offset]] if self._runs else []
-        else:
-            transform = self._backbone.transform
-            shape = (place.offset, len(transform.views), *transform.preprocessing.input_size)
-            filler = torch.zeros(shape, dtype=torch.uint8, device=transform.device)
-            self._runs = [Run(None, place.offset)] if place.offset else []
-            self._images = [filler] if place.offset else []
-        return self.place
-
     def finish(self) -> None:
-        """Runs what is there, and gives out all features.
+        """Run the remaining frames, and fetch all features.
 
         Raises:
-            FeaturesError: a feature is not finite, or beyond what the store's dtype holds.
+            FeaturesError: a feature is not finite, or exceeds the range of the dtype.
         """
         if self._runs:
             self._start()
-        self._give_out()
+        self._fetch()
 
     def _start(self) -> None:
-        """Sends what is there through the backbone, and gives out the features of what was sent
-        before.
-        """
-        with self.clock("forward"):
+        """Start the backbone on the collected frames, and fetch the batch before."""
+        with self.timer("forward"):
             try:
-                computing = self._backbone.start(torch.cat(self._images))
+                pending = self._backbone.start(torch.cat(self._images))
             except torch.OutOfMemoryError:
                 raise BackboneError(
-                    f"the device has too little memory for {self._num_frames} frames at once; "
-                    "give a smaller --batch-size (extract) or --chunk-frames"
+                    f"out of memory on {self._backbone.transform.device} with {self._num_frames} "
+                    "frames per batch; give a smaller --batch-size (extract) or --chunk-frames"
                 ) from None
-        self._give_out()
-        self._started = (self._runs, computing)
+        self._fetch()
+        self._started = (self._runs, pending)
         self._runs, self._images = [], []
-        self._number += 1
 
-    def _give_out(self) -> None:
-        """Gives the features of the batch that was started last to their videos."""
+    def _fetch(self) -> None:
+        """Give the features of the batch that was started last to their videos."""
         if self._started is None:
             return
-        runs, computing = self._started
+        runs, pending = self._started
         self._started = None
-        with self.clock("forward"):
-            features = computing.wait().numpy()
+        with self.timer("forward"):
+            features = pending.wait().numpy()
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
-        is_fine = np.isfinite(stored).all(axis=(1, 2))
-        offset = num_frames = 0
-        for run in runs:
-            rows = slice(offset, offset + run.num_frames)
-            offset += run.num_frames
-            if run.video is None:
-                continue
-            if not is_fine[rows].all():
-                _raise_not_finite(run.video, features[rows], is_fine[rows], self._dtype)
-            run.video.features.append(stored[rows])
-            num_frames += run.num_frames
-        self._on_progress(Progress(num_frames=num_frames))
+        is_finite = np.isfinite(stored).all(axis=(1, 2))
+        offset = 0
+        for video, num_frames in runs:
+            rows = slice(offset, offset + num_frames)
+            offset += num_frames
+            if not is_finite[rows].all():
+                _raise_not_finite(video, features[rows], is_finite[rows], self._dtype)
+            video.add_features(stored[rows])
+        self.num_computed += offset
+        self._on_progress(TaskProgress(num_frames=offset))
 
 
 def _raise_not_finite(
-    video: GrowingVideo,
+    video: ExtractedVideo,
     features: npt.NDArray[np.float32],
-    is_fine: npt.NDArray[np.bool_],
-    dtype: Any,
+    is_finite: npt.NDArray[np.bool_],
+    dtype: np.dtype[Any],
 ) -> None:
-    """Names the first frame of a run whose features can't be stored."""
-    number = int(np.argmin(is_fine))
-    index = video.frame_index[sum(map(len, video.features)) + number]
-    where = f"video_id {video.row.video_id!r}, frame {index}"
+    """Raise an error that names the first frame whose features cannot be stored."""
+    number = int(np.argmin(is_finite))
+    where = f"video_id {video.name!r}, frame {video.index_of(video.num_features + number)}"
     if np.isfinite(features[number]).all():
         raise FeaturesError(
-            f"{where}: a feature of {np.abs(features[number]).max():.4g} is beyond {dtype}'s "
-            f"{np.finfo(dtype).max:.4g}; extract with --store float32 into another folder"
+            f"{where}: a feature of {np.abs(features[number]).max():.4g} exceeds {dtype}'s "
+            f"{np.finfo(dtype).max:.4g}; extract with --feature-dtype float32 into another folder"
         )
     raise FeaturesError(
-        f"{where}: the backbone gives a feature that is not finite; extract with "
-        "--precision float32 into another folder, or, if that is what it has, see to its weights"
+        f"{where}: a feature is not finite; extract with --precision float32 into another folder, "
+        "or check the backbone's weights"
     )
+
+
+def extract_videos(
+    names: Sequence[str],
+    events: Iterator[tuple[int, DecodeEvent]],
+    batcher: Batcher,
+    on_selected: Callable[[int, int], None] = lambda number, num_frames: None,
+) -> Iterator[ExtractedVideo]:
+    """Run the backbone over decoded frames, and yield each video once it is complete, in order.
+
+    Args:
+        names: name of each video, for messages.
+        events: events of the videos, from `DecoderPool.decode`.
+        batcher: collects the frames; of no further use after an error.
+        on_selected: called with a video's number and its number of frames.
+
+    Raises:
+        DecodeAgain: frames of a video are void; all videos not yet yielded must start again.
+    """
+    waiting: deque[ExtractedVideo] = deque()
+    num_begun = 0
+    for number, event in batcher.timer.while_iterating("wait", events):
+        if number == num_begun:
+            waiting.append(ExtractedVideo(names[number]))
+            num_begun += 1
+        video = waiting[-1]
+        if isinstance(event, Chunk):
+            batcher.add(video, event)
+        elif isinstance(event, Selected):
+            on_selected(number, event.num_frames)
+        else:
+            video.outcome = event
+            if event.status == "failed":
+                on_selected(number, 0)
+        while waiting and waiting[0].is_complete:
+            yield waiting.popleft()
+    batcher.finish()
+    yield from waiting

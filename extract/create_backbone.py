@@ -1,54 +1,115 @@
-"""Image models as modules: made by timm, from the Hugging Face hub or by a factory, and what timm
-knows of them.
+"""Backbone creation: modules by timm, the Hugging Face hub or a user's factory, and their weights.
+
+The main process builds a backbone once (`build_backbone`) and writes its weights into the feature
+folder; every worker loads those (`backbone.load_backbone`).
 """
 
 import difflib
-import gc
-from dataclasses import asdict
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import BackboneError, first_line
-from ..manifests.user_module import is_factory, module_from_factory
+from ..manifests.user_module import call_factory, is_factory
 from .preprocessing import Preprocessing
+
+RANDOM_SEED = 0  # of --weights none
+_WRAPPERS = ("state_dict", "model_state", "model")  # keys under which checkpoints keep tensors
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BuiltBackbone:
+    """Backbone as the main process builds it, for a feature folder.
+
+    Attributes:
+        preprocessing: the backbone's own preprocessing.
+        dim: number of features per image, D.
+        weights: tensors as the bytes of a safetensors file.
+        digest: SHA-256 of `weights`.
+    """
+
+    preprocessing: Preprocessing
+    dim: int
+    weights: bytes
+    digest: str
+
+
+def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBackbone:
+    """Create a backbone and its weights.
+
+    Args:
+        name: timm name, `hf-hub:` name, or `package.module:factory`.
+        weights: `pretrained`, `none` (random, always the same), or a safetensors or PyTorch file.
+        pool: timm pooling in place of the backbone's own.
+
+    Raises:
+        BackboneError: the name is unknown, the weights are not available or do not fit, or the
+            output is not [N, D].
+    """
+    path = None if weights in ("pretrained", "none") else Path(weights)
+    if path is not None and not path.is_file():
+        raise BackboneError(
+            f"weights {weights!r}: no such file, nor a model folder; give pretrained, none, or "
+            "the path of a checkpoint or a model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        module = create_module(name, pretrained=weights == "pretrained", pool=pool)
+    if path is not None:
+        load_checkpoint(module, path)
+    preprocessing = default_preprocessing(module)
+    dim = feature_dim(module, preprocessing, name)
+    data, digest = weights_bytes(module.state_dict())
+    return BuiltBackbone(preprocessing=preprocessing, dim=dim, weights=data, digest=digest)
+
+
+def weights_bytes(state: Mapping[str, Tensor]) -> tuple[bytes, str]:
+    """Return tensors as the bytes of a safetensors file, and their SHA-256."""
+    data = safetensors.torch.save(
+        {key: tensor.detach().cpu().clone().contiguous() for key, tensor in state.items()}
+    )
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn.Module:
-    """Makes a backbone's module [N, 3, H, W] → [N, D], by its timm name or its factory.
+    """Create a backbone's module, [N, 3, H, W] → [N, D].
 
     Args:
-        name: which.
-        pretrained: with its pretrained weights.
-        pool: how a timm model makes one vector of its last feature map or tokens (`avg`, `max`,
+        name: timm name, `hf-hub:` name, or `package.module:factory`.
+        pretrained: load its pretrained weights.
+        pool: how a timm model reduces its last feature map or tokens to one vector (`avg`, `max`,
             `avgmax`, `token`, ...); None for its own way.
 
     Raises:
-        BackboneError: the name or the pooling is unknown, or its pretrained weights can't be had.
+        BackboneError: the name or the pooling is unknown, or pretrained weights are not available.
     """
     if is_factory(name):
         if pool is not None:
             raise BackboneError(
-                f"--pool {pool}: backbone {name!r} is a factory, which pools as it is written; "
-                "leave out --pool"
+                f"--pool {pool}: backbone {name!r} is a user module, which pools by itself; leave "
+                "out --pool"
             )
         if pretrained:
             raise BackboneError(
-                f"backbone {name!r} is a factory, which has no pretrained weights by name; "
+                f"backbone {name!r} is a user module, which has no pretrained weights by name; "
                 "give --weights none or --weights FILE"
             )
-        return module_from_factory(name, what="backbone", error_type=BackboneError)
+        return call_factory(name, returns=nn.Module, role="backbone", error_type=BackboneError)
     timm = _timm()
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except OSError as error:  # of the hub's before ValueError: some are both
+    except OSError as error:  # before ValueError: some of the hub's errors are both
         raise BackboneError(
-            f"backbone {name!r}: its files can't be had from the Hugging Face hub "
-            f"({first_line(error)}); "
-            "on a machine without a network, download them elsewhere and copy the cache (HF_HOME), "
-            "or give --weights FILE"
+            f"backbone {name!r}: cannot download from the Hugging Face hub ({first_line(error)}); "
+            "on a machine without a network, download elsewhere and copy the cache (HF_HOME), or "
+            "give --weights FILE"
         ) from None
     except (ValueError, ImportError) as error:
         raise BackboneError(
@@ -64,7 +125,7 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
     if pool is not None:
         try:
             module.reset_classifier(0, pool)  # type: ignore[operator]
-        except Exception as error:  # each model refuses in its own way
+        except Exception as error:  # models refuse in different ways
             raise BackboneError(
                 f"--pool {pool}: backbone {name!r} has no such pooling ({first_line(error)}); "
                 "try token or avg for a transformer, avg, max or avgmax for a convolutional network"
@@ -74,16 +135,13 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
 
 @cache
 def _timm() -> Any:
-    """timm, which takes seconds to import, and more if Python's garbage collector went through all
-    of it meanwhile, and again when the process ends; but what is imported stays.
+    """Import timm, which takes seconds.
 
     Raises:
-        BackboneError: torch and torchvision are of different builds, which they say in forty lines.
+        BackboneError: torch and torchvision are of different builds.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
     try:
-        # Modules may be built on the meta device, but torch 2.6 can't be imported whole on it.
+        # Modules may be created on the meta device, but torch cannot be imported completely on it.
         with torch.device("cpu"):
             import timm
     except RuntimeError as error:
@@ -93,15 +151,11 @@ def _timm() -> Any:
             "torch and torchvision are of different builds; install both from the same index "
             "(`vtnpipe doctor` shows their versions)"
         ) from None
-    finally:
-        if was_enabled:
-            gc.enable()
-    gc.freeze()
     return timm
 
 
 def default_preprocessing(module: nn.Module) -> Preprocessing:
-    """From the model's own data configuration; timm's defaults for a module without one."""
+    """Return the preprocessing of a model's data configuration; timm's default without one."""
     config = _timm().data.resolve_model_data_config(module)
     return Preprocessing(
         input_size=tuple(config["input_size"]),
@@ -114,7 +168,7 @@ def default_preprocessing(module: nn.Module) -> Preprocessing:
 
 
 def timm_steps(preprocessing: Preprocessing) -> list[Any]:
-    """The steps of timm's evaluation transform: resize, crop, conversion to float, normalising."""
+    """Return timm's evaluation transform as steps: resize, crop, to float, normalize."""
     transform = _timm().data.create_transform(**asdict(preprocessing), is_training=False)
     steps: list[Any] = transform.transforms
     names = [type(step).__name__ for step in steps]
@@ -124,10 +178,10 @@ def timm_steps(preprocessing: Preprocessing) -> list[Any]:
 
 
 def feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """D, found by a forward pass over one black frame.
+    """Return D, by a forward pass over one black image.
 
     Raises:
-        BackboneError: that fails, or does not give one vector.
+        BackboneError: the pass fails, or does not return one vector.
     """
     was_training = module.training
     try:
@@ -135,22 +189,23 @@ def feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> i
             output = module.eval()(torch.zeros(1, *preprocessing.input_size))
     except Exception as error:
         raise BackboneError(
-            f"backbone {name!r} fails on a frame of {list(preprocessing.input_size)}: "
+            f"backbone {name!r} fails on an image of {list(preprocessing.input_size)}: "
             f"{type(error).__name__}: {first_line(error)}; check its input size"
         ) from error
     module.train(was_training)
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise BackboneError(
-            f"backbone {name!r} gives {shape} for one frame; "
-            "features must be [N, D], one vector a frame: give another, or --pool avg"
+            f"backbone {name!r} returns {shape} for one image; features must be [N, D]: give "
+            "another backbone, or --pool avg"
         )
     return int(output.shape[1])
 
 
-def layers_of(module: nn.Module, name: str) -> list[list[str]]:
-    """The names of a backbone's parameters, layer by layer as timm divides it: what comes before
-    the blocks, then each block; norms after the last one belong to it.
+def parameter_layers(module: nn.Module, name: str) -> list[list[str]]:
+    """Return the names of a backbone's parameters by layer, as timm groups them.
+
+    The first layer holds what comes before the blocks; norms after the last block belong to it.
 
     Raises:
         BackboneError: the module has no `group_matcher`, as timm's models have.
@@ -167,3 +222,63 @@ def layers_of(module: nn.Module, name: str) -> list[list[str]]:
     if len(layers) > 1 and all(parameters[one].ndim < 2 for one in layers[-1]):
         layers[-2] += layers.pop()
     return layers
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Load a checkpoint file of the module, with or without its classifier.
+
+    Raises:
+        BackboneError: the file cannot be read, or its tensors do not fit.
+    """
+    state = _read_checkpoint(path)
+    config = getattr(module, "pretrained_cfg", {})
+    classifier = config.get("classifier") or ()
+    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = module.state_dict()
+    state = {
+        key: tensor
+        for key, tensor in state.items()
+        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in prefixes))
+    }
+    if faults := mismatches(own, state):
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BackboneError(
+            f"weights {path} do not fit the backbone: {'; '.join(faults[:5])}{more}; give a "
+            "checkpoint of this very model, or its name with --backbone"
+        )
+    module.load_state_dict(state)
+
+
+def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return why tensors do not fit a model's own, one line per tensor."""
+    return [
+        *(f"{key} is missing" for key in own if key not in state),
+        *(f"{key} is not in the model" for key in state if key not in own),
+        *(
+            f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ),
+    ]
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors or PyTorch file, without running code in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # a damaged or hostile file may raise anything
+        raise BackboneError(
+            f"weights {path}: neither a safetensors nor a safe PyTorch file ({first_line(error)}); "
+            "save model.state_dict()"
+        ) from None
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    is_named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not is_named or not all(isinstance(one, Tensor) for one in state.values()):
+        raise BackboneError(
+            f"weights {path}: contains no state dict of tensors; save model.state_dict()"
+        )
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}

@@ -1,23 +1,25 @@
-"""Where a backbone runs and in which precision: decided once, with a reason for the log."""
+"""Device and precision of a backbone: decided once, with a reason for the log."""
 
 import importlib.util
 import os
 import re
 import shutil
+from typing import Literal
 
 import torch
 
 from ..manifests.errors import SettingsError
-from .choices import Precision
+
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def resolve(
-    device: str, precision: Precision, *, is_compiled: bool = False
+    device: str, precision: PrecisionChoice, *, is_compiled: bool = False
 ) -> tuple[str, str, str]:
-    """Device and dtype to run in on this machine, and the reason for the dtype.
+    """Return device and dtype to use on this machine, and the reason for the dtype.
 
     Raises:
-        SettingsError: this machine can't.
+        SettingsError: this machine does not support them.
     """
     device = resolve_device(device)
     if is_compiled:
@@ -26,7 +28,7 @@ def resolve(
 
 
 def resolve_device(device: str) -> str:
-    """`cpu`, `cuda` or `cuda:N` for `auto` or one of these.
+    """Return `cpu`, `cuda` or `cuda:N` for `auto` or one of these.
 
     Raises:
         SettingsError: this machine has no such device.
@@ -36,23 +38,24 @@ def resolve_device(device: str) -> str:
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", device)
     if match is None:
         raise SettingsError(f"--device {device!r}: give auto, cpu, cuda or cuda:N")
-    num_gpus = torch.cuda.device_count()
-    if device != "cpu" and int(match[1] or 0) >= num_gpus:
+    num_devices = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= num_devices:
         raise SettingsError(
-            f"--device {device!r}: this machine has {num_gpus} CUDA devices that torch can use; "
-            "give --device cpu, or see `vtnpipe doctor`"
+            f"--device {device!r}: torch finds {num_devices} CUDA devices on this machine; give "
+            "--device cpu, or see `vtnpipe doctor`"
         )
     return device
 
 
-def resolve_precision(precision: Precision, device: str) -> tuple[str, str]:
-    """The dtype to run in, and why.
+def num_gpus(device: str) -> int:
+    """Return the number of GPUs that `cuda` (all of them) or `cuda:N` (one) denotes."""
+    return 1 if ":" in device else torch.cuda.device_count()
 
-    Returns:
-        (`float32`, `bfloat16` or `float16`, the reason in words).
-    """
+
+def resolve_precision(precision: PrecisionChoice, device: str) -> tuple[str, str]:
+    """Return `float32`, `bfloat16` or `float16`, and the reason in words."""
     if precision != "auto":
-        return precision, "asked for"
+        return precision, "as given"
     if device != "cpu":
         with torch.cuda.device(device):
             has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -62,15 +65,26 @@ def resolve_precision(precision: Precision, device: str) -> tuple[str, str]:
     return cpu_precision()
 
 
+def cpu_precision() -> tuple[str, str]:
+    """Return the fastest dtype of this CPU that preserves the features, and the reason."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return "float32", f"torch {torch.__version__} cannot tell whether the CPU has bfloat16"
+    capabilities = torch.cpu.get_capabilities()
+    found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    if found:
+        return "bfloat16", f"the CPU has {found[0]}"
+    return "float32", "the CPU has no bfloat16 instructions"
+
+
 def check_can_compile(device: str) -> None:
-    """Refuses `--compile` where torch has nothing to compile with.
+    """Refuse `--compile` without a compiler for the device.
 
     Raises:
-        SettingsError: it hasn't.
+        SettingsError: there is none.
     """
     if device != "cpu":
         if importlib.util.find_spec("triton") is None:
-            raise SettingsError("--compile: on a GPU it needs triton; install it, or leave it out")
+            raise SettingsError("--compile: needs triton on a GPU; install it, or leave it out")
         return
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if not any(map(shutil.which, compilers)):
@@ -78,14 +92,3 @@ def check_can_compile(device: str) -> None:
             f"--compile: no C++ compiler ({', '.join(compilers)}) on this machine; install one, or "
             "leave it out"
         )
-
-
-def cpu_precision() -> tuple[str, str]:
-    """The fastest dtype of this CPU that keeps the features, and why."""
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return "float32", f"torch {torch.__version__} can't say whether the CPU has bfloat16"
-    capabilities = torch.cpu.get_capabilities()
-    found = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-    if found:
-        return "bfloat16", f"the CPU has {found[0]}"
-    return "float32", "the CPU has no bfloat16 instructions"

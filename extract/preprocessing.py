@@ -1,14 +1,30 @@
-"""How frames become a backbone's input: the words in which it is stored and compared."""
+"""Preprocessing: upright frames → backbone input, as timm's evaluation transform does it.
 
+Frames are resized and cropped in batches of uint8 on the device that computes, then normalized.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Views = Literal["center", "flip", "three-crop"]
+
+VIEW_NAMES: dict[str, tuple[str, ...]] = {
+    "center": ("center",),
+    "flip": ("center", "flip"),
+    "three-crop": ("left", "center", "right"),  # along the longer side; of a tall frame, from above
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an upright RGB frame becomes the backbone's input, in the words of timm's data
-    configuration.
-    """
+    """How an upright RGB frame becomes the backbone's input, in timm's terms."""
 
     input_size: tuple[int, int, int]  # (3, H, W)
     interpolation: str
@@ -18,13 +34,119 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON gives it back: tuples are lists."""
+        """Return the values with tuples as lists."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """From what extraction.json or config.json says, where tuples are lists."""
+    def from_json(cls, values: Any) -> "Preprocessing":
+        """Create it from JSON values, in which tuples are lists."""
         tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**tuples)
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Return (x / 255 - mean) / std as x * scale + bias, float32 [3, 1, 1] each."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (1 / (255 * std)).float(), (-mean / std).float()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transform:
+    """Converts upright frames to a backbone's input.
+
+    Attributes:
+        preprocessing: the preprocessing it implements.
+        resize_steps: steps before the crop, [N, 3, H, W] uint8 → the same of another size.
+        crop: center crop.
+        views: views of each frame, see `VIEW_NAMES`.
+        device: device of the computation.
+    """
+
+    preprocessing: Preprocessing
+    resize_steps: Sequence[Callable[[Tensor], Tensor]]
+    crop: Callable[[Tensor], Tensor]
+    views: tuple[str, ...]
+    device: torch.device
+
+    def upload(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Return frames on the device; on a GPU the copy may still be in progress.
+
+        Args:
+            images: [N, H, W, 3] uint8; may be overwritten afterwards if the device is a GPU.
+        """
+        tensor = torch.from_numpy(images)
+        if self._side_stream is None:
+            return tensor
+        with torch.cuda.stream(self._side_stream):
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Resize frames, antialiased, and crop their views.
+
+        Args:
+            images: [N, H, W, 3] uint8, from `upload`.
+
+        Returns:
+            [N, V, 3, h, w] uint8 on the device, where (h, w) is the backbone's input size.
+        """
+        if self._side_stream is None:
+            return self._views(images)
+        # On a stream of its own, while the backbone computes the frames before.
+        with torch.cuda.stream(self._side_stream):
+            views = self._views(images)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._side_stream)
+        views.record_stream(computing)
+        return views
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize frames [..., 3, h, w] uint8 to float32 of the same shape, on the device."""
+        scale, bias = self._scale_and_bias
+        return images.to(self.device).to(torch.float32).mul_(scale).add_(bias)
+
+    def _views(self, images: Tensor) -> Tensor:
+        images = images.permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
+        for step in self.resize_steps:
+            images = step(images)
+        # Always a copy: without a resize, the steps return views of the given memory.
+        return torch.stack([self._view(images, name) for name in self.views], dim=1)
+
+    def _view(self, images: Tensor, name: str) -> Tensor:
+        if name == "center":
+            return self.crop(images)
+        if name == "flip":
+            return self.crop(images).flip(-1)
+        _, height, width = self.preprocessing.input_size
+        top, left = crop_offset(name, (images.shape[-2], images.shape[-1]), (height, width))
+        return images[..., top : top + height, left : left + width]
+
+    @cached_property
+    def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        scale, bias = self.preprocessing.scale_and_bias()
+        return scale.to(self.device), bias.to(self.device)
+
+    @cached_property
+    def _side_stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+
+def crop_offset(view: str, have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int]:
+    """Return (top, left) of a crop at one end of an image's longer side.
+
+    >>> crop_offset("right", (224, 300), (224, 224)), crop_offset("left", (300, 250), (224, 224))
+    ((0, 76), (0, 13))
+
+    Args:
+        view: `left` or `right`; of a tall image, its upper or lower end.
+        have: height and width of the image.
+        want: height and width of the crop.
+    """
+    room = [have[0] - want[0], have[1] - want[1]]
+    longer = 1 if have[1] >= have[0] else 0
+    offset = [round(room[0] / 2), round(room[1] / 2)]
+    offset[longer] = 0 if view == "left" else room[longer]
+    return offset[0], offset[1]

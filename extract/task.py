@@ -1,9 +1,7 @@
-"""One task → one shard: rows are decoded by child processes, batched across videos, run, and
-written at once.
+"""One task → one shard: decode rows, batch frames across videos, run the backbone, write once.
 
-This process holds the backbone and only ever sees arrays. The same task gives the same bytes on
-every run: the order of frames, their place in a batch and the batch sizes follow from the task
-alone.
+This process holds the backbone and only sees arrays; decoder processes open the files. The same
+task gives the same bytes on every run.
 """
 
 import threading
@@ -12,55 +10,65 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..manifests.feature_folder import FeatureFolder, read_extraction
-from ..manifests.plan import Speed, Task
-from ..manifests.shards import write_shard
-from .backbone import Backbone, evaluation_transform, load_backbone
-from .batching import Batch, Clock, Progress
-from .choices import Decoder
+from ..manifests.plan import PlannedRow, Task
+from ..manifests.shards import VideoPart, write_shard
+from .backbone import Backbone, load_backbone
+from .batching import Batcher, ExtractedVideo, StageTimer, TaskProgress, extract_videos
+from .decode.frames import Decoder, Outcome
 from .decode.limits import Limits
-from .decode.pool import DecodingChildren
-from .decode.protocol import Decode
+from .decode.pool import DecodeAgain, DecoderPool
+from .decode.protocol import DecodeRequest
 from .decode.sampling import Sampling
-from .gather import gather
-from .preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker needs beside its tasks; small, as it travels with each of them."""
+class WorkerSettings:
+    """What a worker needs besides its tasks; small, since it travels with each task.
+
+    Attributes:
+        folder: path of the feature folder.
+        device: device of the backbone.
+        num_threads: threads of the backbone on a CPU.
+        num_decoder_processes: size of the decoder pool.
+        limits: limits of each decoder process.
+        batch_size: images per backbone call; None for the plan's.
+        compile: compile the backbone.
+        decoder: decoder option.
+        record: settings stored with each shard.
+    """
 
     folder: str
     device: str
-    num_threads: int  # of the backbone, on a CPU
-    num_children: int
-    limits: Limits  # of each child
-    batch_size: int | None  # None: as the task's plan says
-    compile: bool
-    decoder: Decoder
-    settings: dict[str, Any]  # in force, recorded with each shard
+    num_threads: int
+    num_decoder_processes: int
+    limits: Limits = Limits()
+    batch_size: int | None = None
+    compile: bool = False
+    decoder: Decoder = "auto"
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class TaskReport:
-    """What a finished task says: counts, and the seconds that were spent on what.
+    """Counts and times of a finished task.
 
     Attributes:
-        task: its name.
-        num_frames: stored.
-        num_videos: by status; a long video counts with its first part.
-        num_failed: of them, by reason.
-        example: what one of those says.
-        seconds: by stage: `decode` in the children; `copy`, `preprocess`, `forward` and `wait`
-            (for frames) in this process, one after the other; `write`, while the next task runs.
-        begin: when its turn at the backbone began, in seconds of the machine's clock.
-        end: when that ended.
+        task: name of the task.
+        num_frames: number of stored frames.
+        num_videos: number of videos by status; a long video counts with its first part.
+        num_failed: number of failed videos by reason.
+        example: message of a failed video.
+        seconds: by stage: `decode` in the decoder processes; `copy`, `preprocess`, `forward` and
+            `wait` (for frames) in this process, one after the other; `write`, beside the next task.
+        begin: time at which the task got the backbone; seconds since the epoch.
+        end: time at which it released the backbone.
     """
 
     task: str
@@ -73,62 +81,78 @@ class TaskReport:
     end: float = 0.0
 
 
-# A worker is given two tasks at a time. One has its turn at the backbone; meanwhile the other's
-# first frames are decoded, or its shard is written.
-_turn = threading.Lock()
+# A worker runs two tasks at a time. One has the backbone; meanwhile the other's first frames are
+# decoded, or its shard is written.
+_backbone_lock = threading.Lock()
 
 
 def run_task(
-    task: Task, job: Job, on_progress: Callable[[Progress], None] = lambda progress: None
+    task: Task,
+    settings: WorkerSettings,
+    on_progress: Callable[[TaskProgress], None] = lambda progress: None,
 ) -> TaskReport:
-    """Extracts a task's rows and writes its shard.
+    """Extract a task's rows and write its shard.
 
     Raises:
-        FeaturesError: a feature is not finite, or beyond what the store's dtype holds.
-        BackboneError: the folder's weights are not the ones that extraction.json names.
+        FeaturesError: a feature is not finite, or exceeds the range of the stored dtype.
+        BackboneError: the folder's weights are not those that extraction.json names.
     """
-    folder = FeatureFolder(Path(job.folder))
+    folder = FeatureFolder(Path(settings.folder))
     extraction = read_extraction(folder)
-    identity = extraction["identity"]
-    sampling = Sampling.from_identity(identity)
-    report = TaskReport(task=task.name)
-    requests = [
-        Decode(row.path, row.start, row.end, sampling, row.cut, job.decoder) for row in task.rows
+    spec = extraction.spec
+    batch_size = settings.batch_size or task.batch_size
+    sampling = Sampling.from_spec(spec)
+    requests: list[DecodeRequest | Outcome] = [
+        DecodeRequest(row.path, row.start, row.end, sampling, row.cut, settings.decoder)
+        for row in task.rows
     ]
-    with (
-        _children(job.num_children, job.limits) as children,
-        closing(children.run(requests)) as events,
-        _turn,
-    ):
-        report.begin = time.time()
-        set_up(job.device, job.num_threads)
-        speed = task.speed._replace(batch_size=job.batch_size or task.speed.batch_size)
-        backbone = worker_backbone(
-            job.folder, job.device, speed, is_compiled=job.compile, is_chosen=True
-        )
-        store, clock = np.dtype(identity["store"]), Clock(report.seconds)
-        batch = Batch(backbone, speed.batch_size, store, clock, on_progress)
-        expected = [row.num_frames for row in task.rows]
+    names = [row.video_id for row in task.rows]
+    num_expected = [row.num_frames for row in task.rows]
 
-        def expect(number: int, num_frames: int) -> None:
-            on_progress(Progress(num_unplanned_frames=num_frames - expected[number]))
-            expected[number] = num_frames
+    def on_selected(number: int, num_frames: int) -> None:
+        on_progress(TaskProgress(num_unplanned_frames=num_frames - num_expected[number]))
+        num_expected[number] = num_frames
 
-        videos = list(gather(task.rows, events, batch, expect))
-        report.end = time.time()
-        report.seconds["decode"] = children.busy_seconds
-    row_shape = tuple(extraction["row_shape"])
-    parts = [video.part(row_shape, identity["store"]) for video in videos]
-    with Clock(report.seconds)("write"):
+    report = TaskReport(task=task.name)
+    timer = StageTimer()
+    videos: list[ExtractedVideo] | None = None
+    with _decoder_pool(settings.num_decoder_processes, settings.limits) as pool:
+        while videos is None:
+            events = pool.decode(requests)  # decoding begins before this task has the backbone
+            with closing(events), _backbone_lock:
+                report.begin = report.begin or time.time()
+                set_num_threads(settings.device, settings.num_threads)
+                backbone = _cached_backbone(
+                    settings.folder,
+                    extraction.fingerprint,
+                    settings.device,
+                    batch_size if settings.compile else None,
+                )
+                batcher = Batcher(
+                    backbone, batch_size, spec.feature_dtype, timer=timer, on_progress=on_progress
+                )
+                try:
+                    videos = list(extract_videos(names, events, batcher, on_selected))
+                except DecodeAgain as again:
+                    requests[again.number] = again.request
+                    on_progress(TaskProgress(num_frames=-batcher.num_computed))
+                report.end = time.time()
+        timer.seconds["decode"] = pool.busy_seconds
+    parts = [
+        _part(row, video, extraction.row_shape, spec.feature_dtype)
+        for row, video in zip(task.rows, videos, strict=True)
+    ]
+    with timer("write"):
         write_shard(
             task.shard(folder),
             parts,
-            row_shape=row_shape,
-            dtype=identity["store"],
-            fingerprint=extraction["fingerprint"],
-            views=identity["views"],
-            settings=job.settings,
+            row_shape=extraction.row_shape,
+            dtype=spec.feature_dtype,
+            fingerprint=extraction.fingerprint,
+            views=spec.views,
+            settings=settings.record,
         )
+    report.seconds = timer.seconds
     report.num_frames = sum(len(part.features) for part in parts)
     firsts = [part for part in parts if part.part == 0]
     report.num_videos = dict(Counter(part.status for part in firsts))
@@ -138,70 +162,64 @@ def run_task(
     return report
 
 
-def set_up(device: str, num_threads: int) -> None:
-    """Makes this thread compute on a CPU with so many threads."""
+def _part(
+    row: PlannedRow, video: ExtractedVideo, row_shape: tuple[int, ...], dtype: str
+) -> VideoPart:
+    """Return a complete video as the shard stores it."""
+    outcome = video.outcome
+    assert outcome is not None
+    features, frame_index, timestamps = video.arrays(row_shape, dtype)
+    is_lost_part = outcome.status == "failed" and row.num_parts > 1
+    return VideoPart(
+        video_id=row.video_id,
+        features=features,
+        frame_index=frame_index,
+        timestamps=timestamps,
+        status=outcome.status,
+        num_lost_frames=row.num_frames if is_lost_part else outcome.num_lost_frames,
+        reason=outcome.reason,
+        message=outcome.message,
+        decoder=outcome.decoder,
+        decoder_reason=outcome.decoder_reason,
+        part=row.part,
+        num_parts=row.num_parts,
+    )
+
+
+def set_num_threads(device: str, num_threads: int) -> None:
+    """Set the number of threads that this thread computes with on a CPU."""
     if device == "cpu":
         torch.set_num_threads(num_threads)
 
 
-_loaded: dict[tuple[str, str, Speed, bool], Backbone] = {}
-
-
-def worker_backbone(
-    folder: str, device: str, speed: Speed, *, is_compiled: bool, is_chosen: bool = False
+@lru_cache(maxsize=1)
+def _cached_backbone(
+    folder: str, fingerprint: str, device: str, compiled_batch_size: int | None
 ) -> Backbone:
-    """The backbone of a feature folder in this process; kept between tasks.
-
-    Args:
-        folder: the feature folder.
-        device: where to run.
-        speed: how.
-        is_compiled: whether it is; that takes half a minute, so none is made twice while speeds are
-            compared.
-        is_chosen: the comparison is over, and other backbones are dropped.
-    """
-    # Where it is not compiled for it, the size of batches makes no other backbone.
-    key = (folder, device, speed if is_compiled else speed._replace(batch_size=0), is_compiled)
-    if is_chosen:
-        for other in _loaded.keys() - {key}:
-            del _loaded[other]
-    if key not in _loaded:
-        _loaded[key] = _load(*key)
-    return _loaded[key]
-
-
-def _load(folder: str, device: str, speed: Speed, is_compiled: bool) -> Backbone:
+    """Return the backbone of a feature folder, kept between tasks."""
     paths = FeatureFolder(Path(folder))
-    identity = read_extraction(paths)["identity"]
-    preprocessing = Preprocessing.from_json(identity["preprocessing"])
+    extraction = read_extraction(paths)
+    assert extraction.fingerprint == fingerprint  # it is the key of the cache
     return load_backbone(
-        identity["backbone"],
-        paths.backbone,
-        digest=identity["weights_digest"],
-        pool=identity["pool"],
-        dtype=identity["precision"],
-        transform=evaluation_transform(preprocessing, device, identity["views"]),
-        channels_last=speed.channels_last,
-        fused_attention=speed.fused_attention,
-        compiled_size=speed.batch_size if is_compiled else None,
+        paths.backbone, extraction.spec, device, compiled_batch_size=compiled_batch_size
     )
 
 
-_idle: defaultdict[tuple[int, Limits], list[DecodingChildren]] = defaultdict(list)
+_idle_pools: defaultdict[tuple[int, Limits], list[DecoderPool]] = defaultdict(list)
 
 
 @contextmanager
-def _children(num_children: int, limits: Limits) -> Iterator[DecodingChildren]:
-    """Decoding children that no other task uses; kept between tasks, they end with this process."""
-    idle = _idle[num_children, limits]
+def _decoder_pool(num_processes: int, limits: Limits) -> Iterator[DecoderPool]:
+    """Yield a decoder pool that no other task uses; kept between tasks."""
+    idle = _idle_pools[num_processes, limits]
     try:
-        children = idle.pop()
+        pool = idle.pop()
     except IndexError:
-        children = DecodingChildren(num_children, limits)
-    children.busy_seconds = 0.0
+        pool = DecoderPool(num_processes, limits)
+    pool.busy_seconds = 0.0
     try:
-        yield children
+        yield pool
     except BaseException:
-        children.close()  # what they still send belongs to nobody
+        pool.close()  # what its processes still send belongs to nobody
         raise
-    idle.append(children)
+    idle.append(pool)

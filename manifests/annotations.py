@@ -1,7 +1,7 @@
-"""Data sets' own annotation files, read into clips; and the search for each clip's file.
+"""Readers of data sets' annotation files, and the search for each clip's video file.
 
-Each `read_...` yields the clips of one data set as its authors publish them, without a look at the
-videos; `VideoIndex` finds the files, whatever their extension.
+Each `read_...` yields the clips of one data set as its authors publish them, without opening any
+video; `VideoFinder` finds the files, whatever their extension.
 """
 
 import csv
@@ -18,27 +18,27 @@ from typing import Any
 from .errors import ManifestError
 from .manifest import VideoRow
 
-# What counts as a video by name; what a file really is shows when it is opened.
+# File names that count as videos; the content is checked when a file is opened.
 EXTENSIONS = frozenset(
     ".3g2 .3gp .asf .avi .flv .gif .h264 .264 .h265 .265 .ivf "
     ".m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
     ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
-SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}  # beginning of a word → split
+SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}  # first letters of a word → split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class AnnotatedClip:
     """One clip of an annotation file.
 
     Attributes:
-        video_id: unique in its data set.
-        names: of its file, the likeliest first: a path below the videos' folder, or a bare name;
-            the extension may be another one.
-        label: empty where it is not published.
-        split: train, val or test; empty where the file does not say.
-        span: start and end in seconds, in a file that holds the whole video.
-        cut_names: names that a file has which holds the span alone.
+        video_id: id, unique in its data set.
+        names: possible names of its file, the likeliest first: a path below the videos' folder or a
+            bare name; the extension may differ.
+        label: class name; empty if not published.
+        split: train, val or test; empty if the file does not say.
+        span: start and end in seconds, in a file of the whole video.
+        cut_names: possible names of a file that holds only the span.
     """
 
     video_id: str
@@ -50,16 +50,15 @@ class Clip:
 
     @property
     def is_empty(self) -> bool:
-        """Whether its span ends where it begins, as some in ActivityNet do."""
+        """Whether the span has no length, as some in ActivityNet."""
         return self.span is not None and self.span[1] <= self.span[0]
 
 
 def videos_below(folder: Path) -> list[Path]:
-    """The files below a folder that videos' names have, in order; folders that are symbolic links
-    are gone into, but for those that lead back.
+    """Return the files with video names below a folder, sorted; symbolic links are followed.
 
     Raises:
-        ManifestError: a folder can't be read.
+        ManifestError: a folder cannot be read.
     """
     found = []
     try:
@@ -70,7 +69,7 @@ def videos_below(folder: Path) -> list[Path]:
             found += [here / name for name in names]
     except OSError as error:
         raise ManifestError(
-            f"{error.filename}: can't be read ({error.strerror}); mend that, or leave it out"
+            f"cannot read {error.filename} ({error.strerror}); fix its mode, or leave it out"
         ) from None
     return [path for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.is_file()]
 
@@ -79,19 +78,19 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-class VideoIndex:
-    """All videos below a folder, by path and by bare name, without their extensions."""
+class VideoFinder:
+    """Finds videos below a folder by path or bare name, without their extensions."""
 
     def __init__(self, folder: Path) -> None:
-        """Lists the folder.
+        """List the folder.
 
         Raises:
-            ManifestError: it is missing, or holds no videos.
+            ManifestError: it is missing, or contains no videos.
         """
         if not folder.is_dir():
             raise ManifestError(f"--videos {folder}: no such folder; give the one with the videos")
         self._by_path: dict[str, Path] = {}
-        self._by_name: dict[str, Path | None] = {}  # None where several have it
+        self._by_name: dict[str, Path | None] = {}  # None if several files have the name
         for path in videos_below(folder):
             self._by_path[path.relative_to(folder).with_suffix("").as_posix()] = path
             self._by_name[path.stem] = None if path.stem in self._by_name else path
@@ -99,7 +98,7 @@ class VideoIndex:
             raise ManifestError(f"--videos {folder}: holds no videos; give the folder that does")
 
     def find(self, name: str) -> Path | None:
-        """The file of that path; or, where no folder is named, the only one of that name."""
+        """Return the file at a path, or the only file of a bare name; None if there is none."""
         if Path(name).is_absolute():
             return Path(name) if Path(name).is_file() else None
         suffix = Path(name).suffix.lower()
@@ -107,8 +106,8 @@ class VideoIndex:
         found = self._by_path.get(bare)
         return found or (None if "/" in bare else self._by_name.get(bare))
 
-    def row(self, clip: Clip) -> VideoRow | None:
-        """The manifest's row of a clip; None where its file is missing."""
+    def row(self, clip: AnnotatedClip) -> VideoRow | None:
+        """Return the manifest row of a clip; None if its file is missing."""
         for names, span in ((clip.cut_names, None), (clip.names, clip.span)):
             for name in names:
                 if (path := self.find(name)) is not None:
@@ -125,7 +124,7 @@ class VideoIndex:
 
 
 def split_named(text: str) -> str:
-    """The split that a word or file name speaks of; empty where it speaks of none or of several.
+    """Return the split that a word or file name mentions; empty for none or several.
 
     >>> [split_named(text) for text in ("validate", "kinetics400_train_list", "testing", "list1")]
     ['val', 'train', 'test', '']
@@ -135,11 +134,11 @@ def split_named(text: str) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def read_kinetics(path: Path) -> Iterator[Clip]:
-    """Kinetics-400, -600, -700: `label,youtube_id,time_start,time_end,split`; label may lack.
+def read_kinetics(path: Path) -> Iterator[AnnotatedClip]:
+    """Read Kinetics' CSV: `label,youtube_id,time_start,time_end,split`; label may be absent.
 
-    Files are named YOUTUBE_ID_SSSSSS_EEEEEE (six digits each), in folders of any names; or by the
-    YouTube id alone, and then hold the whole video.
+    Files are named YOUTUBE_ID_SSSSSS_EEEEEE (six digits each), in any folders; or by the YouTube id
+    alone if they hold the whole video.
     """
     with _open(path) as file:
         reader = csv.DictReader(file)
@@ -154,7 +153,7 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
             start, end = (_number(fields[name], where) for name in needed[1:])
             name = fields["youtube_id"]
             padded = f"{name}_{start:06.0f}_{end:06.0f}"
-            yield Clip(
+            yield AnnotatedClip(
                 video_id=padded,
                 names=(name,),
                 label=fields.get("label") or "",
@@ -164,8 +163,8 @@ def read_kinetics(path: Path) -> Iterator[Clip]:
             )
 
 
-def read_ucf101(folder: Path, fold: int) -> Iterator[Clip]:
-    """UCF101's `trainlist01.txt` (path and class number) and `testlist01.txt` (path)."""
+def read_ucf101(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
+    """Read UCF101's `trainlist01.txt` (path and class number) and `testlist01.txt` (path)."""
     for split in ("train", "test"):
         path = folder / f"{split}list{fold:02}.txt"
         for number, line in _lines(path):
@@ -173,13 +172,13 @@ def read_ucf101(folder: Path, fold: int) -> Iterator[Clip]:
             label, _, rest = name.partition("/")
             if not rest:
                 raise ManifestError(
-                    f"{path}:{number}: {line!r} is not CLASS/VIDEO.avi; mend the line"
+                    f"{path}:{number}: {line!r} is not CLASS/VIDEO.avi; correct the line"
                 )
-            yield Clip(video_id=name, names=(name, rest), label=label, split=split)
+            yield AnnotatedClip(video_id=name, names=(name, rest), label=label, split=split)
 
 
-def read_hmdb51(folder: Path, fold: int) -> Iterator[Clip]:
-    """HMDB51's `CLASS_test_splitN.txt`: a file and 1 (train), 2 (test) or 0 (not used)."""
+def read_hmdb51(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
+    """Read HMDB51's `CLASS_test_splitN.txt`: a file and 1 (train), 2 (test) or 0 (unused)."""
     ending = f"_test_split{fold}.txt"
     paths = sorted(folder.glob(f"*{ending}"))
     if not paths:
@@ -189,17 +188,21 @@ def read_hmdb51(folder: Path, fold: int) -> Iterator[Clip]:
         for number, line in _lines(path):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2"):
-                raise ManifestError(f"{path}:{number}: {line!r} does not end in 0, 1 or 2; mend it")
+                raise ManifestError(
+                    f"{path}:{number}: {line!r} does not end in 0, 1 or 2; correct it"
+                )
             if use != "0":
                 split = "train" if use == "1" else "test"
                 path_name = f"{label}/{name}"
-                yield Clip(video_id=path_name, names=(path_name, name), label=label, split=split)
+                yield AnnotatedClip(
+                    video_id=path_name, names=(path_name, name), label=label, split=split
+                )
 
 
-def read_something_something(path: Path) -> Iterator[Clip]:
-    """Something-Something v2's JSON: a list of `id` and, but for the test split, `template`.
+def read_something_something(path: Path) -> Iterator[AnnotatedClip]:
+    """Read Something-Something v2's JSON: a list of `id` and, but for the test split, `template`.
 
-    The class is the template without its brackets; files are named by the id.
+    The class is the template without its brackets; files are named by id.
     """
     for entry in _json(path, list):
         try:
@@ -210,11 +213,11 @@ def read_something_something(path: Path) -> Iterator[Clip]:
                 f"{path}: an entry has no id ({str(entry)[:80]}); give the list of videos, "
                 "not of labels"
             ) from None
-        yield Clip(video_id=name, names=(name,), label=label, split=split_named(path.stem))
+        yield AnnotatedClip(video_id=name, names=(name,), label=label, split=split_named(path.stem))
 
 
-def read_activitynet(path: Path) -> Iterator[Clip]:
-    """ActivityNet's JSON: `database` → YouTube id → `subset` and `annotations` with a `segment`.
+def read_activitynet(path: Path) -> Iterator[AnnotatedClip]:
+    """Read ActivityNet's JSON: `database` → YouTube id → `subset`, `annotations` with `segment`.
 
     Each segment is a clip of the whole video, which is named v_ID or ID. A video without
     annotations is one clip without a label.
@@ -234,12 +237,12 @@ def read_activitynet(path: Path) -> Iterator[Clip]:
             raise
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ManifestError(
-                f"{path}: {name!r} is not as ActivityNet's are ({error!r}); mend or remove it"
+                f"{path}: {name!r} is not an ActivityNet entry ({error!r}); correct or remove it"
             ) from None
         if not annotations:
-            yield Clip(video_id=name, names=files, split=split)
+            yield AnnotatedClip(video_id=name, names=files, split=split)
         for number, (label, start, end) in enumerate(annotations):
-            yield Clip(
+            yield AnnotatedClip(
                 video_id=f"{name}/{number}",
                 names=files,
                 label=label,
@@ -248,21 +251,21 @@ def read_activitynet(path: Path) -> Iterator[Clip]:
             )
 
 
-def read_list(path: Path, class_names: Sequence[str] = ()) -> Iterator[Clip]:
-    """Lines of a path and a class number, as PySlowFast and MMAction have; of several for
-    multi-label. Space, comma or tabulator may stand between.
+def read_list(path: Path, class_names: Sequence[str] = ()) -> Iterator[AnnotatedClip]:
+    """Read lines of a path and class numbers, as PySlowFast and MMAction use them.
+
+    Several numbers are several labels. Separators are spaces, commas or tabs.
 
     Args:
         path: the list.
-        class_names: by number; without them, labels are the numbers, with zeros in front so that
-            their order stays.
+        class_names: names by number; without them, labels are the numbers, padded with zeros.
     """
     lines = []
     for number, line in _lines(path):
         match = re.fullmatch(r"(.*?\S)((?:[\s,]+\d+)+)", line)
         if match is None:
             raise ManifestError(
-                f"{path}:{number}: {line!r} is not a path and a class number; mend the line"
+                f"{path}:{number}: {line!r} is not a path and a class number; correct the line"
             )
         lines.append((number, match[1], [int(n) for n in re.findall(r"\d+", match[2])]))
     width = max((len(str(n)) for _, _, found in lines for n in found), default=1)
@@ -273,16 +276,16 @@ def read_list(path: Path, class_names: Sequence[str] = ()) -> Iterator[Clip]:
                 "from 0 on; name all of them"
             )
         labels = [class_names[n] if class_names else f"{n:0{width}}" for n in found]
-        yield Clip(
+        yield AnnotatedClip(
             video_id=name, names=(name,), label="|".join(labels), split=split_named(path.stem)
         )
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Names of classes by number: a line each, or JSON of name → number or a list of names.
+    """Read class names by number: one per line, or JSON of name → number, or a JSON list.
 
     Raises:
-        ManifestError: the file can't be read, or a number is missing.
+        ManifestError: the file cannot be read, or a number is missing.
     """
     if path.suffix.lower() != ".json":
         return [line for _, line in _lines(path)]
@@ -300,16 +303,16 @@ def read_class_names(path: Path) -> list[str]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """A context in which a text file is read.
+    """Yield an open UTF-8 text file.
 
     Raises:
-        ManifestError: it can't be, or it is not UTF-8, or no CSV where that is read.
+        ManifestError: the file cannot be read, is not UTF-8, or is not CSV if read as such.
     """
     try:
         file = path.open(encoding="utf-8-sig", newline="")
     except OSError as error:
         raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}); check its path and mode"
+            f"cannot read {path} ({error.strerror}); check its path and mode"
         ) from None
     with file:
         try:
@@ -317,11 +320,11 @@ def _open(path: Path) -> Iterator[Any]:
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
-            raise ManifestError(f"{path}: not CSV ({error}); mend it") from None
+            raise ManifestError(f"{path}: not CSV ({error}); correct it") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
+    """Yield (line number, text) of each line that is not blank."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if text := line.strip():
@@ -336,7 +339,7 @@ def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
             raise ManifestError(f"{path}: not JSON ({error}); copy it again") from None
     if not isinstance(value, kind):
         raise ManifestError(
-            f"{path}: holds a {type(value).__name__}, which this format has not; give another "
+            f"{path}: contains a {type(value).__name__}, which this format does not; give another "
             "file or --format"
         )
     return value
@@ -348,5 +351,5 @@ def _number(text: Any, where: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ManifestError(f"{where}: {text!r} is not a time in seconds; mend it, or remove it")
+        raise ManifestError(f"{where}: {text!r} is not a time in seconds; correct or remove it")
     return number

@@ -1,8 +1,7 @@
-"""Writing so that a file is there whole or not at all: temporary name, flush, fsync, rename, fsync
-the folder.
+"""Atomic file writes: write to a temporary name, fsync, rename, fsync the folder.
 
-The temporary name begins with a dot and ends in `.tmp`, so that what a killed process left is
-recognised.
+Temporary names begin with a dot and end in `.tmp`, so leftovers of killed processes can be
+recognized.
 """
 
 import contextlib
@@ -21,16 +20,16 @@ BLOCK_BYTES = 2**24
 
 
 class FileState(NamedTuple):
-    """A file as it is on disk; None where there is none, or it can't be reached."""
+    """Size and modification time of a file; None for a file that is missing or unreachable."""
 
     size: int | None
     mtime_ns: int | None
 
 
 def file_state(path: str) -> FileState:
-    """A file as it is on disk."""
+    """Return the size and modification time of a file."""
     try:
-        found = os.stat(path)  # noqa: PTH116  # a million times
+        found = os.stat(path)  # noqa: PTH116  # called for millions of files
     except (OSError, ValueError):
         return FileState(None, None)
     return FileState(found.st_size, found.st_mtime_ns)
@@ -38,11 +37,10 @@ def file_state(path: str) -> FileState:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` at the end, or removes it on an
-    exception.
+    """Yield a temporary path beside `path`; rename it to `path` at the end, remove it on an error.
 
     Raises:
-        StorageError: the disk is full, lost, or may not be written.
+        StorageError: the disk is full, lost or read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -52,64 +50,64 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); mend that, and give the "
-            "same command again"
+            f"cannot write {path} ({error.strerror or error}); fix the problem and rerun the "
+            "command"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # of a disk that is gone
+        with contextlib.suppress(OSError):  # the disk may be gone
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_text(path: Path) -> Iterator[IO[str]]:
-    """Like `atomic_path`, as an open UTF-8 text file."""
+    """Yield an open UTF-8 text file that is written atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 
 def write_bytes(data: bytes | memoryview, path: Path) -> None:
-    """Writes a file, atomically."""
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(value: Any, path: Path, *, indent: int | None = 2) -> None:
-    """Writes `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically."""
     with atomic_text(path) as file:
         file.write(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """What a JSON file says.
+    """Parse a JSON file.
 
     Args:
-        path: of a file that exists.
-        remedy: what to do where it is damaged.
+        path: an existing file.
+        remedy: what to do if the file is damaged, for the error message.
 
     Raises:
-        FeaturesError: it can't be read.
+        FeaturesError: the file cannot be read or parsed.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FeaturesError(f"{path}: cannot be read ({error}); {remedy}") from None
+        raise FeaturesError(f"cannot read {path} ({error}); {remedy}") from None
 
 
 def write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
-    """Writes a file of one JSON object a line, atomically."""
+    """Write a JSON Lines file atomically."""
     with atomic_text(path) as file:
         file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def read_through(path: Path) -> None:
-    """Reads a file to its end, for the OSError that a disk at fault raises."""
+    """Read a file to its end, so that a failing disk raises its OSError here."""
     with path.open("rb") as file:
         while file.read(BLOCK_BYTES):
             pass
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -118,7 +116,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_temporaries(folder: Path) -> list[Path]:
-    """Removes what writers that were killed left in `folder`; returns what it removed."""
+    """Remove and return temporary files that killed writers left in `folder`."""
     stale = sorted(folder.glob(".*.tmp"))
     for path in stale:
         path.unlink(missing_ok=True)

@@ -1,81 +1,81 @@
-"""Every error that is a user's or the data's fault, and the exit codes that they lead to.
+"""Errors caused by input, settings or the environment, and the exit codes of the command line.
 
-A message says thing, value, rule, remedy. Each error is also a ValueError, so that Python users
-need not know these names. Anything else that reaches the command line is a bug, and exits with its
+A message names the thing, the value, the rule and the remedy. Every error here derives from
+`VtnpipeError`; any other exception that reaches the command line is a bug and exits with its
 traceback.
 """
 
 from typing import Literal
 
 EXIT_OK = 0
-EXIT_WITH_FAILURES = 1  # finished, and the folder lists failed or partial videos
+EXIT_WITH_FAILURES = 1  # finished, but some videos failed or are partial
 EXIT_USAGE = 2  # wrong usage or settings
-EXIT_STOPPED = 3  # stopped; the same command resumes
+EXIT_STOPPED = 3  # stopped early; the same command resumes
 EXIT_BUG = 70
 
 Reason = Literal[
-    "missing",  # nothing is at the path
-    "permission",  # the file may not be read
-    "refused",  # not a regular local file: a URL, a playlist, a fifo, a device
+    "missing",  # no file at the path
+    "permission",  # no permission to read the file
+    "refused",  # not a regular local file: a URL, a playlist, a FIFO, a device
     "empty",  # 0 bytes
-    "not-a-video",  # the first bytes are no known video container's
+    "not-a-video",  # the first bytes match no known video container
     "no-video-stream",
     "no-frames",
     "unsupported-codec",
     "encrypted",
     "truncated",  # the file ends before its frames do
-    "damaged",  # packets in the middle could not be decoded
-    "too-large",  # passes the pixel or the memory limit
-    "crashed",  # the decoding process died
+    "damaged",  # some packets could not be decoded
+    "too-large",  # exceeds the pixel limit or the memory limit
+    "crashed",  # the decoder process died
     "stalled",  # no progress within the deadline
 ]
 
 
-class VtnpipeError(ValueError):
-    """A fault of the input or of the settings."""
+class VtnpipeError(Exception):
+    """Base class of all errors that are not bugs."""
 
     exit_code = EXIT_USAGE
 
 
 class ManifestError(VtnpipeError):
-    """A video manifest breaks a rule; the message begins with file and line."""
+    """Invalid video manifest or annotation file; the message begins with file and line."""
 
 
 class SettingsError(VtnpipeError):
-    """An option's value breaks a rule, or two options exclude each other."""
+    """Invalid option value, or options that exclude each other."""
 
 
 class FeaturesError(VtnpipeError):
-    """A feature folder, shard or plan is not what it must be, or holds something else."""
+    """Invalid or mismatching feature folder, shard, plan or model folder."""
 
 
 class DamagedShardError(FeaturesError):
-    """A shard of this folder that is not whole or not sound; extract can make it again."""
+    """Incomplete or corrupted shard, which `extract` can write again."""
 
 
 class BackboneError(VtnpipeError):
-    """A backbone can't be made: its name, weights, device or output don't fit."""
+    """A backbone cannot be created: invalid name, weights, device or output shape."""
 
 
 class CheckpointError(VtnpipeError):
-    """A checkpoint of another program can't be imported."""
+    """A checkpoint of another program cannot be imported."""
 
 
 class StoppedError(VtnpipeError):
-    """The run was stopped before its end; the same command resumes."""
+    """A run stopped early; the same command resumes it."""
 
     exit_code = EXIT_STOPPED
 
 
 class StorageError(StoppedError):
-    """A file can't be written: a full or lost disk, or one that may not be written."""
+    """A file cannot be written: the disk is full, lost or read-only."""
 
 
 class VideoError(VtnpipeError):
-    """One video can't be decoded. It costs that video, never the run.
+    """One video cannot be decoded; the run goes on without it.
 
     Attributes:
-        reason: why, as one of `Reason`.
+        reason: machine-readable cause.
     """
 
     exit_code = EXIT_WITH_FAILURES
@@ -86,5 +86,5 @@ class VideoError(VtnpipeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's message, or its type name if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

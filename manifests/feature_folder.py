@@ -1,11 +1,10 @@
-"""The feature folder: where each of its files lies, what `extraction.json` says, and the
-fingerprint.
+"""The feature folder: its paths, extraction.json with the feature specification, and its locks.
 
     extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5
     failures.csv  report.json  report.html  jobs/ (logs of batch jobs)
 
-A folder holds the features of one fingerprint. What the fingerprint covers is `identity` in
-extraction.json; everything else there is a record.
+All features of a folder share one `FeatureSpec`; everything else in extraction.json is a record of
+how they were made.
 """
 
 import contextlib
@@ -15,36 +14,151 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from .atomic import read_json, write_json
 from .errors import FeaturesError
 
-FORMAT, VERSION = "vtnpipe.extraction", 1
-REMEDY = "put back a copy of it, or extract into a new folder"
+FORMAT, VERSION = "vtnpipe.extraction", 2
+REMEDY = "restore it from a copy, or extract into a new folder"
+# Keys and values that version 1 (vtnpipe 0.1) wrote under other names.
+RENAMED_KEYS = {"store": "feature_dtype", "every": "frame_stride"}
+RENAMED_VIEWS = {"centre": "center"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """Everything that determines a stored feature value.
+
+    Attributes:
+        backbone: timm name, `hf-hub:` name, or `package.module:factory`.
+        weights_digest: SHA-256 of the backbone's safetensors bytes; "" if not known yet.
+        preprocessing: `extract.preprocessing.Preprocessing` as JSON; empty if not known yet.
+        precision: dtype of the computation; "" if any will do.
+        feature_dtype: dtype of the stored values; "" if any will do.
+        fps: frames per second taken; None for every `frame_stride`-th frame.
+        frame_stride: distance between the frames taken, in frames.
+        views: name of each view of a frame.
+        pool: timm pooling that replaces the backbone's own.
+    """
+
+    backbone: str
+    weights_digest: str = ""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = ""
+    feature_dtype: str = ""
+    fps: float | None = None
+    frame_stride: int = 1
+    views: tuple[str, ...] = ("center",)
+    pool: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the specification, 16 hexadecimal digits."""
+        return digest_of(self.to_json())
+
+    def differences(
+        self, other: "FeatureSpec", *, ignore: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """Return the fields in which `other` differs, in words; unknown fields match anything.
+
+        Args:
+            other: the specification to compare with, called "the folder" in the result.
+            ignore: names of fields that may differ.
+        """
+        found = []
+        for name in sorted({one.name for one in fields(self)} - ignore):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            is_unknown = name in _MAY_BE_UNKNOWN and not (mine and theirs)
+            if is_unknown or mine == theirs:
+                continue
+            found.append(
+                "the weights (--weights) differ"
+                if name == "weights_digest"
+                else f"{name} is {mine!r} here and {theirs!r} in the folder"
+            )
+        return found
+
+    def with_known(self, other: "FeatureSpec") -> "FeatureSpec":
+        """Return a copy whose unknown fields are taken from `other`."""
+        known = {name: getattr(self, name) or getattr(other, name) for name in _MAY_BE_UNKNOWN}
+        return replace(self, **known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the known fields as JSON values."""
+        values = {**asdict(self), "views": list(self.views)}
+        return {k: v for k, v in values.items() if v or k not in _MAY_BE_UNKNOWN}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "FeatureSpec":
+        """Create a specification from JSON values, those of version 1 included.
+
+        Raises:
+            ValueError, TypeError: the values do not form a specification.
+        """
+        renamed = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+        views = renamed.pop("views", None) or ["center"]
+        renamed["weights_digest"] = renamed.get("weights_digest") or ""
+        return cls(**renamed, views=tuple(RENAMED_VIEWS.get(view, view) for view in views))
+
+
+_MAY_BE_UNKNOWN = ("weights_digest", "preprocessing", "precision", "feature_dtype")
+
+
+def digest_of(value: Any) -> str:
+    """Return the digest of a JSON value, 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Contents of extraction.json.
+
+    Attributes:
+        spec: what determines the stored values.
+        fingerprint: digest of the specification as stored; each shard carries it.
+        row_shape: shape of a frame's features, (D,) or (V, D).
+        weights: source of the backbone's weights: `pretrained`, `none`, or a digest of a file.
+        records: settings and versions, for people.
+    """
+
+    spec: FeatureSpec
+    fingerprint: str
+    row_shape: tuple[int, ...]
+    weights: str
+    records: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """Stored bytes of features per frame."""
+        num_values = 1
+        for length in self.row_shape:
+            num_values *= length
+        return num_values * (4 if self.spec.feature_dtype == "float32" else 2)
 
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """The paths of a feature folder; making one touches nothing."""
+    """The paths of a feature folder; creating the object touches no file."""
 
     root: Path
 
     @property
     def extraction(self) -> Path:
-        """What was extracted and how; its presence makes a folder a feature folder."""
+        """JSON with the feature specification; its presence makes a folder a feature folder."""
         return self.root / "extraction.json"
 
     @property
     def backbone(self) -> Path:
-        """The weights that made the features."""
+        """Weights of the backbone that computed the features."""
         return self.root / "backbone.safetensors"
 
     @property
     def manifest(self) -> Path:
-        """The rows extracted, labels as last given."""
+        """Rows of the extracted videos, with their labels as last given."""
         return self.root / "manifest.csv"
 
     @property
@@ -59,94 +173,98 @@ class FeatureFolder:
 
     @property
     def failures(self) -> Path:
-        """Failed and partial videos, with their reasons."""
+        """CSV of the failed and partial videos."""
         return self.root / "failures.csv"
 
     @property
     def jobs(self) -> Path:
-        """Folder of the logs of batch jobs."""
+        """Folder of the batch jobs' logs."""
         return self.root / "jobs"
 
     @property
     def lock(self) -> Path:
-        """Held by the run that writes; gone afterwards."""
+        """Lock file of the run that writes; removed afterwards."""
         return self.root / ".lock"
 
     @property
     def planning(self) -> Path:
-        """Held by the one of several runs that plans or reports; gone afterwards."""
+        """Lock file of the run that plans or reports, out of several that share the folder."""
         return self.root / ".planning"
 
     @property
     def report(self) -> Path:
-        """Counts and times of the last run."""
+        """JSON with counts and times of the last run."""
         return self.root / "report.json"
 
 
-def fingerprint(identity: Mapping[str, Any]) -> str:
-    """The digest of everything that decides a stored value: 16 hexadecimal digits."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def read_extraction(folder: FeatureFolder) -> dict[str, Any]:
-    """What `extraction.json` says.
+def read_extraction(folder: FeatureFolder) -> Extraction:
+    """Read and check extraction.json.
 
     Raises:
         FeaturesError: the file is missing, damaged, or of another format or version.
     """
+    path = folder.extraction
     try:
-        is_there = folder.extraction.exists()
+        exists = path.exists()
     except OSError as error:
-        raise FeaturesError(f"{folder.extraction}: cannot be read ({error}); {REMEDY}") from None
-    if not is_there:
+        raise FeaturesError(f"cannot read {path} ({error}); {REMEDY}") from None
+    if not exists:
         raise FeaturesError(
-            f"{folder.root}: not a feature folder (no {folder.extraction.name}); "
-            "make one with `vtnpipe extract MANIFEST FEATURES`"
+            f"{folder.root}: not a feature folder (no {path.name}); "
+            "create one with `vtnpipe extract MANIFEST FEATURES`"
         )
-    found: dict[str, Any] = read_json(folder.extraction, REMEDY)
-    for name, value in {"format": FORMAT, "version": VERSION}.items():
-        if not isinstance(found, dict) or found.get(name) != value:
+    found = read_json(path, REMEDY)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FeaturesError(f"{path}: not written by vtnpipe (format is not {FORMAT!r}); {REMEDY}")
+    if found.get("version") not in (1, VERSION):
+        raise FeaturesError(
+            f"{path}: has version {found.get('version')!r}, but this vtnpipe reads 1 and "
+            f"{VERSION}; use the vtnpipe that wrote it, or extract into a new folder"
+        )
+    identity = found.get("identity" if found["version"] == 1 else "spec")
+    try:
+        if digest_of(identity) != found["fingerprint"]:
             raise FeaturesError(
-                f"{folder.extraction}: its {name} is not {value!r}: it was made by another version "
-                "of vtnpipe, or by another program; use that one, or extract into a new folder"
+                f"{path}: its fingerprint does not match its specification, so the file was "
+                f"edited; {REMEDY}"
             )
-    for name in ("fingerprint", "identity", "row_shape"):
-        if name not in found:
-            raise FeaturesError(f"{folder.extraction}: has no {name!r}; {REMEDY}")
-    if found["fingerprint"] != fingerprint(found["identity"]):
-        raise FeaturesError(
-            f"{folder.extraction}: its fingerprint is not that of its identity: one of them has "
-            f"been changed; {REMEDY}"
+        assert identity is not None
+        return Extraction(
+            spec=FeatureSpec.from_json(identity),
+            fingerprint=found["fingerprint"],
+            row_shape=tuple(found["row_shape"]),
+            weights=found.get("weights", ""),
+            records={key: found[key] for key in ("settings", "versions") if key in found},
         )
-    return found
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise FeaturesError(f"{path}: incomplete ({error!r}); {REMEDY}") from None
 
 
-def write_extraction(folder: FeatureFolder, identity: Mapping[str, Any], **records: Any) -> None:
-    """Writes `extraction.json`, atomically: format, version, fingerprint, identity, then the
-    records.
-    """
-    value = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint(identity)}
-    write_json({**value, "identity": dict(identity), **records}, folder.extraction)
+def write_extraction(folder: FeatureFolder, extraction: Extraction) -> None:
+    """Write extraction.json atomically."""
+    write_json(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": extraction.fingerprint,
+            "spec": extraction.spec.to_json(),
+            "row_shape": list(extraction.row_shape),
+            "weights": extraction.weights,
+            **extraction.records,
+        },
+        folder.extraction,
+    )
 
 
-def check_identity(folder: FeatureFolder, identity: Mapping[str, Any]) -> None:
-    """Refuses to mix features of two fingerprints in one folder; `identity` may be a part of one.
+def check_spec(folder: FeatureFolder, spec: FeatureSpec) -> None:
+    """Refuse to add features of another specification to a folder.
 
     Raises:
-        FeaturesError: names each setting that differs, with both values.
+        FeaturesError: names each field that differs, with both values.
     """
-    stored = read_extraction(folder)["identity"]
-    differences = [
-        "the weights (--weights) are others"
-        if key == "weights_digest"
-        else f"{key} is {value!r} here and {stored.get(key)!r} in the folder"
-        for key, value in sorted(identity.items())
-        if value != stored.get(key)
-    ]
-    if differences:
+    if differences := spec.differences(read_extraction(folder).spec):
         raise FeaturesError(
-            f"{folder.root}: holds features made otherwise: {'; '.join(differences)}; "
+            f"{folder.root}: contains features with other settings: {'; '.join(differences)}; "
             "use the folder's settings, or another folder"
         )
 
@@ -160,19 +278,19 @@ class WritableFolder(Protocol):
 
     @property
     def lock(self) -> Path:
-        """The file in it that its writer holds."""
+        """Lock file that the writer holds."""
 
 
 @contextlib.contextmanager
 def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]:
-    """Makes the folder and holds it for writing; the lock ends with the process, however that ends.
+    """Create the folder and hold its lock; the lock ends with the process, however that ends.
 
     Args:
-        folder: which.
-        is_shared: with others that say so, too, but with nobody else.
+        folder: the folder to write to.
+        is_shared: allow other processes that also set this, but nobody else.
 
     Raises:
-        FeaturesError: another run writes there, or nothing can be written there.
+        FeaturesError: another run writes there, or the folder is not writable.
     """
     if folder.root.is_file():
         raise FeaturesError(f"{folder.root}: is a file, not a feature folder or run; give a folder")
@@ -187,36 +305,36 @@ def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]
             yield
     finally:
         if is_new:
-            with contextlib.suppress(OSError):  # it stays, unless nothing was written
+            with contextlib.suppress(OSError):  # fails, as it should, unless the folder is empty
                 folder.root.rmdir()
 
 
 @contextlib.contextmanager
-def planning(folder: FeatureFolder) -> Iterator[None]:
-    """Waits for its turn among those who hold a feature folder together: to plan, or to report."""
+def planning_lock(folder: FeatureFolder) -> Iterator[None]:
+    """Wait for and hold the lock under which runs that share a folder plan or report."""
     with _held(folder.planning, fcntl.LOCK_EX):
         yield
 
 
 @contextlib.contextmanager
 def _held(path: Path, mode: int) -> Iterator[None]:
-    """Holds a lock file, which the last holder removes.
+    """Hold a lock file, which the last holder removes.
 
     Raises:
-        FeaturesError: `mode` is not to wait, and another process holds it; or it can't be written.
+        FeaturesError: `mode` is non-blocking and another process holds it, or it is not writable.
     """
-    descriptor = _opened(path, mode)
+    descriptor = _open_locked(path, mode)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # held by others, too: one of them removes it
+        with contextlib.suppress(OSError):  # others hold it too: one of them removes it
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _opened(path: Path, mode: int) -> int:
-    """The descriptor of a lock file that is held."""
+def _open_locked(path: Path, mode: int) -> int:
+    """Return the descriptor of a lock file on which `flock` succeeded."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -224,8 +342,8 @@ def _opened(path: Path, mode: int) -> int:
             raise _not_writable(path.parent, error) from None
         try:
             fcntl.flock(descriptor, mode)
-            if _is_at(path, descriptor):  # else its last holder removed it just now
-                with contextlib.suppress(OSError):  # it is held, though the disk be full
+            if _is_at(path, descriptor):  # otherwise its last holder removed it just now
+                with contextlib.suppress(OSError):  # the lock holds even on a full disk
                     os.truncate(descriptor, 0)
                     holder = f"process {os.getpid()} on {socket.gethostname()}"
                     os.write(descriptor, holder.encode())
@@ -234,13 +352,13 @@ def _opened(path: Path, mode: int) -> int:
             found = os.read(descriptor, 1000).decode(errors="replace")
             os.close(descriptor)
             raise FeaturesError(
-                f"{path.parent}: another run is writing there ({found or 'just begun'}); wait for "
-                "it, or give another folder"
+                f"{path.parent}: another run is writing there ({found or 'just started'}); wait "
+                "for it, or give another folder"
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise FeaturesError(
-                f"{path}: cannot be locked ({error.strerror}); two runs must not write there at "
+                f"cannot lock {path} ({error.strerror}); two runs must not write to one folder at "
                 "once: give a folder on a file system that supports flock"
             ) from None
         except BaseException:
@@ -250,7 +368,7 @@ def _opened(path: Path, mode: int) -> int:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is the one at a path; NFS keeps an unlinked one under another name."""
+    """Return whether an open file is the one at `path`; NFS renames unlinked files."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -258,6 +376,4 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _not_writable(root: Path, error: OSError) -> FeaturesError:
-    return FeaturesError(
-        f"{root}: cannot be written ({error.strerror}); give one that can be written"
-    )
+    return FeaturesError(f"cannot write to {root} ({error.strerror}); give a writable folder")

@@ -1,13 +1,13 @@
-"""The read-only mapping over a folder of shards: a video is one slice of a memory map.
+"""Feature store: a read-only mapping over a folder of shards; a video is one slice of a memory map.
 
-Of an id that several plans extracted, the newest entry counts that is complete: a video with a part
-missing is absent, never short.
+Of an id that several plans extracted, the newest complete entry counts. A video with a part missing
+is absent, never short.
 """
 
-import mmap
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from .feature_folder import FeatureFolder, read_extraction
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
-# Reasons that are not of a video's content: such a failure hides no rows of an earlier plan.
-PASSING = ("missing", "permission", "crashed", "stalled")
+# Transient reasons: such a failure never replaces features of an earlier plan.
+TRANSIENT_REASONS = ("missing", "permission", "crashed", "stalled")
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
 
 
@@ -30,7 +30,7 @@ class VideoFeatures:
 
     Attributes:
         features: [T, D], or [T, V, D] with several views per frame; float16 or float32.
-        frame_index: [T] int64, rank among the presented frames of the file, from 0.
+        frame_index: [T] int64, index among the presented frames of the file, from 0.
         timestamps: [T] float64, seconds since the file's first presented frame.
         fps: (T - 1) / (last - first timestamp), or NaN where that is undefined.
         status: `ok`, or `partial` where presented frames are missing.
@@ -52,35 +52,36 @@ class VideoFeatures:
 
 
 class FeatureStore(Mapping[str, VideoFeatures]):
-    """A folder's videos that have rows, by id; memory-mapped, picklable, safe after a fork and in
-    workers.
+    """The videos of a folder that have rows, by id; memory-mapped, picklable, safe after a fork.
 
     Args:
         folder: a feature folder.
-        earlier: the same folder's store of before; only shards that are new since are read.
+        earlier: an earlier store of the same folder; only shards new since are read.
 
     Attributes:
-        entries: id → its entries, one a part, of every video that is finished, failed ones
-            included.
+        entries: id → entries of its parts, of every finished video, failed ones included.
+        extraction: contents of extraction.json.
+        spec: feature specification.
+        fingerprint: fingerprint of the folder.
         row_shape: (D,), or (V, D).
-        num_views: V; 1 where a frame has one view.
-        extraction: what `extraction.json` says.
+        num_views: V; 1 if a frame has one view.
     """
 
     def __init__(self, folder: str | Path, *, earlier: "FeatureStore | None" = None) -> None:
         self.folder = FeatureFolder(Path(folder))
         self.extraction = read_extraction(self.folder)
+        self.spec, self.fingerprint = self.extraction.spec, self.extraction.fingerprint
         known = {} if earlier is None else {shard.path: shard for shard in earlier._shards}
         self._shards: list[Shard] = [
-            known.get(path) or read_shard(path, self.extraction["fingerprint"])
+            known.get(path) or read_shard(path, self.fingerprint)
             for path in sorted(self.folder.shards.glob("*.h5"))
         ]
-        self.row_shape = tuple(self.extraction["row_shape"])
+        self.row_shape = self.extraction.row_shape
         for shard in self._shards:
             if shard.row_shape != self.row_shape:
                 raise FeaturesError(
-                    f"{shard.path}: its features are {list(shard.row_shape)} a frame, not "
-                    f"{list(self.row_shape)} as extraction.json says; it does not belong here: "
+                    f"{shard.path}: has features of shape {list(shard.row_shape)} per frame, but "
+                    f"extraction.json says {list(self.row_shape)}; it does not belong here: "
                     "`vtnpipe features verify FEATURES --drop` removes it"
                 )
         self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
@@ -91,26 +92,26 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         self._ids = [
             video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
         ]
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._maps: OrderedDict[int, mmap] = OrderedDict()
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the features; the same in all shards, as the fingerprint covers it."""
+        """Dtype of the features."""
         return self._shards[0].dtype if self._shards else np.dtype(np.float16)
 
     @property
     def outcomes(self) -> dict[str, tuple[Status, str]]:
-        """Id → `ok`, `partial` or `failed`, and the reason, of every video that is finished."""
+        """Id → (status, reason) of every finished video."""
         return {video_id: overall_status(parts) for video_id, parts in self.entries.items()}
 
     @property
     def plans(self) -> dict[str, int]:
-        """Id → number of the plan whose entries count, of every video that is finished."""
+        """Id → number of the plan whose entries count, of every finished video."""
         return {video_id: self._shards[home[0][0]].plan for video_id, home in self._homes.items()}
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """Id → `ok`, `partial` or `failed`, of every video that is finished."""
+        """Id → status of every finished video."""
         return {video_id: status for video_id, (status, _) in self.outcomes.items()}
 
     def __len__(self) -> int:
@@ -141,16 +142,16 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         )
 
     def times(self, video_id: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """A video's frame_index and timestamps, [T] each; its features stay where they are."""
+        """Return a video's frame_index and timestamps, [T] each, without reading its features."""
         frame_index, timestamps = (_join(self._parts(video_id, name)) for name in ROW_DTYPES)
         return frame_index, timestamps
 
     def take(self, video_id: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
-        """Some of a video's features, [t, D] or [t, V, D]; no others are read.
+        """Return some of a video's features, [t, D] or [t, V, D]; no others are read.
 
         Args:
-            video_id: in the store.
-            rows: [t] of its T.
+            video_id: id of a video in the store.
+            rows: [t] row numbers below T.
         """
         parts = self._parts(video_id, "features")
         if len(parts) == 1:
@@ -165,7 +166,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         return taken
 
     def num_frames(self, video_id: str) -> int:
-        """T of a video."""
+        """Return the number of stored frames of a video, T."""
         return sum(entry.length for entry in self.entries[video_id])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -175,18 +176,18 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         return f"FeatureStore({str(self.folder.root)!r}, {len(self)} videos)"
 
     def _parts(self, video_id: str, name: str) -> list[npt.NDArray[Any]]:
-        """A view of one array of each of a video's parts that have rows."""
+        """Return one array of each of a video's parts that have rows, as views."""
         home = self._homes[video_id]
         return [self._rows(shard, entry, name) for shard, entry in home if entry.length]
 
     def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
-        """A view [length, ...] of one entry's rows of one array."""
+        """Return one entry's rows [length, ...] of one array, as a view."""
         return rows_of(self._shards[index], self._map(index), entry, name)
 
-    def _map(self, index: int) -> mmap.mmap:
+    def _map(self, index: int) -> mmap:
         if index not in self._maps:
             with self._shards[index].path.open("rb") as file:
-                self._maps[index] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[index] = mmap(file.fileno(), 0, access=ACCESS_READ)
             while len(self._maps) > MAX_OPEN_MAPS:
                 self._maps.popitem(last=False)  # arrays that still use it keep it alive
         self._maps.move_to_end(index)
@@ -194,8 +195,9 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
 
 def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:
-    """Id → (shard, entry) of each of its parts in order, for the newest plan that holds all of
-    them; one of which a part failed for a passing reason only where no older one has rows.
+    """Return id → (shard, entry) of each part in order, from the newest plan that has all parts.
+
+    A plan in which a part failed for a transient reason counts only if no older one has rows.
     """
     found: dict[str, dict[int, list[tuple[int, Entry]]]] = {}
     for index, shard in enumerate(shards):
@@ -209,7 +211,7 @@ def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry
             if len(home) != num_parts or [one.part for _, one in home] != [*range(num_parts)]:
                 continue
             newest = homes.setdefault(video_id, home)
-            if all(entry.length or entry.reason not in PASSING for _, entry in home):
+            if all(entry.length or entry.reason not in TRANSIENT_REASONS for _, entry in home):
                 if _has_rows(home) or not _has_rows(newest):
                     homes[video_id] = home
                 break
@@ -221,7 +223,7 @@ def _has_rows(home: list[tuple[int, Entry]]) -> bool:
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """One array of all parts, read-only; a view where there is one part only."""
+    """Return one read-only array of all parts; a view if there is only one part."""
     if len(arrays) == 1:
         return arrays[0]
     joined = np.concatenate(arrays)
@@ -230,9 +232,18 @@ def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def overall_status(parts: Iterable[Entry]) -> tuple[Status, str]:
-    """The status and reason of a whole video from those of its parts."""
+    """Return the (status, reason) of a video from those of its parts."""
     parts = list(parts)
     reason = next((part.reason for part in parts if part.reason), "")
     if not any(part.length for part in parts):
         return "failed", reason
     return ("ok" if all(part.status == "ok" for part in parts) else "partial"), reason
+
+
+def open_features(folder: str | Path) -> FeatureStore:
+    """Open a feature folder as a read-only mapping from video id to `VideoFeatures`.
+
+    Raises:
+        FeaturesError: it is not a feature folder, or one of its shards cannot be read.
+    """
+    return FeatureStore(folder)

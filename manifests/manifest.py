@@ -1,11 +1,10 @@
-"""The video manifest: a CSV with one row a clip, read into `VideoRow`s and written back.
+"""The video manifest: a CSV with one row per clip, read into `VideoRow`s and written back.
 
     video_id,path,label,split[,start,end]
 
 `video_id` is unique; `path` is relative to the manifest's folder, or absolute; `label` and `split`
 may be empty; `start` and `end` are seconds on the video's own clock (0 is its first presented
-frame), half open. Reading a million rows takes seconds: rows hold plain strings, and no file is
-touched.
+frame), half open. Reading touches no video file, so a million rows take seconds.
 """
 
 import csv
@@ -31,8 +30,8 @@ class VideoRow:
         path: absolute path of the video file.
         label: class name; `a|b` for several; a number for regression; may be empty.
         split: name of the split, such as `train`; may be empty.
-        start: first second wanted, or None for the beginning.
-        end: the second before which to stop, or None for the end.
+        start: first second of the span; None for the beginning.
+        end: second before which the span stops; None for the end.
     """
 
     video_id: str
@@ -44,14 +43,14 @@ class VideoRow:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
-    """Reads a manifest and checks every rule that needs no look at the videos.
+    """Read a manifest and check it, without opening any video.
 
     Raises:
-        ManifestError: the file is missing, is not UTF-8, lacks or repeats a column, has an unknown
-            one, or a row breaks a rule. The message begins with `FILE:LINE:`.
+        ManifestError: the file is missing or not UTF-8, a column is missing, repeated or unknown,
+            or a row is invalid. The message begins with `FILE:LINE:`.
     """
     path = Path(path)
-    base = str(path.parent.absolute())  # symbolic links, and `..` behind them, stay as they are
+    base = str(path.parent.absolute())  # symbolic links stay unresolved
     first_lines: dict[str, int] = {}
     rows: list[VideoRow] = []
     for line, fields in _records(path):
@@ -72,7 +71,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields (line number of the row's end, column → text) for each row that is not blank."""
+    """Yield (number of the row's last line, column → text) for each row that is not blank."""
     try:
         file = path.open(encoding="utf-8-sig", newline="")
     except FileNotFoundError:
@@ -80,7 +79,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             f"{path}: no such manifest; make one with `vtnpipe manifest build`"
         ) from None
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from None
+        raise ManifestError(f"cannot read {path} ({error.strerror}); give a CSV file") from None
     with file:
         reader = csv.reader(file, strict=True)
         try:
@@ -110,7 +109,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _first_undecodable_line(path: Path) -> int:
-    """Text is decoded in blocks, so where the error was raised says nothing about the line."""
+    """Return the number of the first line that is not UTF-8.
+
+    Text is decoded in blocks, so the position of the error does not tell the line.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -152,8 +154,7 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
         )
     return VideoRow(
         video_id=video_id,
-        # A URL stays as it is written, so that it is refused by its own name and not as a missing
-        # file.
+        # A URL stays as written, so that it is refused as a URL and not as a missing file.
         path=path if "://" in path else os.path.join(base, path),  # noqa: PTH118
         label=fields["label"],
         split=fields["split"],
@@ -175,27 +176,26 @@ def _parse_seconds(name: str, text: str) -> float | None:
 
 
 def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> None:
-    """Writes rows as a manifest, atomically; paths below the manifest's folder become relative to
-    it.
+    """Write rows as a manifest, atomically; paths below the manifest's folder become relative.
 
-    `start` and `end` are written only where a row has them.
+    The columns `start` and `end` are written only if a row has a span.
 
     Raises:
-        ManifestError: it is a folder, or in none; or a name is no text.
-        StorageError: the disk is full, lost, or may not be written.
+        ManifestError: the path is a folder or in no folder, or a name is not valid UTF-8.
+        StorageError: the disk is full, lost or read-only.
     """
     rows = list(rows)
     path = Path(path)
     if path.is_dir():
         raise ManifestError(f"{path}: is a folder; give a file")
     if not path.parent.is_dir():
-        raise ManifestError(f"{path}: its folder does not exist; make it, or give another")
+        raise ManifestError(f"{path}: its folder does not exist; create it, or give another path")
     has_spans = any(row.start is not None or row.end is not None for row in rows)
     try:
         _write(rows, path, str(path.parent.absolute()), has_spans=has_spans)
     except UnicodeEncodeError as error:
         raise ManifestError(
-            f"{path}: {error.object!r} is not text in UTF-8; rename the file"
+            f"{path}: {error.object!r} is not valid UTF-8; rename the file"
         ) from None
 
 

@@ -1,40 +1,43 @@
-"""Plans: which task extracts which rows, written before the work and never changed.
+"""Plans: which task extracts which rows; written before the work and never changed.
 
-A plan file is `plan/PPP.json`; its task T makes the shard `shards/PPP-TTTTT.h5`. A grown manifest
-or a file that changed adds a plan; of an id in several plans the newest finished one counts.
+Plan file `plan/PPP.json` holds tasks; its task T writes the shard `shards/PPP-TTTTT.h5`. A grown
+manifest, changed files or `--retry` add a plan. Of an id in several plans, the newest complete
+entry counts.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .atomic import atomic_text, file_state
-from .errors import FeaturesError
+from .errors import FeaturesError, ManifestError
 from .feature_folder import REMEDY, FeatureFolder
 from .manifest import VideoRow
 
-FORMAT, VERSION = "vtnpipe.plan", 2
+FORMAT, VERSION = "vtnpipe.plan", 3
 MAX_TASK_ROWS = 2000
+
+Decision = Literal["keep", "plan", "changed"]
 
 
 class Cut(NamedTuple):
-    """A part of a video, and what is to be read for it alone.
+    """A part of a video, with the packets that its frames need.
 
     Attributes:
         start: seconds of its first frame.
         end: seconds of the next part's first frame; None for the last part.
-        first_frame: rank of its first frame among the presented ones.
-        stop_frame: rank after that of its last one.
-        num_frames: of them that are wanted.
+        first_frame: frame index of its first frame.
+        stop_frame: frame index after its last frame.
+        num_frames: number of its frames that are wanted.
         origin_pts: timestamp of the file's first presented frame.
-        window_frame: rank of the first frame presented in what is read.
-        keyframe: (packet, pts, dts) from which to read; None for the file's beginning.
-        num_packets: that are read; None for all.
+        window_frame: frame index of the first frame that the packets present.
+        keyframe: (packet, pts, dts) at which decoding begins; None for the file's beginning.
+        num_packets: number of packets to read; None for all.
     """
 
     start: float
@@ -49,14 +52,15 @@ class Cut(NamedTuple):
 
     @classmethod
     def from_json(cls, values: Sequence[Any]) -> "Cut":
-        """From what JSON made of one: tuples are lists."""
+        """Create a cut from JSON values, in which tuples are lists."""
         fields: list[Any] = [tuple(v) if isinstance(v, list) else v for v in values]
         return cls(*fields)
 
 
 class PlannedRow(NamedTuple):
-    """A manifest row, or a part of one, as it was found on disk when it was planned; `size` and
-    `mtime_ns` are None for no file.
+    """A manifest row, or a part of one, with its file's size and time at planning.
+
+    `size` and `mtime_ns` are None if there was no file. `num_frames` estimates the wanted frames.
     """
 
     video_id: str
@@ -67,23 +71,21 @@ class PlannedRow(NamedTuple):
     mtime_ns: int | None
     part: int = 0
     num_parts: int = 1
-    num_frames: int = 0  # wanted ones, as far as a look at the file tells
-    cut: Cut | None = None  # of a part
+    num_frames: int = 0
+    cut: Cut | None = None
 
     def is_same_video(self, other: "PlannedRow") -> bool:
-        """Whether both mean the same span of the same file; a file that only moved to another
-        folder does.
-        """
+        """Return whether both name the same span of the same file, perhaps in another folder."""
         state = (self.size, self.mtime_ns)
         return state == (other.size, other.mtime_ns) and self.is_same_span(other)
 
     def is_same_span(self, other: "PlannedRow") -> bool:
-        """Whether both mean the same span of a file of the same name, whatever is in it."""
+        """Return whether both name the same span of a file of the same name."""
         names = [os.path.basename(one.path) for one in (self, other)]  # noqa: PTH119
         return (self.start, self.end) == (other.start, other.end) and names[0] == names[1]
 
     def describe(self) -> str:
-        """Path, span, size and time in words, for messages."""
+        """Return path, span, size and time in words."""
         span = (
             "" if self.start is self.end is None else f" [{self.start or 0:g}, {self.end or '…'})"
         )
@@ -91,59 +93,47 @@ class PlannedRow(NamedTuple):
         return f"{self.path}{span} ({size})"
 
 
-class Speed(NamedTuple):
-    """How a plan's tasks go through the backbone: what may change a feature's last bits, so that
-    resuming changes none.
-
-    Attributes:
-        batch_size: images at once.
-        channels_last: whether images lie in memory pixel by pixel.
-        fused_attention: whether attention is one kernel, or products and a softmax.
-    """
-
-    batch_size: int
-    channels_last: bool = False
-    fused_attention: bool = True
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """The unit of work: its rows become one shard."""
+    """Unit of work: its rows become one shard.
 
-    name: str  # PPP-TTTTT
+    Attributes:
+        name: PPP-TTTTT, numbers of plan and task.
+        rows: videos or parts of videos, in the order of the shard.
+        batch_size: images per backbone call, on which a feature's last bits may depend.
+    """
+
+    name: str
     rows: tuple[PlannedRow, ...]
-    speed: Speed
+    batch_size: int
 
     @property
     def plan(self) -> int:
-        """The number of its plan."""
+        """Number of the task's plan."""
         return int(self.name.partition("-")[0])
 
     @property
     def num_frames(self) -> int:
-        """As many as are expected."""
+        """Estimated number of frames."""
         return sum(row.num_frames for row in self.rows)
 
     def shard(self, folder: FeatureFolder) -> Path:
-        """Where the task's shard lies once it is finished."""
+        """Return the path of the task's shard."""
         return folder.shards / f"{self.name}.h5"
 
 
-def look_at(row: VideoRow) -> PlannedRow:
-    """The row with its file's size and time; a missing or unreadable file has neither, and fails
-    later, by name.
-    """
+def with_file_state(row: VideoRow) -> PlannedRow:
+    """Return the row with its file's size and time; both are None if it cannot be read."""
     return PlannedRow(row.video_id, row.path, row.start, row.end, *file_state(row.path))
 
 
 class TaskSize(NamedTuple):
-    """How many frames a task holds: towards the end of the work less, so that all workers end at
-    about the same time.
+    """Frames per task; fewer near the end of the work, so that all workers finish together.
 
     Attributes:
-        num_frames: of a task.
-        num_tail_frames: at the work's end that are divided into smaller tasks.
-        num_frames_in_tail: of a task there.
+        num_frames: frames of a task.
+        num_tail_frames: frames at the end of the work that are divided into smaller tasks.
+        num_frames_in_tail: frames of a task there.
     """
 
     num_frames: int
@@ -151,13 +141,13 @@ class TaskSize(NamedTuple):
     num_frames_in_tail: int = 0
 
     def at(self, num_left: int) -> int:
-        """Of a task that begins when so many frames are left."""
+        """Return the size of a task that starts when `num_left` frames are left."""
         is_tail = num_left <= self.num_tail_frames
         return self.num_frames_in_tail if is_tail else self.num_frames
 
 
 def pack(rows: Sequence[PlannedRow], size: TaskSize) -> list[list[PlannedRow]]:
-    """Divides rows, in order, into tasks of about equal numbers of frames.
+    """Divide rows, in order, into tasks of about equal numbers of frames.
 
     >>> rows = [PlannedRow(name, name, None, None, 1, 1, num_frames=4) for name in "abcde"]
     >>> [[row.video_id for row in task] for task in pack(rows, TaskSize(8))]
@@ -176,21 +166,134 @@ def pack(rows: Sequence[PlannedRow], size: TaskSize) -> list[list[PlannedRow]]:
     return tasks
 
 
+def decide(
+    now: PlannedRow,
+    planned: PlannedRow | None,
+    outcome: tuple[str, str],
+    *,
+    is_pending: bool = False,
+    retry: Container[str] = (),
+) -> Decision:
+    """Decide whether a row needs a new task.
+
+    | planned | outcome              | file now                             | decision |
+    |---------|----------------------|--------------------------------------|----------|
+    | no      |                      |                                      | plan     |
+    | yes     | any                  | the same                             | keep     |
+    | yes     | `missing`, or a reason in `retry` | there, and not pending  | plan     |
+    | yes     | ok, partial          | gone, or missing at planning         | keep     |
+    | yes     | ok, partial          | another one, or another span         | changed  |
+    | yes     | pending              | gone, or missing at planning         | keep     |
+    | yes     | failed or none       | another one, or another span         | plan     |
+
+    Args:
+        now: the row with its file as it is now.
+        planned: the row in the plan that counts; None if it is in no plan.
+        outcome: (status, reason) of the extracted video; ("", "") if there is none.
+        is_pending: whether a task that holds the row still has to run.
+        retry: reasons for which a failed or partial video is extracted again.
+    """
+    if planned is None:
+        return "plan"
+    status, reason = outcome
+    is_stored = status in ("ok", "partial")
+    has_no_file = planned.is_same_span(now) and None in (planned.size, now.size)
+    if planned.is_same_video(now) or (is_stored and has_no_file):
+        is_retried = reason == "missing" or reason in retry
+        return "plan" if is_retried and now.size is not None and not is_pending else "keep"
+    if is_pending and (now.size is None or has_no_file):
+        return "keep"  # its task will report the missing file
+    return "changed" if is_stored else "plan"
+
+
+def rows_to_plan(
+    rows: Iterable[VideoRow],
+    tasks: Iterable[Task],
+    outcomes: Mapping[str, tuple[str, str]],
+    *,
+    pending: Container[str] = (),
+    counting: Mapping[str, int] | None = None,
+    retry: Container[str] = (),
+    redo_changed: bool = False,
+) -> list[PlannedRow]:
+    """Return the manifest's rows that need a new task; see `decide`.
+
+    Args:
+        rows: rows of the manifest.
+        tasks: tasks of all plans, oldest first.
+        outcomes: id → (status, reason) of the finished videos.
+        pending: ids in tasks that still have to run.
+        counting: id → number of the plan whose entries count, of the finished videos.
+        retry: reasons for which a failed or partial video is extracted again.
+        redo_changed: extract changed videos again.
+
+    Raises:
+        ManifestError: a video with stored features has changed, and `redo_changed` is not set.
+    """
+    counting = counting or {}
+    planned = {
+        row.video_id: row
+        for task in tasks
+        for row in task.rows
+        if task.plan <= counting.get(row.video_id, task.plan) or row.video_id in pending
+    }
+    new, changed = [], []
+    for row in rows:
+        now, before = with_file_state(row), planned.get(row.video_id)
+        outcome = outcomes.get(row.video_id, ("", ""))
+        decision = decide(now, before, outcome, is_pending=row.video_id in pending, retry=retry)
+        if decision == "keep":
+            continue
+        if decision == "changed":
+            assert before is not None
+            changed.append((before, now))
+        new.append(now)
+    if changed and not redo_changed:
+        before, now = changed[0]
+        others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ManifestError(
+            f"video_id {now.video_id!r}{others} was extracted from {before.describe()} and is now "
+            f"{now.describe()}; an id must stay one video: give it another id, restore the file, "
+            "or extract it again with --redo-changed"
+        )
+    return new
+
+
+def with_current_paths(task: Task, paths: Mapping[str, str]) -> Task:
+    """Return a pending task with the present paths of files that only moved since planning.
+
+    Args:
+        task: the task.
+        paths: id → path, as the manifest has them now.
+    """
+    rows = tuple(_with_current_path(row, paths.get(row.video_id, row.path)) for row in task.rows)
+    return task if rows == task.rows else replace(task, rows=rows)
+
+
+def _with_current_path(row: PlannedRow, path: str) -> PlannedRow:
+    if path == row.path:
+        return row
+    size, mtime_ns = file_state(path)
+    now = row._replace(path=path, size=size, mtime_ns=mtime_ns)
+    return now if size is not None and now.is_same_video(row) else row
+
+
 def write_plan(
     folder: FeatureFolder,
     tasks: Iterable[Sequence[PlannedRow]],
+    *,
     fingerprint: str,
-    speed: Speed,
-    kinds: Mapping[str, Mapping[str, int]] | None = None,
+    batch_size: int,
+    properties: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Task]:
-    """Writes the next plan file; returns its tasks.
+    """Write the next plan file and return its tasks.
 
     Args:
-        folder: whose.
-        tasks: their rows.
-        fingerprint: of the folder.
-        speed: of the tasks.
-        kinds: what the files are, a record: `codec` → `h264` → how many.
+        folder: the feature folder.
+        tasks: rows of each task.
+        fingerprint: fingerprint of the folder.
+        batch_size: images per backbone call.
+        properties: counts of the files' properties, a record: `codec` → `h264` → number of files.
     """
     number = len(list(folder.plans.glob("*.json")))
     tasks = list(tasks)
@@ -198,22 +301,22 @@ def write_plan(
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": fingerprint,
-        "speed": speed._asdict(),
+        "batch_size": batch_size,
         "columns": PlannedRow._fields,
         "cut_columns": Cut._fields,
-        "kinds": kinds or {},
+        "properties": properties or {},
     }
     with atomic_text(folder.plans / f"{number:03d}.json") as file:
-        # A task a line: easy to read, and a million rows are never one string.
+        # One task per line: easy to read, and a million rows never become one string.
         file.write(json.dumps(head)[:-1] + ', "tasks": [')
         for index, rows in enumerate(tasks):
             file.write(("," if index else "") + "\n" + json.dumps(rows, ensure_ascii=False))
         file.write("\n]}\n")
-    return [_task(number, index, rows, speed) for index, rows in enumerate(tasks)]
+    return [_task(number, index, rows, batch_size) for index, rows in enumerate(tasks)]
 
 
 def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
-    """The tasks of all plans, oldest plan first.
+    """Return the tasks of all plans, oldest plan first.
 
     Raises:
         FeaturesError: a plan is damaged, is missing, or belongs to another fingerprint.
@@ -223,57 +326,56 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         with _readable(path):
             plan = json.loads(path.read_text(encoding="utf-8"))
             _check_head(path, number, plan, fingerprint)
-            speed = Speed(**plan["speed"])
+            # Version 2 (vtnpipe 0.1) stored the batch size among other, measured, settings.
+            batch_size = plan["speed"]["batch_size"] if plan["version"] == 2 else plan["batch_size"]
             rows_by_task = [list(map(_row, rows)) for rows in plan["tasks"]]
-        tasks += [_task(number, index, rows, speed) for index, rows in enumerate(rows_by_task)]
+        tasks += [_task(number, index, rows, batch_size) for index, rows in enumerate(rows_by_task)]
     return tasks
 
 
 def _check_head(path: Path, number: int, plan: Mapping[str, Any], fingerprint: str) -> None:
-    """Refuses a plan that is not the next one of this folder.
+    """Refuse a plan that is not plan `number` of this folder.
 
     Raises:
-        FeaturesError: it is not.
+        FeaturesError: it is another plan.
     """
     if path.name != (expected := f"{number:03d}.json"):
         raise FeaturesError(
-            f"{path.with_name(expected)}: is missing, but {path.name} is there; put it back"
+            f"{path.with_name(expected)}: missing, although {path.name} exists; restore it"
         )
-    for name, value in {"format": FORMAT, "version": VERSION}.items():
-        if plan[name] != value:
-            raise FeaturesError(
-                f"{path}: its {name} is {plan[name]!r}, but {value!r} is expected; use the vtnpipe "
-                "that made it, or extract into a new folder"
-            )
+    if plan["format"] != FORMAT or plan["version"] not in (2, VERSION):
+        raise FeaturesError(
+            f"{path}: is {plan['format']!r} version {plan['version']!r}, but this vtnpipe reads "
+            f"{FORMAT!r} versions 2 and {VERSION}; use the vtnpipe that wrote it, or extract into "
+            "a new folder"
+        )
     if plan["fingerprint"] != fingerprint:
         raise FeaturesError(
-            f"{path}: its fingerprint is {plan['fingerprint']!r}, but {fingerprint!r} is expected: "
-            "it is of another feature folder; put back the one that belongs here"
+            f"{path}: has fingerprint {plan['fingerprint']!r}, but the folder has {fingerprint!r}; "
+            "it belongs to another feature folder: restore the right one"
         )
 
 
 def _plan_files(folder: FeatureFolder) -> list[Path]:
-    """Oldest first."""
+    """Return the plan files, oldest first."""
     return sorted(folder.plans.glob("*.json"), key=lambda path: path.stem.zfill(9))
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """A context in which a plan is read.
+    """Turn errors while a plan is read into one that names the file.
 
     Raises:
-        FeaturesError: it is damaged.
+        FeaturesError: the plan is damaged.
     """
     try:
         yield
-    except FeaturesError:
-        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FeaturesError(f"{path}: not a readable plan ({error}); {REMEDY}") from None
 
 
-def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
-    """What the files of all plans are, as far as the plans say: `codec` → `h264` → how many.
+def read_file_properties(folder: FeatureFolder) -> dict[str, Counter[str]]:
+    """Return the counts of the files' properties in all plans: `codec` → `h264` → number of files.
 
     A file that was planned again counts again.
 
@@ -283,16 +385,17 @@ def read_kinds(folder: FeatureFolder) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
     for path in _plan_files(folder):
         with _readable(path), path.open(encoding="utf-8") as file:
-            head = file.readline().rstrip()  # up to the tasks, of which there may be a million
-            kinds = json.loads(head + "]}").get("kinds", {})
-        for what, counts in kinds.items():
-            found.setdefault(what, Counter()).update(counts)
+            head = json.loads(file.readline().rstrip() + "]}")  # without the tasks
+            properties = head.get("properties") or head.get("kinds") or {}  # version 2: kinds
+        for name, counts in properties.items():
+            found.setdefault(name, Counter()).update(counts)
     return found
 
 
-def read_sizes(folder: FeatureFolder, video_ids: Iterable[str]) -> dict[str, int | None]:
-    """How large the files of a few videos were when they were planned last; quick, however many
-    rows there are.
+def read_file_sizes(folder: FeatureFolder, video_ids: Iterable[str]) -> dict[str, int | None]:
+    """Return the files' sizes in bytes when some videos were last planned.
+
+    Only lines with these ids are parsed, so it is quick for any number of rows.
 
     Raises:
         FeaturesError: a plan is damaged.
@@ -315,5 +418,5 @@ def _row(values: list[Any]) -> PlannedRow:
     return row if row.cut is None else row._replace(cut=Cut.from_json(row.cut))
 
 
-def _task(plan: int, index: int, rows: Iterable[PlannedRow], speed: Speed) -> Task:
-    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows), speed=speed)
+def _task(plan: int, index: int, rows: Iterable[PlannedRow], batch_size: int) -> Task:
+    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows), batch_size=batch_size)

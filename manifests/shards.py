@@ -1,10 +1,8 @@
-"""Feature shards: how one is written, and what one says of itself when it is opened.
+"""Feature shards: one HDF5 file per task, with several videos packed end to end.
 
-A shard is one HDF5 file with several videos packed end to end, in contiguous datasets, so that a
-video is one slice of a memory map: /features (N, D) or (N, V, D), /frame_index (N,), /timestamps
-(N,), and under /videos one column per field of `Entry`. Names are `PPP-TTTTT.h5` (plan, task); of
-an id that several plans made, the newest complete entry counts. This is the only file that knows
-HDF5.
+Datasets are contiguous, so that a video is one slice of a memory map: /features (N, D) or
+(N, V, D), /frame_index (N,), /timestamps (N,), and under /videos one column per field of `Entry`.
+Files are named `PPP-TTTTT.h5` (plan, task). No other module uses HDF5.
 """
 
 import io
@@ -13,8 +11,9 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -24,11 +23,6 @@ from .atomic import write_bytes
 from .errors import DamagedShardError, FeaturesError
 from .times import frame_rate
 
-if TYPE_CHECKING:
-    import mmap
-
-    from .feature_store import FeatureStore
-
 FORMAT, VERSION = "vtnpipe.features", 1
 ROW_DTYPES = {"frame_index": np.dtype("<i8"), "timestamps": np.dtype("<f8")}
 NAME = re.compile(r"(\d{3,})-(\d{5,})\.h5")
@@ -37,7 +31,7 @@ Status = Literal["ok", "partial", "failed"]
 
 
 class Entry(NamedTuple):
-    """One video, or one part of one, in a shard: a row of its /videos table."""
+    """Row of a shard's /videos table: one video, or one part of a video."""
 
     id: str
     part: int
@@ -50,14 +44,14 @@ class Entry(NamedTuple):
     status: Status
     reason: str
     decoder: str
-    decoder_reason: str  # why `auto` did not take decord
+    decoder_reason: str  # why the decoder is not the preferred one
     crc32: int  # over the rows of /features, then /frame_index, then /timestamps
     message: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoPart:
-    """What a task hands to `write_shard` for one video.
+    """One video, or one part of a video, as `write_shard` takes it.
 
     Attributes:
         features: [T, D] or [T, V, D], in the dtype to store.
@@ -86,7 +80,7 @@ class VideoPart:
 def checksum(
     features: npt.NDArray[Any], frame_index: npt.NDArray[Any], timestamps: npt.NDArray[Any]
 ) -> int:
-    """CRC-32 over the rows of a shard's three arrays, in this order."""
+    """Return the CRC-32 of an entry's rows of the three arrays, in this order."""
     crc = 0
     for array in (features, frame_index, timestamps):
         crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc)
@@ -103,19 +97,19 @@ def write_shard(
     views: Sequence[str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Writes one shard, whole or not at all.
+    """Write one shard atomically.
 
     Args:
-        path: `PPP-TTTTT.h5` in a folder that exists.
-        parts: the videos, in the order in which they are packed; failed ones have no rows.
+        path: `PPP-TTTTT.h5` in an existing folder.
+        parts: videos in the order in which they are packed; failed ones have no rows.
         row_shape: (D,), or (V, D).
         dtype: float16 or float32.
-        fingerprint: of the folder that the shard belongs to.
-        views: a name for each view of a frame.
-        settings: recorded with the shard.
+        fingerprint: fingerprint of the feature folder.
+        views: name of each view of a frame.
+        settings: a record for people.
 
     Raises:
-        StorageError: the disk is full, lost, or may not be written.
+        StorageError: the disk is full, lost or read-only.
     """
     lengths = [len(part.features) for part in parts]
     offsets = np.cumsum([0, *lengths])
@@ -139,8 +133,8 @@ def write_shard(
         for part, offset, length in zip(parts, offsets, lengths, strict=False)
     ]
     num_rows = int(offsets[-1])
-    # Made in memory, where its rows are anyway: HDF5 neither locks a file then, which some network
-    # file systems refuse, nor closes one without a word that the disk had no room for.
+    # Built in memory, where its rows are anyway: HDF5 then locks no file, which some network file
+    # systems refuse, and cannot close a file silently that the disk had no room for.
     image = io.BytesIO()
     with h5py.File(image, "w", libver="v110") as file:
         file.attrs.update(
@@ -168,7 +162,7 @@ def write_shard(
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
-    """A table column: text as fixed-length UTF-8 (never objects), numbers as int64 or float64."""
+    """Return a table column: text as fixed-length UTF-8, numbers as int64 or float64."""
     if not isinstance(values[0], str):
         return np.array(values)
     encoded = [value.encode() for value in values]
@@ -177,18 +171,18 @@ def _column(values: list[Any]) -> npt.NDArray[Any]:
 
 
 class Shard(NamedTuple):
-    """Where a finished shard's arrays lie in its file, and what they hold."""
+    """Table and array layout of a finished shard."""
 
     path: Path
     plan: int
     entries: list[Entry]
     row_shape: tuple[int, ...]
     dtype: np.dtype[Any]  # of the features
-    starts: dict[str, int]  # byte in the file where each array begins
+    starts: dict[str, int]  # name of each array → its offset in the file, in bytes
 
 
 def read_shard(path: Path, fingerprint: str) -> Shard:
-    """Reads a shard's attributes, table and layout, but none of its rows.
+    """Read a shard's attributes, table and layout, but none of its rows.
 
     Raises:
         FeaturesError: the file is not a complete shard of this format, version and fingerprint.
@@ -226,32 +220,34 @@ def read_shard(path: Path, fingerprint: str) -> Shard:
             num_bytes = {name: array.nbytes for name, array in arrays.items()}
             size = path.stat().st_size
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, FeaturesError):
-            raise
         raise _damaged(path, f"not a readable shard ({error})") from None
     ends = np.cumsum([0] + [entry.length for entry in shard.entries])
     packed = [entry.offset for entry in shard.entries] == ends[:-1].tolist()
     lie_in_file = all(starts[name] + one <= size for name, one in num_bytes.items())
     fits = dtypes_fit and _features_fit(shard) and lie_in_file and not (np.diff(ends) < 0).any()
     if not (packed and num_rows == {int(ends[-1])} and fits):
-        raise _damaged(path, "its table and its arrays disagree")
+        raise _damaged(path, "table and arrays do not match")
     return shard
 
 
 def _damaged(path: str | Path, fault: str) -> DamagedShardError:
     return DamagedShardError(
         f"{path}: {fault}; `vtnpipe features verify FEATURES --drop` removes it, and "
-        "extract makes it again"
+        "extract writes it again"
     )
 
 
 def _features_fit(shard: Shard) -> bool:
-    """Whether the features are float16 or float32, [N, D] or [N, V, D]."""
+    """Return whether the features are float16 or float32, [N, D] or [N, V, D]."""
     return shard.dtype in (np.float16, np.float32) and len(shard.row_shape) in (1, 2)
 
 
 def _plain_dataset(file: Any, name: str) -> Any:
-    """The dataset of that name, if its bytes lie in this file, contiguous, and are no objects."""
+    """Return a dataset whose bytes lie in this file, contiguous, and hold no objects.
+
+    Raises:
+        DamagedShardError: there is no such dataset.
+    """
     for depth in range(1, name.count("/") + 2):
         link = file.get("/".join(name.split("/")[:depth]), getlink=True)
         if link is None:
@@ -269,20 +265,20 @@ def _plain_dataset(file: Any, name: str) -> Any:
 
 
 def _values(column: npt.NDArray[Any]) -> list[Any]:
-    """A table column's values as Python's own."""
+    """Return a table column as Python values."""
     if column.ndim != 1:
         raise ValueError("a column of its table is not a list")
     values: list[Any] = column.tolist()
     return [value.decode() for value in values] if column.dtype.kind == "S" else values
 
 
-def rows_of(shard: Shard, data: "mmap.mmap", entry: Entry, name: str) -> npt.NDArray[Any]:
-    """One entry's rows [length, ...] of one array, as a view.
+def rows_of(shard: Shard, data: mmap, entry: Entry, name: str) -> npt.NDArray[Any]:
+    """Return one entry's rows [length, ...] of one array, as a view.
 
     Args:
-        shard: what the file says of itself.
-        data: the whole file.
-        entry: one of the shard's.
+        shard: layout of the file.
+        data: memory map of the whole file.
+        entry: entry of the shard.
         name: `features`, `frame_index` or `timestamps`.
     """
     row_shape = shard.row_shape if name == "features" else ()
@@ -294,14 +290,3 @@ def rows_of(shard: Shard, data: "mmap.mmap", entry: Entry, name: str) -> npt.NDA
         count=entry.length * width,
         offset=shard.starts[name] + entry.offset * width * dtype.itemsize,
     ).reshape(entry.length, *row_shape)
-
-
-def open_features(folder: str | Path) -> "FeatureStore":
-    """Opens a feature folder as a read-only mapping from video id to `VideoFeatures`.
-
-    Raises:
-        FeaturesError: it is not a feature folder, or one of its shards can't be read.
-    """
-    from .feature_store import FeatureStore
-
-    return FeatureStore(folder)

@@ -1,11 +1,11 @@
-"""Times of frames: their rate, and which frame is nearest to a time."""
+"""Functions of frame timestamps: frame rate, nearest frames, edges."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 def frame_rate(timestamps: npt.NDArray[np.float64]) -> float:
-    """(T - 1) / (last - first), for timestamps [T] in seconds; NaN where that is undefined.
+    """Return (T - 1) / (last - first) for timestamps [T] in seconds; NaN if undefined.
 
     >>> float(frame_rate(np.array([0.0, 0.5, 1.0])))
     2.0
@@ -17,7 +17,7 @@ def frame_rate(timestamps: npt.NDArray[np.float64]) -> float:
 def nearest(
     timestamps: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """The frame nearest to each target, each frame once; of two as near, the earlier.
+    """Return the frames nearest to the targets, each once; of two equally near, the earlier.
 
     >>> nearest(np.array([0.0, 1.0, 2.0]), np.array([-3.0, 0.5, 1.6, 9.0])).tolist()
     [0, 2]
@@ -35,7 +35,7 @@ def nearest(
 def nearest_each(
     timestamps: npt.NDArray[np.float64], targets: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """The frame nearest to each target; of two as near, the earlier.
+    """Return the frame nearest to each target; of two equally near, the earlier.
 
     >>> nearest_each(np.array([0.0, 1.0, 2.0]), np.array([-3.0, 0.5, 0.6, 9.0])).tolist()
     [0, 0, 1, 2]
@@ -54,7 +54,7 @@ def nearest_each(
 
 
 def seconds_edges(timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """When each frame begins, and when the last one ends: [T + 1] seconds.
+    """Return the start of each frame and the end of the last one, [T + 1] seconds.
 
     >>> seconds_edges(np.array([0.0, 0.5, 1.0])).tolist()
     [0.0, 0.5, 1.0, 1.5]

@@ -1,20 +1,17 @@
-"""What a stored name `package.module:function` stands for: a module that a function of the user's
-makes.
-"""
+"""User modules: `package.module:factory` names a function that returns, say, a torch.nn.Module."""
 
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from .errors import VtnpipeError, first_line
 
-if TYPE_CHECKING:
-    from torch import nn
+T = TypeVar("T")
 
 
 def is_factory(name: str) -> bool:
-    """Whether a name is that of a factory.
+    """Return whether a name denotes a user module.
 
     >>> is_factory("my.models:make"), is_factory("hf-hub:timm/resnet50"), is_factory("resnet50")
     (True, False, False)
@@ -22,37 +19,38 @@ def is_factory(name: str) -> bool:
     return ":" in name and not name.startswith("hf-hub:")
 
 
-def module_from_factory(
-    name: str, *arguments: Any, what: str, error_type: type[VtnpipeError]
-) -> "nn.Module":
-    """Calls a factory, which may lie in the current folder.
+def call_factory(
+    name: str, *arguments: Any, returns: type[T], role: str, error_type: type[VtnpipeError]
+) -> T:
+    """Import and call a factory, which may lie in the current folder.
 
     Args:
         name: `package.module:function`.
-        arguments: those of the function.
-        what: the factory's role, for messages.
-        error_type: what to raise.
+        arguments: arguments of the function.
+        returns: type of the result.
+        role: role of the result, for messages.
+        error_type: type of the error to raise.
 
     Raises:
-        VtnpipeError: it can't be imported, fails, or returns no module; of type `error_type`.
+        VtnpipeError: the factory cannot be imported, fails, or returns another type; the error is
+            an `error_type`.
     """
-    from torch import nn
-
     module_name, _, function_name = name.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` would have it
+        sys.path.append(str(Path.cwd()))  # as `python -m` does
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-        module = factory(*arguments)
+        result = factory(*arguments)
     except (Exception, SystemExit) as error:
-        kind = type(error).__name__
-        called = "with the model's TemporalConfig" if arguments else "without arguments"
+        call = "with the model's TemporalConfig" if arguments else "without arguments"
         raise error_type(
-            f"{what} {name!r}: {kind}: {first_line(error)}; a factory is package.module:function, "
-            f"importable from here, that returns a module when it is called {called}"
+            f"{role} {name!r}: {type(error).__name__}: {first_line(error)}; a factory is "
+            f"package.module:function, importable from here, that returns a {returns.__name__} "
+            f"when called {call}"
         ) from error
-    if not isinstance(module, nn.Module):
+    if not isinstance(result, returns):
         raise error_type(
-            f"{what} {name!r} returned a {type(module).__name__}; it must return a torch.nn.Module"
+            f"{role} {name!r} returned a {type(result).__name__}; it must return a "
+            f"{returns.__module__.partition('.')[0]} {returns.__name__}"
         )
-    return module
+    return result

@@ -1,12 +1,11 @@
-"""What a person sees of a run: lines, and how far it is, as a bar on a terminal."""
+"""Console output: lines, long lists, durations, metrics, and progress as a bar on a terminal."""
 
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,67 +15,53 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-LINE_SECONDS = (10.0, 60.0)  # between lines, at first and later
-LINE_SHARE = 0.05  # of the time since the start
+from ..manifests.failures import Failure
+
+LINE_SECONDS = (10.0, 60.0)  # shortest and longest time between progress lines
+LINE_SHARE = 0.05  # time between progress lines, as a share of the time since the start
 
 
-class LastingConsole(Console):
-    """A console that falls silent when its reader is gone (`| head`), while the work goes on.
+class CommandConsole(Console):
+    """Console of the command line, which goes on silently if its reader is gone (`| head`).
 
-    rich's own would end the thread that prints, and that may be the one that talks to Dask.
+    rich's own would end the thread that prints, perhaps the one that talks to Dask.
 
     Attributes:
-        is_json: whether it gets a JSON object a line, and nothing else.
-        is_quiet: whether it gets nothing.
-        is_verbose: whether it gets details, too.
+        is_verbose: whether to print details, and long lists in full.
     """
 
-    is_json = False
-    is_quiet = False
-    is_verbose = False
-
-    def __init__(self, **options: Any) -> None:
-        if self.is_json:
-            options["force_terminal"] = False  # no bar, no colours
-        super().__init__(quiet=self.is_quiet, **options)
+    def __init__(self, *, is_verbose: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.is_verbose = is_verbose
 
     def on_broken_pipe(self) -> None:
-        """Sends what is still printed nowhere."""
+        """Discard further output."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
-def say(console: Console, *lines: str, **values: Any) -> None:
-    """Prints lines as they are: names hold brackets, and a log is not to be wrapped.
-
-    Args:
-        console: where; one of a log in JSON gets an object a line.
-        lines: what.
-        values: what the line says, for programs.
-    """
+def say(console: Console, *lines: str) -> None:
+    """Print lines unchanged: names may contain brackets, and logs are not wrapped."""
     for line in lines:
-        if isinstance(console, LastingConsole) and console.is_json:
-            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            line = json.dumps({"time": now, "message": line, **values}, ensure_ascii=False)
         console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def say_more(console: Console, *lines: str, **values: Any) -> None:
-    """Prints what only those want to read who ask for it."""
+def say_details(console: Console, *lines: str) -> None:
+    """Print lines only with `--verbose`."""
     if is_verbose(console):
-        say(console, *lines, **values)
+        say(console, *lines)
 
 
 def say_some(console: Console, lines: Sequence[str], rest: str = "", most: int = 20) -> None:
-    """Prints the first lines of a list, or with `--verbose` all of them.
+    """Print the first lines of a list, or all of them with `--verbose`.
 
     Args:
-        console: where.
+        console: the console.
         lines: the list.
-        rest: what the others are, and where.
-        most: that are printed otherwise.
+        rest: what the other lines are, and where to find them.
+        most: number of lines printed without `--verbose`.
     """
     shown = len(lines) if is_verbose(console) else most
     say(console, *lines[:shown])
@@ -84,23 +69,28 @@ def say_some(console: Console, lines: Sequence[str], rest: str = "", most: int =
         say(console, f"… and {len(lines) - shown:,} more{rest}; --verbose prints them all")
 
 
-def is_verbose(console: Console) -> bool:
-    """Whether details are asked for, and long lists in full."""
-    return isinstance(console, LastingConsole) and console.is_verbose
+def say_failures(console: Console, failures: Sequence[Failure], path: Path) -> None:
+    """Print the first failed and partial videos of the file at `path`."""
+    say_some(console, list(map(str, failures)), f" in {path}")
 
 
 def say_table(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Prints names and values as a table, for a terminal."""
+    """Print names and values as a table, for a terminal."""
     table = Table(title=title, title_justify="left", show_header=False, box=box.ROUNDED)
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     console.print(table)
 
 
-def in_words(seconds: float) -> str:
-    """A duration for people.
+def is_verbose(console: Console) -> bool:
+    """Return whether details are wanted."""
+    return isinstance(console, CommandConsole) and console.is_verbose
 
-    >>> in_words(42), in_words(630), in_words(20_000)
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in words.
+
+    >>> duration_text(42), duration_text(630), duration_text(20_000)
     ('42 s', '10.5 min', '5.6 h')
     """
     if seconds < 100:
@@ -108,19 +98,87 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
+def counts_text(counts: Mapping[str, int], most: int) -> str:
+    """Return values with their counts, in order.
+
+    >>> counts_text({"h264": 1200, "vp9": 2, "av1": 1}, most=2)
+    'h264 (1,200), vp9 (2), 1 others'
+    """
+    words = [f"{value} ({count:,})" for value, count in counts.items()]
+    if len(words) > most:
+        words[most:] = [f"{len(words) - most} others"]
+    return ", ".join(words) or "none"
+
+
+Interval = tuple[float, float]
+
+_METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_class_accuracy": "mean class accuracy",
+    "mean_average_precision": "mAP",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "loss": "loss",
+}
+_SHARES = {"top1", "top5", "mean_class_accuracy", "mean_average_precision", "f1"}
+
+
+def metric_parts(
+    name: str, value: float | None, interval: Interval | None = None
+) -> tuple[str, str, str]:
+    """Return a metric's name, value and confidence interval as text.
+
+    >>> metric_parts("top1", 0.875, (0.7, 0.95))
+    ('top-1', '87.5%', '70.0% to 95.0%')
+    """
+    digits = ".1%" if name in _SHARES else ".4f"
+    words = "" if interval is None else " to ".join(format(end, digits) for end in interval)
+    return _METRIC_NAMES[name], "–" if value is None else format(value, digits), words
+
+
+def metric_text(name: str, value: float | None, interval: Interval | None = None) -> str:
+    """Return a metric's name and value, with its confidence interval if given.
+
+    >>> metric_text("top1", 0.875), metric_text("rmse", 1.23456), metric_text("r2", None)
+    ('top-1  87.5%', 'RMSE 1.2346', 'R² –')
+    >>> metric_text("top1", 0.875, (0.7, 0.95))
+    'top-1  87.5% (70.0% to 95.0%)'
+    """
+    label, text, words = metric_parts(name, value, interval)
+    aligned = f"{text:>6}" if text.endswith("%") else text
+    return f"{label} {aligned} ({words})" if words and value is not None else f"{label} {aligned}"
+
+
+def metrics_text(
+    metrics: Mapping[str, float | None],
+    separator: str = ", ",
+    intervals: Mapping[str, Interval] | None = None,
+) -> str:
+    """Return several metrics as text.
+
+    >>> metrics_text({"mae": 2.0, "loss": 0.5})
+    'MAE 2.0000, loss 0.5000'
+    """
+    known = intervals or {}
+    return separator.join(metric_text(name, v, known.get(name)) for name, v in metrics.items())
+
+
 class LineClock:
-    """Says when the next line is due where there is no bar: often at first, then each minute."""
+    """Tells when a progress line is due, without a terminal: often at first, then each minute."""
 
     def __init__(self) -> None:
         self.start = self._last = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     def is_due(self) -> bool:
-        """Whether it is; the next one is due later then."""
+        """Return whether a line is due; if so, the next one is due later."""
         least, most = LINE_SECONDS
         wait = min(most, max(least, LINE_SHARE * self.seconds))
         if time.monotonic() - self._last < wait:
@@ -130,27 +188,25 @@ class LineClock:
 
 
 class Bar(Progress):
-    """rich's bar, on a terminal only; where it is not shown, before 14.3 rich's would leave an
-    empty line.
-    """
+    """rich's progress bar, on terminals only; before 14.3, a disabled one left an empty line."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
 
     def stop(self) -> None:
-        """Removes it."""
+        """Remove the bar."""
         if not self.disable:
             super().stop()
 
 
 class CountProgress:
-    """A context in which `count` may be called from any thread.
+    """Context that shows progress as a count; `count` may be called from any thread.
 
     Args:
-        work: in a word.
-        unit: of what is counted.
-        total: how many are expected.
-        console: where to show it.
+        work: name of the work.
+        unit: unit of the count.
+        total: expected number.
+        console: the console.
     """
 
     def __init__(self, work: str, unit: str, total: int, console: Console) -> None:
@@ -187,13 +243,13 @@ class CountProgress:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Says more beside the bar, from now on."""
+        """Show a note beside the count from now on."""
         with self._lock:
             self._note = text
             self._bar.update(self._task, note=text)
 
     def count(self, num_done: int = 1, num_unexpected: int = 0) -> None:
-        """Counts what is done, and what there is more to do than was expected; shows it."""
+        """Count finished work and work beyond the expected total, and show both."""
         with self._lock:
             self._done += num_done
             self._num_expected += num_unexpected
@@ -202,14 +258,9 @@ class CountProgress:
             self._bar.update(self._task, completed=self._done, total=total, rate=rate)
             if not self._console.is_terminal and self._clock.is_due():
                 left = (total - self._done) / max(1e-9, rate)
-                line = f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s"
                 note = f"; {self._note}" if self._note else ""
                 say(
                     self._console,
-                    f"{line}, {in_words(left)} left{note}",
-                    work=self._work,
-                    done=self._done,
-                    total=total,
-                    per_second=round(rate, 3),
-                    seconds_left=round(left, 1),
+                    f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s, "
+                    f"{duration_text(left)} left{note}",
                 )

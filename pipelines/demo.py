@@ -13,19 +13,25 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import click
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
 from ..manifests.atomic import atomic_path
+from ..manifests.errors import EXIT_OK
 from ..manifests.manifest import VideoRow, write_manifest
 from .console import say
-from .evaluate import EvaluateSettings, evaluate
+from .evaluate import evaluate
 from .extract import extract
 from .extraction.settings import ExtractSettings
+from .inference.evaluation import EvaluateSettings
+from .options import settings_options
 from .report import report as write_report
 from .settings import at_least, check_settings, make_folder, option_name, setting
-from .train_temporal import TrainTemporalSettings, train_temporal
+from .train_temporal import train_temporal
+from .training.settings import TrainTemporalSettings
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
 LABELS = ("forwards", "backwards")
@@ -136,7 +142,7 @@ def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console:
         )
     train_temporal(root / "features", run, TrainTemporalSettings(**options, seed=seed))
     report = evaluate(run, root / "features", EvaluateSettings(split="val"))
-    top1 = report.figures["top1"]
+    top1 = report.values["top1"]
     assert top1 is not None
     say(console, f"{run.name}: top-1 {top1:.1%} of {report.counts.scored} videos")
     return top1
@@ -172,13 +178,13 @@ def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
 
 
 def _scene_change(generator: np.random.Generator) -> Iterator[Image]:
-    """Stripes of a warm colour, then rings of a cold one; the moment of change is random."""
+    """Stripes of a warm color, then rings of a cold one; the moment of change is random."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     phase, width = generator.uniform(0, 6), generator.uniform(7, 12)
-    centre_y, centre_x = generator.uniform(30, 100), generator.uniform(40, 120)
-    distance = np.hypot(y - centre_y, x - centre_x)
-    stripes = _coloured(np.sin(y / width + phase), (90, 40, 10), (150, 90, 60))
-    rings = _coloured(np.sin(distance / width), (10, 50, 90), (60, 100, 150))
+    center_y, center_x = generator.uniform(30, 100), generator.uniform(40, 120)
+    distance = np.hypot(y - center_y, x - center_x)
+    stripes = _colored(np.sin(y / width + phase), (90, 40, 10), (150, 90, 60))
+    rings = _colored(np.sin(distance / width), (10, 50, 90), (60, 100, 150))
     change = generator.integers(2, NUM_FRAMES - 1)
     for number in range(NUM_FRAMES):
         yield _finish(stripes if number < change else rings, generator)
@@ -187,16 +193,16 @@ def _scene_change(generator: np.random.Generator) -> Iterator[Image]:
 def _growth(generator: np.random.Generator) -> Iterator[Image]:
     """A disc that is small, grows from a random moment on, and stays large."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    centre_y, centre_x = generator.uniform(50, 78), generator.uniform(60, 100)
-    colour, ground = generator.uniform(150, 250, 3), generator.uniform(20, 90, 3)
+    center_y, center_x = generator.uniform(50, 78), generator.uniform(60, 100)
+    color, ground = generator.uniform(150, 250, 3), generator.uniform(20, 90, 3)
     start = generator.integers(1, NUM_FRAMES - 3)
     for number in range(NUM_FRAMES):
         radius = 8 + 44 * np.clip((number - start) / 3, 0, 1)
-        is_inside = np.hypot(y - centre_y, x - centre_x) < radius
-        yield _finish(np.where(is_inside[..., None], colour, ground), generator)
+        is_inside = np.hypot(y - center_y, x - center_x) < radius
+        yield _finish(np.where(is_inside[..., None], color, ground), generator)
 
 
-def _coloured(
+def _colored(
     pattern: npt.NDArray[np.float64], amplitude: tuple[int, ...], mean: tuple[int, ...]
 ) -> npt.NDArray[np.float64]:
     """An image [H, W, 3] of a pattern [H, W] in [-1, 1]."""
@@ -212,8 +218,6 @@ def _encode(frames: list[Image], path: Path) -> None:
     """Writes H.264 with every picture intra-coded at one quantiser: a picture's bytes don't know
     the order.
     """
-    import av
-
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         options = {"qp": "20", "preset": "veryfast"}
         stream: Any = container.add_stream("libx264", rate=FPS, options=options)
@@ -237,3 +241,14 @@ def _print(report: DemoReport, console: Console) -> None:
     say(console, f"{'chance':24s} {1 / len(LABELS):6.1%}")
     if not report.is_clear:
         say(console, "The two are not far apart: that is not as it should be with the defaults.")
+
+
+@click.command("demo")
+@click.argument("folder", default="vtnpipe-demo")
+@settings_options(DemoSettings)
+def command(folder: str, console: Console, **options: Any) -> int:
+    """Generate labelled videos in FOLDER (vtnpipe-demo); extract, train-temporal, evaluate and
+    report on them.
+    """
+    demo(folder, DemoSettings(**options), console=console)
+    return EXIT_OK

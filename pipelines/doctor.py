@@ -6,61 +6,60 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
+from ..extract.cores import num_cpus
 from ..manifests.errors import EXIT_OK, EXIT_USAGE
-from .processors import num_cpus
 
 PACKAGES = (
     *("vtnpipe", "torch", "torchvision", "timm", "transformers", "decord2", "av", "h5py"),
     *("dask", "distributed", "numpy", "click"),
 )
+OPTIONAL = ("decord2",)  # has no wheel for some systems; `--decoder auto` then takes PyAV
+DEVICES = """
+import torch
+from vtnpipe.extract.device import cpu_precision
+print("cpu", torch.backends.cpu.get_cpu_capability(), *cpu_precision(), sep="\\t")
+for index in range(torch.cuda.device_count()):
+    found = torch.cuda.get_device_properties(index)
+    print(f"cuda:{index}", found.name, f"{found.total_memory / 2**30:.0f} GiB", sep="\\t")
+"""
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's screen."""
+    """One line of the screen."""
 
     name: str
     text: str
-    is_fine: bool = True
-
-
-def package_versions(*names: str) -> dict[str, str | None]:
-    """The installed version of each distribution; None for one that is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    is_ok: bool = True
 
 
 def doctor() -> tuple[list[Finding], int]:
-    """Looks at this machine; returns what it finds, and the exit code: 2 where vtnpipe can't work
-    here.
-    """
+    """Examine this machine; return the findings, and exit code 2 if vtnpipe cannot work here."""
     findings = list(_findings())
-    return findings, EXIT_OK if all(finding.is_fine for finding in findings) else EXIT_USAGE
+    return findings, EXIT_OK if all(finding.is_ok for finding in findings) else EXIT_USAGE
 
 
 def _findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} ({sys.executable})")
-    for name, found in package_versions(*PACKAGES).items():
-        # decord2 has no wheel for some systems; `--decoder auto` then takes PyAV, and says so.
-        yield Finding(name, found or "not installed", found is not None or name == "decord2")
-    yield _requirements()
-    torch_fits = _imports("torch and torchvision", "import torchvision; print('they match')")
-    yield torch_fits
-    yield _imports("decoder decord", "import decord; print(decord.__version__)", is_needed=False)
-    yield _imports("decoder PyAV", "import av; print('FFmpeg', av.ffmpeg_version_info)")
-    if torch_fits.is_fine:
-        yield from _processors()
+    for name in PACKAGES:
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "not installed", name in OPTIONAL)
+    torch_matches = _run_python("torch and torchvision", "import torchvision; print('they match')")
+    yield torch_matches
+    yield _run_python("decoder decord", "import decord; print(decord.__version__)", is_needed=False)
+    yield _run_python("decoder PyAV", "import av; print('FFmpeg', av.ffmpeg_version_info)")
+    if torch_matches.is_ok:
+        yield from _devices()
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     yield Finding(
-        "weights cache", f"{home} ({'present' if home.exists() else 'empty'}; HF_HOME moves it)"
+        "weights cache", f"{home} ({'exists' if home.exists() else 'empty'}; HF_HOME moves it)"
     )
     for label, folder in (("disk here", Path.cwd()), ("disk for temporaries", Path("/tmp"))):  # noqa: S108
         if folder.exists():
@@ -68,22 +67,8 @@ def _findings() -> Iterator[Finding]:
             yield Finding(label, f"{free / 2**30:,.0f} GiB free in {folder}", free > 2**30)
 
 
-def _requirements() -> Finding:
-    """Which of the packages that vtnpipe needs are missing, or of a version that won't do."""
-    from packaging.requirements import Requirement
-
-    name, faults = "requirements", []
-    for one in map(Requirement, requires("vtnpipe") or []):
-        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
-            continue
-        found = package_versions(one.name)[one.name]
-        if found is None or not one.specifier.contains(found, prereleases=True):
-            faults.append(f"{one} is needed, {found or 'none'} is there")
-    return Finding(name, "; ".join(faults) or "all there, in versions that do", not faults)
-
-
-def _imports(name: str, code: str, *, is_needed: bool = True) -> Finding:
-    """Runs a line of Python in a process of its own, so that a crash is a finding, too."""
+def _run_python(name: str, code: str, *, is_needed: bool = True) -> Finding:
+    """Run Python code in a process of its own, so that a crash is a finding, too."""
     try:
         ran = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
@@ -96,20 +81,28 @@ def _imports(name: str, code: str, *, is_needed: bool = True) -> Finding:
     return Finding(name, f"fails: {lines[-1] if lines else ran.returncode}", not is_needed)
 
 
-def _processors() -> Iterator[Finding]:
-    import torch
-
-    from ..extract.device import cpu_precision
-
-    name = torch.backends.cpu.get_cpu_capability()
-    precision, reason = cpu_precision()
+def _devices() -> Iterator[Finding]:
+    found = _run_python("devices", DEVICES)
+    if not found.is_ok:
+        yield found
+        return
+    cpu, *gpus = (line.split("\t") for line in found.text.splitlines())
+    _, capability, precision, reason = cpu
     yield Finding(
-        "cpu", f"{num_cpus()} cores, {name}; precision auto is {precision} there: {reason}"
+        "cpu", f"{num_cpus()} cores, {capability}; precision auto is {precision} there: {reason}"
     )
-    count = torch.cuda.device_count()
-    for index in range(count):
-        properties = torch.cuda.get_device_properties(index)
-        memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        yield Finding(f"cuda:{index}", f"{properties.name}, {memory}")
-    if not count:
+    for name, model, memory in gpus:
+        yield Finding(name, f"{model}, {memory}")
+    if not gpus:
         yield Finding("cuda", "no GPU that torch can use; --device auto is cpu")
+
+
+@click.command("doctor")
+def command() -> int:
+    """Show versions, decoders, devices, caches and disk of this machine."""
+    findings, exit_code = doctor()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = " " if finding.is_ok else "!"
+        click.echo(f"{mark} {finding.name.ljust(width)}  {finding.text}")
+    return exit_code

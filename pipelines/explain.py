@@ -1,30 +1,41 @@
-"""`vtnpipe explain`: what a model attends to in one video, and does its answer depend on that?"""
+"""`vtnpipe explain`: what a model attends to in one video, and what its prediction depends on."""
 
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
+import click
+import torch
 from rich.console import Console
 
-from ..extract.choices import Decoder
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, VideoError
-from . import common_settings
+from ..extract.decode.frames import Decoder, Outcome
+from ..extract.decode.protocol import DecodeRequest
+from ..extract.decode.sampling import Sampling
+from ..extract.device import resolve_device
+from ..manifests.errors import SettingsError, VideoError
+from ..manifests.manifest import VideoRow
+from ..temporal.inference import even_spans, logits_without, prefix_logits
+from ..temporal.tasks import log_odds, probabilities
 from .console import CountProgress, say
-from .settings import at_least, check_output, check_settings, check_unset, setting
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from torch import Tensor
-
-    from ..extract.decode.frames import Outcome
-    from ..manifests.manifest import VideoRow
-    from ..temporal.choices import Task
-    from .html.attention import Attention, SeenVideo
-    from .models.network import VideoTransformerNetwork
+from .html.attention import attention_of
+from .html.explain_figure import write_figure
+from .html.explain_page import Explanation, check_lines, write_explanation
+from .html.thumbnails import Wanted, even_places, thumbnails
+from .inference.video_classifier import VideoFeatures, extract_features
+from .models.network import VideoTransformerNetwork
+from .options import settings_options
+from .settings import (
+    at_least,
+    check_output,
+    check_settings,
+    check_unset,
+    chunk_frames_setting,
+    decoder_setting,
+    device_setting,
+    setting,
+)
 
 FORMATS = (".html", ".png")
 MIN_PASSES = 10  # prefixes and occlusions, however long a video is
@@ -58,9 +69,9 @@ class ExplainSettings:
         "default 250, fewer for hours.",
         check=at_least(2),
     )
-    chunk_frames: int = common_settings.chunk_frames()
-    decoder: Decoder = common_settings.decoder()
-    device: str = common_settings.device()
+    chunk_frames: int = chunk_frames_setting()
+    decoder: Decoder = decoder_setting()
+    device: str = device_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -74,74 +85,6 @@ class ExplainSettings:
             raise SettingsError(f"--output {self.output}: its name must end in .html or .png")
         if self.output is None:
             check_unset(self, ["frames"], "without --output there are no pictures")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Explanation:
-    """Of a model's answer about one video of T frames.
-
-    Attributes:
-        task: of the model.
-        class_names: [C], or the name of what a regression gives.
-        first: the class of the highest logit.
-        scores: [C] probabilities; of regression the number.
-        outcome: of decoding.
-        timestamps: [T] seconds.
-        frame_index: [T].
-        attention: of [CLS]; None where the model has none.
-        prefixes: [(seconds seen, scores [C])], the whole video last.
-        spans: [S] of frames that were hidden, half open.
-        drops: [S], by how much the first class's log-odds fall without them; of regression, the
-            value.
-    """
-
-    task: "Task"
-    class_names: Sequence[str]
-    first: int
-    scores: "Tensor"
-    outcome: "Outcome"
-    timestamps: "npt.NDArray[np.float64]"
-    frame_index: "npt.NDArray[np.int64]"
-    attention: "Attention | None"
-    prefixes: "list[tuple[float, Tensor]]" = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    drops: "npt.NDArray[np.float64]" = field(default_factory=lambda: np.empty(0))
-
-    @property
-    def agreement(self) -> float | None:
-        """Rank correlation (Spearman) of attention and drops, over the spans; None where there is
-        no attention, or one of the two is the same everywhere, or for fewer than three spans.
-        """
-        import torch
-        from torchmetrics.functional import spearman_corrcoef
-
-        if self.attention is None or len(self.spans) < 3:
-            return None
-        starts = [begin for begin, _ in self.spans]
-        weights = np.add.reduceat(self.attention.frames[-1].mean(0), starts)
-        if np.ptp(weights) == 0 or np.ptp(self.drops) == 0:
-            return None
-        return float(spearman_corrcoef(torch.from_numpy(weights), torch.from_numpy(self.drops)))
-
-    @property
-    def drop_unit(self) -> str:
-        """Of what hiding frames changes."""
-        return "value" if self.task == "regression" else "log-odds"
-
-    @property
-    def exit_code(self) -> int:
-        """1 where the video is partial."""
-        return EXIT_OK if self.outcome.status == "ok" else EXIT_WITH_FAILURES
-
-    def most_attended(self, count: int) -> list[tuple[int, float]]:
-        """Places and attention of the frames that the last layer attends to most, in order of
-        time: the mean over its heads.
-        """
-        if self.attention is None:
-            return []
-        weights = self.attention.frames[-1].mean(0)
-        places = sorted((-weights).argsort(kind="stable")[:count].tolist())
-        return [(place, float(weights[place])) for place in places]
 
 
 def explain(
@@ -164,13 +107,6 @@ def explain(
     Raises:
         VtnpipeError: model or a setting breaks a rule, or no frame can be decoded.
     """
-    from ..extract.decode.protocol import Decode
-    from ..extract.decode.sampling import Sampling
-    from ..extract.device import resolve_device
-    from ..manifests.manifest import VideoRow
-    from .inference.video_classifier import video_features
-    from .models.network import VideoTransformerNetwork
-
     settings = settings or ExplainSettings()
     console = console or Console(quiet=True)
     device = resolve_device(settings.device)
@@ -179,12 +115,12 @@ def explain(
     path = str(Path(video).absolute())
     name = os.fsencode(Path(video).name).decode(errors="replace")
     row = VideoRow(video_id=name, path=path, start=settings.start, end=settings.end)
-    sampling = Sampling.from_identity(network.config.identity)
-    request = Decode(path, row.start, row.end, sampling, decoder=settings.decoder)
-    (piece,) = video_features(network, [request], chunk_frames=settings.chunk_frames)
-    if not len(piece.times):
+    sampling = Sampling.from_spec(network.config.spec)
+    request = DecodeRequest(path, row.start, row.end, sampling, decoder=settings.decoder)
+    (piece,) = extract_features(network, [request], chunk_frames=settings.chunk_frames)
+    if not len(piece.timestamps):
         raise VideoError(piece.outcome.reason or "no-frames", piece.outcome.message)
-    found = _look(network, piece.seen.to(device), piece.outcome, settings, console)
+    found = _look(network, piece.features.to(device), piece.outcome, settings, console)
     if output is not None:
         _write(output, found, network, row, settings, console)
         say(console, f"{output}: {output.stat().st_size / 2**20:,.1f} MiB")
@@ -192,19 +128,13 @@ def explain(
 
 
 def _look(
-    network: "VideoTransformerNetwork",
-    seen: "SeenVideo",
-    outcome: "Outcome",
+    network: VideoTransformerNetwork,
+    seen: VideoFeatures,
+    outcome: Outcome,
     settings: ExplainSettings,
     console: Console,
 ) -> Explanation:
     """The answer and attention, which are said at once; then prefixes and occlusions."""
-    import torch
-
-    from ..temporal.explain import even_spans, logits_without, prefix_logits
-    from ..temporal.tasks import log_odds, probabilities
-    from .html.attention import attention_of
-
     config, temporal = network.config, network.temporal
     task, num_frames = config.temporal.task, len(seen.timestamps)
     names = config.class_names or ["value"]
@@ -267,28 +197,6 @@ def _print_answer(found: Explanation, settings: ExplainSettings, console: Consol
         say(console, f"  attends {share:6.2%} to frame {rank}, at {seconds:.2f} s")
 
 
-def check_lines(found: Explanation) -> list[str]:
-    """What hiding frames tells."""
-    name = found.class_names[found.first]
-    most = int(found.drops.argmax())
-    begin, stop = found.spans[most]
-    frames = f"frame {found.frame_index[begin]}"
-    if stop - begin > 1:
-        frames = f"frames {found.frame_index[begin]} to {found.frame_index[stop - 1]}"
-    line = (
-        f"{name} falls most without {frames}, from {found.timestamps[begin]:.2f} s on: by "
-        f"{found.drops[most]:.3g} in {found.drop_unit}"
-    )
-    if found.drops[most] <= 0:
-        line = f"hiding any one of {len(found.spans):,} parts never makes {name} fall"
-    if found.attention is None:
-        return [line, "this model has no [CLS] that attends"]
-    agreement = found.agreement
-    if agreement is None:
-        return [line, "too few parts, or too much alike, to compare with attention"]
-    return [line, f"rank correlation of that with attention: {agreement:.2f}"]
-
-
 def _score_text(found: Explanation, index: int) -> str:
     value = float(found.scores[index])
     return f"{value:.6g}" if found.task == "regression" else f"{value:.1%}"
@@ -297,28 +205,42 @@ def _score_text(found: Explanation, index: int) -> str:
 def _write(
     output: Path,
     found: Explanation,
-    network: "VideoTransformerNetwork",
-    row: "VideoRow",
+    network: VideoTransformerNetwork,
+    row: VideoRow,
     settings: ExplainSettings,
     console: Console,
 ) -> None:
     """The page, or the picture."""
-    from .html.thumbnails import Wanted, even_places, thumbnails
-
     along = even_places(found.timestamps, settings.frames)
     most = [place for place, _ in found.most_attended(settings.most)]
     wanted = Wanted.of(row, along + most, found.frame_index, found.timestamps)
     (pictures,) = thumbnails({row.video_id: wanted}, height=LARGE_HEIGHT).values()
     strip, attended = pictures.thumbnails[: len(along)], pictures.thumbnails[len(along) :]
     if output.suffix == ".png":
-        from .html.explain_figure import write_figure
-
         has_all_letters = write_figure(output, row.video_id, found, strip, settings.top)
         if not has_all_letters:
             say(console, "some letters of names are not in the picture's font; .html has all")
         return
-    from .html.explain_page import write_explanation
-
     write_explanation(
-        output, network.config, row.video_id, found, strip, attended, pictures.note, settings
+        output,
+        network.config,
+        row.video_id,
+        found,
+        strip,
+        attended,
+        pictures.note,
+        top=settings.top,
+        most=settings.most,
     )
+
+
+@click.command("explain")
+@click.argument("model")
+@click.argument("video")
+@settings_options(ExplainSettings)
+def command(model: str, video: str, console: Console, **options: Any) -> int:
+    """Show what MODEL attends to in the file VIDEO, and what its prediction depends on.
+
+    Hiding one part at a time checks the attention: does the prediction change where it is high?
+    """
+    return explain(model, video, ExplainSettings(**options), console=console).exit_code

@@ -1,49 +1,48 @@
-"""`vtnpipe extract`: stage one from a manifest to a feature folder; the same command again resumes.
+"""`vtnpipe extract`: stage one, from a manifest to a feature folder; the same command resumes.
 
-What decides a stored value (the identity) is settled first, in this process: device, precision,
-backbone and its weights. Then the files of rows that no plan holds yet are looked at, workers are
-started and measured, the rows are divided into tasks, and every task without a shard is run.
+The specification of the features is resolved and the tasks are planned in this process; then Dask
+workers run every task without a shard.
 """
 
 import contextlib
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import click
 from rich.console import Console
 
+from ..extract.batching import TaskProgress
+from ..extract.task import TaskReport, WorkerSettings
+from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError
-from ..manifests.feature_folder import FeatureFolder, locked, planning
+from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
 from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import Task
-from .console import CountProgress, in_words, say, say_more
-from .dask_cluster.client import GetClient, client_when_needed
-from .dask_cluster.jobqueue import THREADS_PER_WORKER
-from .extraction.feature_spec import Extraction, settle, with_model_settings
-from .extraction.giving_up import FailureLimit, TimeBudget
-from .extraction.pace import Finished
-from .extraction.preparation import (
-    Crew,
-    Work,
+from .console import CountProgress, say, say_details
+from .dask_cluster.client import dashboard_text, open_client
+from .extraction.failure_limit import FailureLimit
+from .extraction.feature_spec import NewExtraction, resolve_spec, with_model_settings
+from .extraction.planning import (
+    Plan,
     create_folder,
-    hire,
-    prepare,
-    remove_remains,
-    tasks_to_do,
-    what_is_planned,
+    existing_plan,
+    pending_tasks,
+    plan_extraction,
+    read_state,
 )
 from .extraction.scheduler import run_tasks
 from .extraction.settings import ExtractSettings
 from .extraction.summary import (
     ExtractReport,
+    FinishedRun,
     note_failures,
-    report_of_part,
-    write_report,
+    part_summary,
+    write_summary,
 )
-
-if TYPE_CHECKING:
-    from ..extract.task import TaskReport
+from .extraction.workers import local_workers, remote_workers
+from .options import settings_options
 
 
 def extract(
@@ -53,163 +52,185 @@ def extract(
     *,
     console: Console | None = None,
 ) -> ExtractReport:
-    """Extracts the features of a manifest's videos into a folder; resumes what is there.
+    """Extract the features of a manifest's videos into a folder; resume what is there.
 
     Args:
         manifest: CSV file.
-        features: the folder; made if it is not there.
-        settings: by default, `ExtractSettings()`.
-        console: for progress and results; by default, nothing is printed.
+        features: feature folder; created if missing.
+        settings: by default `ExtractSettings()`.
+        console: for progress and results; by default nothing is printed.
 
     Raises:
-        VtnpipeError: the manifest, a setting, or the folder breaks a rule; nothing has been written
-            then.
+        VtnpipeError: the manifest, a setting or the folder is invalid; nothing has been written.
         StoppedError: the run could not be finished; the same call resumes.
     """
     settings = settings or ExtractSettings()
     console = console or Console(quiet=True)
-    budget = TimeBudget(settings.time_budget)
     rows = read_manifest(manifest)
     folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
-    is_part = settings.part is not None
-    with (
-        locked(folder, is_shared=is_part),
-        client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as get_client,
-    ):
-        if is_part:
-            return _extract_part(folder, rows, settings, get_client, budget, console)
-        extraction = settle(folder, settings, console, get_client)
-        remove_remains(folder)
-        work = prepare(folder, rows, settings, extraction, get_client, console)
-        tasks = tasks_to_do(work.tasks, folder)
+    if settings.part is not None:
+        with locked(folder, is_shared=True):
+            return _extract_part(folder, rows, settings, console)
+    with locked(folder):
+        new = resolve_spec(folder, settings, console)
+        _remove_leftovers(folder)
+        if settings.finish:
+            create_folder(folder, new, settings)
+            _check_planned(folder, rows, settings)
+        plan = plan_extraction(folder, rows, settings, new, console)
+        tasks = plan.pending
         if not tasks:
-            return write_report(work.store, work.rows, None, console)
+            return write_summary(plan.store, plan.rows, None, console)
         if settings.finish:
             raise StoppedError(
-                f"{folder.root}: {len(tasks):,} of {len(work.tasks):,} tasks have no shard, "
-                f"{tasks[0].name} for one; run their parts again, or all by leaving out "
-                "--finish"
+                f"{folder.root}: {len(tasks):,} of {len(plan.tasks):,} tasks have no shard, "
+                f"{tasks[0].name} for one; run their parts again, or all by leaving out --finish"
             )
-        crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
-        finished = _run(folder, tasks, work, extraction, settings, crew, budget, console)
-        remove_remains(folder)  # of workers that died
-        return write_report(work.store, work.rows, finished, console)
+        run = _run(tasks, plan, settings, new, console)
+        _remove_leftovers(folder)  # of workers that died
+        return write_summary(plan.store, plan.rows, run, console)
 
 
 def _extract_part(
-    folder: FeatureFolder,
-    rows: list[VideoRow],
-    settings: ExtractSettings,
-    get_client: GetClient,
-    budget: TimeBudget,
-    console: Console,
+    folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings, console: Console
 ) -> ExtractReport:
-    """Runs each Nth task, while other parts may run on other hosts; the first of them plans."""
+    """Run every Nth task, while other parts may run on other hosts; the first part plans."""
     number, num_parts = settings.parts
-    with planning(folder):  # of unlike hosts, the first one's precision is the folder's
-        extraction = settle(folder, settings, console, get_client)
-        create_folder(folder, extraction, settings)
-    work = what_is_planned(folder, rows, settings)
-    if work is None:
-        with planning(folder):
-            work = prepare(folder, rows, settings, extraction, get_client, console)
-    own = work.tasks[number::num_parts]
-    tasks = tasks_to_do(own, folder)
+    with planning_lock(folder):  # on unlike hosts, the first one's precision is the folder's
+        new = resolve_spec(folder, settings, console)
+        create_folder(folder, new, settings)
+    plan = existing_plan(folder, rows, settings)
+    if plan is None:
+        with planning_lock(folder):
+            plan = plan_extraction(folder, rows, settings, new, console)
+    own = plan.tasks[number::num_parts]
+    tasks = pending_tasks(own, folder)
     say(
         console,
-        f"part {settings.part}: {len(own):,} of {len(work.tasks):,} tasks; "
+        f"part {settings.part}: {len(own):,} of {len(plan.tasks):,} tasks; "
         f"{len(own) - len(tasks):,} are done",
     )
-    finished = None
-    if tasks:
-        crew = work.crew or hire(folder, extraction, settings, [], tasks, get_client, console)
-        finished = _run(folder, tasks, work, extraction, settings, crew, budget, console)
-    num_left = len(tasks_to_do(work.tasks, folder))
-    if num_left:
-        return report_of_part(folder, finished, num_left, console)
-    with planning(folder):
-        return write_report(work.store, work.rows, finished, console)
+    run = _run(tasks, plan, settings, new, console) if tasks else None
+    if num_left := len(plan.pending):
+        return part_summary(folder, run, num_left, console)
+    with planning_lock(folder):
+        return write_summary(plan.store, plan.rows, run, console)
+
+
+def _check_planned(folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings) -> None:
+    """Refuse to finish while rows are in no plan.
+
+    Raises:
+        StoppedError: some are.
+    """
+    _, _, unplanned = read_state(folder, rows, settings)
+    if unplanned:
+        raise StoppedError(
+            f"{folder.root}: {len(unplanned):,} videos are in no plan yet, "
+            f"{unplanned[0].video_id!r} for one; run the parts, or all by leaving out --finish"
+        )
 
 
 def _run(
-    folder: FeatureFolder,
     tasks: list[Task],
-    work: Work,
-    extraction: Extraction,
+    plan: Plan,
     settings: ExtractSettings,
-    crew: Crew,
-    budget: TimeBudget,
+    new: NewExtraction,
     console: Console,
-) -> Finished:
-    """Runs tasks, the largest first; what failed is noted however that ends."""
-    from ..extract.task import Job
-
-    workers, tuning = crew.workers, crew.tuning
-    job = Job(
-        folder=str(folder.root.absolute()),
-        device=workers.device,
-        num_threads=workers.num_threads,
-        num_children=tuning.num_children,
-        limits=settings.limits,
-        batch_size=settings.batch_size,
-        compile=settings.compile,
-        decoder=settings.decoder,
-        settings={**settings.record, "versions": extraction.records["versions"]},
-    )
+) -> FinishedRun:
+    """Run tasks, the largest first; write failures.csv however that ends."""
+    folder = plan.store.folder
     num_videos = len({row.video_id for task in tasks for row in task.rows})
     num_frames = sum(task.num_frames for task in tasks)
-    seconds = num_frames / (tuning.worker_fps * workers.num_workers)
-    say(
-        console,
-        f"{num_videos:,} videos, {num_frames:,} frames in {len(tasks):,} tasks: "
-        f"about {in_words(seconds)}",
-    )
-    limit = FailureLimit(settings.max_failures, len(work.rows))
+    say(console, f"{num_videos:,} videos, {num_frames:,} frames in {len(tasks):,} tasks")
+    limit = FailureLimit(settings.max_failures, len(plan.rows))
     reports: list[TaskReport] = []
-
     counts: Counter[str] = Counter()  # videos by status, and workers
 
-    def note(num_workers: int) -> None:
-        counts["workers"] = num_workers
-        told = ["workers", *(status for status in ("partial", "failed") if counts[status])]
-        progress.note(", ".join(f"{counts[name]:,} {name}" for name in told))
+    def show_counts() -> None:
+        names = ["workers", *(name for name in ("partial", "failed") if counts[name])]
+        progress.note(", ".join(f"{counts[name]:,} {name}" for name in names))
 
-    def finish(report: "TaskReport") -> None:
+    def on_workers(num_workers: int) -> None:
+        counts["workers"] = num_workers
+        show_counts()
+
+    def on_finished(report: TaskReport) -> None:
         reports.append(report)
         counts.update(report.num_videos)
-        note(counts["workers"])
+        show_counts()
         spent = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in report.seconds.items())
-        say_more(console, f"task {report.task}: {report.num_frames:,} frames; seconds: {spent}")
+        say_details(console, f"task {report.task}: {report.num_frames:,} frames; seconds: {spent}")
         limit.count(report.num_failed, report.example)
 
-    def may_begin(task: Task) -> bool:  # a worker has two tasks, one after the other
-        return budget.seconds_left > THREADS_PER_WORKER * task.num_frames / tuning.worker_fps
+    def on_progress(more: TaskProgress) -> None:
+        progress.count(more.num_frames, more.num_unplanned_frames)
 
-    start = time.monotonic()
-    ordered = sorted(tasks, key=lambda task: -task.num_frames)
-    try:
-        with CountProgress("extract", "frames", num_frames, console) as progress:
-            run_tasks(
-                crew.client,
-                ordered,
-                job,
-                num_workers=workers.num_workers,
-                on_progress=lambda more: progress.count(more.num_frames, more.num_unplanned_frames),
-                on_finished=finish,
-                on_workers=note,
-                may_begin=may_begin,
-                seconds_left=budget.seconds_left,
+    with contextlib.ExitStack() as stack:
+        workers = None
+        if settings.is_here:
+            workers = local_workers(settings, new.device, num_frames)
+        client = stack.enter_context(
+            open_client(
+                settings,
+                num_workers=workers.num_workers if workers else 1,
+                logs=folder.jobs,
+                say=lambda line: say(console, line),
             )
-    except (KeyboardInterrupt, VtnpipeError) as error:
-        say(console, f"{len(reports):,} of {len(tasks):,} tasks are finished and stay so")
-        with contextlib.suppress(VtnpipeError, OSError):  # the first fault is the one to tell
-            note_failures(work.store, work.rows)
-        if isinstance(error, VtnpipeError) and not folder.extraction.exists():
-            raise StoppedError(
-                f"{folder.root}: is gone; mount it again, and the same command resumes"
-            ) from error
-        raise
-    return Finished(
-        reports=reports, seconds=time.monotonic() - start, workers=workers, tuning=tuning
-    )
+        )
+        workers = workers or remote_workers(client, settings, new.device)
+        say(console, workers.description, dashboard_text(client))
+        worker_settings = WorkerSettings(
+            folder=str(folder.root.absolute()),
+            device=workers.device,
+            num_threads=workers.num_threads,
+            num_decoder_processes=workers.num_decoder_processes,
+            limits=settings.limits,
+            batch_size=settings.batch_size,
+            compile=settings.compile,
+            decoder=settings.decoder,
+            record={**settings.record, "versions": new.extraction.records.get("versions")},
+        )
+        start = time.monotonic()
+        try:
+            with CountProgress("extract", "frames", num_frames, console) as progress:
+                run_tasks(
+                    client,
+                    sorted(tasks, key=lambda task: -task.num_frames),
+                    worker_settings,
+                    num_workers=workers.num_workers,
+                    on_progress=on_progress,
+                    on_finished=on_finished,
+                    on_workers=on_workers,
+                )
+        except (KeyboardInterrupt, VtnpipeError) as error:
+            say(console, f"{len(reports):,} of {len(tasks):,} tasks are finished")
+            with contextlib.suppress(VtnpipeError, OSError):  # the first error is the one to tell
+                note_failures(plan.store, plan.rows)
+            if isinstance(error, VtnpipeError) and not folder.extraction.exists():
+                raise StoppedError(
+                    f"{folder.root}: the folder is gone; mount it again, and the same command "
+                    "resumes"
+                ) from error
+            raise
+        seconds = time.monotonic() - start
+    return FinishedRun(reports=reports, seconds=seconds, workers=workers)
+
+
+def _remove_leftovers(folder: FeatureFolder) -> None:
+    """Remove temporary files of killed runs; only if no other run is writing."""
+    for path in (folder.root, folder.plans, folder.shards):
+        remove_temporaries(path)
+
+
+@click.command("extract")
+@click.argument("manifest")
+@click.argument("features")
+@settings_options(ExtractSettings)
+def command(manifest: str, features: str, console: Console, **options: Any) -> int:
+    """Run a frozen backbone over every frame of the videos in MANIFEST, into the folder FEATURES.
+
+    The same command resumes: finished shards stay, and new rows of the manifest are added.
+    """
+    return extract(manifest, features, ExtractSettings(**options), console=console).exit_code

@@ -1,50 +1,108 @@
-"""`vtnpipe features`: what lies in a feature folder, and whether every byte of it is sound."""
+"""`vtnpipe features`: show a feature folder, verify it, export its features as .npy files.
+
+    FOLDER/ID.npy   [T, D] float32, or [T, V, D] with --view all
+    FOLDER/ID.json  fps, and each row's time and frame index
+
+In file names, a `/` in an id and other characters that a file name cannot have are written as in
+URLs: `run%2Fa.mp4.npy`.
+"""
 
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
 
+import click
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError
+from ..extract.cores import num_cpus
+from ..manifests.atomic import atomic_path, write_json
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.feature_folder import FeatureFolder, locked, read_extraction
+from ..manifests.feature_store import FeatureStore, VideoFeatures, open_features
 from ..manifests.manifest import read_manifest
 from ..manifests.plan import read_plans
+from ..manifests.times import nearest_each
+from ..manifests.verify import backbone_faults, shard_faults
 from .console import CountProgress, say
-from .processors import num_cpus
-from .settings import setting
+from .options import console_options, settings_options
+from .settings import above, at_least, check_settings, make_folder, setting
+
+MIN_COSINE = 0.99  # of a recomputed feature vector; bfloat16 gives 0.9999
+NUM_LISTED = 5  # recomputed frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """The settings of `vtnpipe features verify`."""
+    """Settings of `vtnpipe features verify`."""
 
-    drop: bool = setting(False, help="Remove damaged shards, so that extract makes them again.")
+    drop: bool = setting(False, help="Remove damaged shards, so that extract writes them again.")
+    recompute: int = setting(
+        0,
+        help="Also recompute so many random frames by the plainest path (PyAV, PIL, float32), and "
+        "compare; the videos must be where they were.",
+        check=at_least(0),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Settings of `vtnpipe features export`."""
+
+    fps: float | None = setting(
+        None,
+        help="Rows per second, exactly evenly spaced: the frame nearest to each time; by default "
+        "each stored frame once.",
+        check=above(0),
+    )
+    dtype: Literal["float32", "float16"] = setting("float32", help="Dtype of the arrays.")
+    view: str = setting("first", help="View, if several are stored: first, all, or its name.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """Number of exported videos, and of those without features."""
+
+    num_videos: int
+    num_missing: int
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a wanted video has no features."""
+        return EXIT_WITH_FAILURES if self.num_missing else EXIT_OK
 
 
 def show_features(features: str | Path) -> Iterator[str]:
-    """Yields lines about a folder: what was extracted and how, counts, bytes.
+    """Yield lines about a folder: what was extracted and how, counts, bytes.
 
     Raises:
         FeaturesError: it is not a feature folder.
     """
-    from ..manifests.shards import open_features
-
     store = open_features(features)
-    identity = store.extraction["identity"]
     counts = Counter(store.statuses.values())
     entries = [entry for parts in store.entries.values() for entry in parts]
     num_planned = len(read_manifest(store.folder.manifest)) if store.folder.manifest.exists() else 0
     shards = list(store.folder.shards.glob("*.h5"))
     seconds = sum((entry.length - 1) / entry.fps for entry in entries if entry.length > 1)
     shape = " × ".join(map(str, store.row_shape))
+    spec = store.spec
     yield f"{store.folder.root}"
-    yield f"  backbone     {identity['backbone']}, weights {store.extraction['weights']}"
-    yield f"  fingerprint  {store.extraction['fingerprint']}"
-    yield f"  features     {shape} {identity['store']} a frame, computed in {identity['precision']}"
+    yield f"  backbone     {spec.backbone}, weights {store.extraction.weights}"
+    yield f"  fingerprint  {store.fingerprint}"
+    yield f"  features     {shape} {spec.feature_dtype} per frame, computed in {spec.precision}"
     yield (
         f"  videos       {len(store.entries):,} of {num_planned:,}: "
         + ", ".join(f"{counts[status]:,} {status}" for status in ("ok", "partial", "failed"))
@@ -58,18 +116,15 @@ def show_features(features: str | Path) -> Iterator[str]:
 
 
 def show_video(features: str | Path, video_id: str) -> Iterator[str]:
-    """Yields lines about one video of a folder.
+    """Yield lines about one video of a folder.
 
     Raises:
-        FeaturesError: the folder has no such video.
+        FeaturesError: it is not a feature folder, or has no such video.
     """
-    from ..manifests.shards import open_features
-
     store = open_features(features)
     if video_id not in store.entries:
         raise FeaturesError(
-            f"{features}: video_id {video_id!r} has not been "
-            "extracted into it; see its manifest.csv"
+            f"{features}: video_id {video_id!r} has not been extracted; see its manifest.csv"
         )
     status = store.statuses[video_id]
     yield video_id
@@ -94,56 +149,228 @@ def verify_features(
     *,
     console: Console | None = None,
 ) -> int:
-    """Checks every byte of a folder: weights, plans, and each shard's table, checksums and values.
+    """Check every byte of a folder: weights, plans, and each shard's table, checksums and values.
 
     Args:
-        features: the folder; it need not be writable unless shards are to be dropped.
-        settings: by default, `VerifySettings()`.
-        console: where to print what is wrong; by default, nowhere.
+        features: feature folder; writable only if shards are to be dropped.
+        settings: by default `VerifySettings()`.
+        console: for the faults; by default nothing is printed.
 
     Returns:
-        the exit code: 1 where anything is damaged.
+        the exit code: 1 if anything is damaged.
 
     Raises:
-        FeaturesError: it is not a feature folder, a plan is damaged, or a run is writing there that
-            would not know of dropped shards.
+        FeaturesError: it is not a feature folder, a plan is damaged, or shards are to be dropped
+            while a run is writing there.
     """
-    from ..manifests.verify import faults_of_backbone, faults_of_shard
-
-    drop = (settings or VerifySettings()).drop
+    settings = settings or VerifySettings()
     console = console or Console(quiet=True)
     folder = FeatureFolder(Path(features))
     extraction = read_extraction(folder)
-    with locked(folder) if drop else contextlib.nullcontext():
-        tasks = {task.name: task for task in read_plans(folder, extraction["fingerprint"])}
+    with locked(folder) if settings.drop else contextlib.nullcontext():
+        tasks = {task.name: task for task in read_plans(folder, extraction.fingerprint)}
         shards = sorted(folder.shards.glob("*.h5"))
-        faults = list(faults_of_backbone(folder, extraction))
+        faults = list(backbone_faults(folder, extraction))
         damaged = []
         with (
             ThreadPoolExecutor(num_cpus()) as pool,
             CountProgress("verify", "shards", len(shards), console) as progress,
         ):
-            found = pool.map(lambda path: list(faults_of_shard(path, extraction, tasks)), shards)
+            found = pool.map(lambda path: list(shard_faults(path, extraction, tasks)), shards)
             for path, those in zip(shards, found, strict=True):
                 progress.count()
                 faults += [fault.message for fault in those]
                 if any(fault.is_damage for fault in those):
                     damaged.append(path)
         say(console, *faults)
-        for path in damaged if drop else ():
+        for path in damaged if settings.drop else ():
             path.unlink(missing_ok=True)
     num_missing = len(tasks) - len({path.stem for path in shards} & tasks.keys())
     if num_missing:
         say(console, f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet")
     if not faults:
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
-        return EXIT_OK
+        return _recompute(features, settings.recompute, console) if settings.recompute else EXIT_OK
     count = f"{len(damaged):,} of {len(shards):,} shards"
     if not damaged:
-        end = f"{len(faults):,} faults, told above, none of which --drop mends"
-    elif drop:
-        end = f"removed {count}; the extract command that made them makes them again"
+        result = f"{len(faults):,} faults, listed above, none of which --drop repairs"
+    elif settings.drop:
+        result = f"removed {count}; the extract command that wrote them writes them again"
     else:
-        end = f"{count} are damaged; --drop removes them, so that extract makes them again"
-    say(console, f"{folder.root}: {end}")
+        result = f"{count} are damaged; --drop removes them, so that extract writes them again"
+    say(console, f"{folder.root}: {result}")
     return EXIT_WITH_FAILURES
+
+
+def _recompute(features: str | Path, num_frames: int, console: Console) -> int:
+    """Recompute a sample of features, and print the differences; return the exit code."""
+    from .inference.recompute import recompute_sample  # needs torch, which the rest does not
+
+    spec = read_extraction(FeatureFolder(Path(features))).spec
+    frames = recompute_sample(features, num_frames)
+    cosines = [frame.cosine for frame in frames]
+    num_videos = len({frame.video_id for frame in frames})
+    say(
+        console,
+        f"{len(frames):,} features of {num_videos:,} videos, computed in {spec.precision} and "
+        f"stored in {spec.feature_dtype}, against PyAV, PIL and float32, frame by frame",
+        f"cosine   least {min(cosines):.6f}, mean {np.mean(cosines):.6f}",
+        f"error    largest {max(frame.error for frame in frames):.4g}, "
+        f"mean of frames {np.mean([frame.error for frame in frames]):.4g}",
+        "furthest",
+    )
+    for frame in sorted(frames, key=lambda frame: frame.cosine)[:NUM_LISTED]:
+        say(
+            console,
+            f"  {frame.video_id} frame {frame.frame_index} {frame.view}: "
+            f"cosine {frame.cosine:.6f}, error {frame.error:.4g}",
+        )
+    if min(cosines) < MIN_COSINE:
+        say(console, f"{features}: cosines below {MIN_COSINE}: these features are wrong")
+        return EXIT_WITH_FAILURES
+    return EXIT_OK
+
+
+def export_features(
+    features: str | Path,
+    folder: str | Path,
+    video_ids: Sequence[str] = (),
+    settings: ExportSettings | None = None,
+    *,
+    console: Console | None = None,
+) -> ExportReport:
+    """Write each video's features as .npy, with a JSON file of fps and times.
+
+    Args:
+        features: feature folder.
+        folder: folder to write to; created if missing. Files of the same names are replaced.
+        video_ids: ids of the videos; none means all of the folder's manifest.
+        settings: by default `ExportSettings()`.
+        console: for progress; by default nothing is printed.
+
+    Raises:
+        FeaturesError: it is not a feature folder, or has no such video.
+        SettingsError: it has no such view.
+    """
+    settings = settings or ExportSettings()
+    console = console or Console(quiet=True)
+    store = open_features(features)
+    known = [row.video_id for row in read_manifest(store.folder.manifest)]
+    for video_id in set(video_ids).difference(known):
+        raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
+    view = _view_index(store, settings.view)
+    wanted = list(video_ids) or known
+    present = [video_id for video_id in wanted if video_id in store]
+    root = Path(folder)
+    make_folder(root)
+    with CountProgress("export", "videos", len(present), console) as progress:
+        for video_id in present:
+            _export(store[video_id], root, view, settings)
+            progress.count()
+    num_missing = len(wanted) - len(present)
+    missing = f"; {num_missing:,} have no features, see {store.folder.failures}"
+    say(console, f"{root}: {len(present):,} videos{missing if num_missing else ''}")
+    return ExportReport(num_videos=len(present), num_missing=num_missing)
+
+
+def file_name(video_id: str) -> str:
+    """Return the name of a video's files, without extension.
+
+    >>> file_name("run/a b.mp4"), file_name("走る.mp4")
+    ('run%2Fa%20b.mp4', '走る.mp4')
+    """
+    return "".join(one if ord(one) > 127 else quote(one, safe="") for one in video_id)
+
+
+def _view_index(store: FeatureStore, view: str) -> int | None:
+    """Return the number of a stored view; None for all."""
+    names = store.spec.views
+    if view == "all":
+        return None
+    if view == "first":
+        return 0
+    if view not in names:
+        raise SettingsError(
+            f"--view {view}: {store.folder.root} has {', '.join(names)}; give one of them, or "
+            "first or all"
+        )
+    return names.index(view)
+
+
+def _export(video: VideoFeatures, root: Path, view: int | None, settings: ExportSettings) -> None:
+    """Write the two files of one video."""
+    features, times = video.features, video.timestamps
+    if features.ndim == 3 and view is not None:
+        features = features[:, view]
+    rows = np.arange(len(times))
+    fps = video.fps
+    step = 1 / fps if math.isfinite(fps) else 0.0
+    if settings.fps is not None:
+        fps = settings.fps
+        count = max(1, math.ceil((times[-1] - times[0] + step) * fps - 1e-6))
+        rows = nearest_each(times, times[0] + np.arange(count) / fps)
+    name = file_name(video.video_id)
+    with atomic_path(root / f"{name}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(features[rows], dtype=settings.dtype))
+    record = {
+        "video_id": video.video_id,
+        "fps": fps if math.isfinite(fps) else None,
+        "num_frames": len(rows),
+        "duration": float(times[-1] - times[0] + step),
+        "times": times[rows].tolist(),
+        "frame_index": video.frame_index[rows].tolist(),
+        "largest_offset_seconds": _largest_offset(times[rows], fps),
+        "status": video.status,
+        "num_lost_frames": video.num_lost_frames,
+    }
+    write_json(record, root / f"{name}.json", indent=None)
+
+
+def _largest_offset(times: npt.NDArray[np.float64], fps: float) -> float | None:
+    """Return the largest distance of a row from a steady rate, in seconds; None without a rate."""
+    if not math.isfinite(fps):
+        return None
+    return float(np.abs(times - times[0] - np.arange(len(times)) / fps).max())
+
+
+@click.group("features")
+def group() -> None:
+    """Show, verify and export a feature folder."""
+
+
+@group.command("show")
+@click.argument("features")
+@click.argument("video_id", nargs=-1)
+@console_options
+def show_command(features: str, video_id: tuple[str, ...], console: Console) -> int:
+    """Show the contents of FEATURES, or of each VIDEO_ID in it."""
+    if not video_id:
+        say(console, *show_features(features))
+    for one in video_id:
+        say(console, *show_video(features, one))
+    return EXIT_OK
+
+
+@group.command("verify")
+@click.argument("features")
+@settings_options(VerifySettings)
+def verify_command(features: str, console: Console, **options: Any) -> int:
+    """Check every byte of FEATURES: checksums, values, counts against the plan."""
+    return verify_features(features, VerifySettings(**options), console=console)
+
+
+@group.command("export")
+@click.argument("features")
+@click.argument("folder")
+@click.argument("video_id", nargs=-1)
+@settings_options(ExportSettings)
+def export_command(
+    features: str, folder: str, video_id: tuple[str, ...], console: Console, **options: Any
+) -> int:
+    """Write FEATURES, or those of each VIDEO_ID, into FOLDER: ID.npy, and ID.json with fps and
+    times. A slash in an id becomes %2F.
+
+    For action-localisation tools such as ActionFormer and OpenTAD, give --fps.
+    """
+    settings = ExportSettings(**options)
+    return export_features(features, folder, video_id, settings, console=console).exit_code

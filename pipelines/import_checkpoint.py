@@ -7,26 +7,39 @@ model's tensors have other names there (`PREFIXES`), and nothing else differs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import click
+import torch
 import yaml
 from rich.console import Console
+from torch import Tensor, nn
 
+from ..extract.create_backbone import (
+    create_module,
+    default_preprocessing,
+    mismatches,
+    weights_bytes,
+)
+from ..extract.preprocessing import Preprocessing
 from ..manifests.annotations import read_class_names
 from ..manifests.atomic import write_bytes
-from ..manifests.errors import CheckpointError, ManifestError, SettingsError, first_line
-from ..manifests.feature_folder import locked
-from ..temporal.run_folder import RunFolder
+from ..manifests.errors import (
+    EXIT_OK,
+    CheckpointError,
+    ManifestError,
+    SettingsError,
+    first_line,
+)
+from ..manifests.feature_folder import FeatureSpec, locked
+from ..temporal.checkpoint import RunFolder
+from ..temporal.config import TemporalConfig
+from ..temporal.model import TemporalClassifier
 from .console import say
-from .extraction.feature_spec import SAMPLING
+from .models.model_folder import NetworkConfig, write_model
+from .options import settings_options
 from .settings import check_settings, setting
-from .training.runs import check_new
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..extract.preprocessing import Preprocessing
-    from ..temporal.config import TemporalConfig
+from .training.session import check_new
 
 PREFIXES = {  # ours → theirs
     "encoder.cls_token": "cls_token",
@@ -35,7 +48,7 @@ PREFIXES = {  # ours → theirs
 }
 COUNTER = "temporal_encoder.embeddings.position_ids"  # 0, 1, 2, …, which old transformers stored
 SHORT_SIDE = 256
-MEAN, STD = 0.45, 0.225  # of the authors' data loader, for each colour
+MEAN, STD = 0.45, 0.225  # of the authors' data loader, for each color
 POSITION_FPS = 25.0
 REMEDY = "give a checkpoint of a VTN, of the authors' PySlowFast"
 BACKBONES = (  # whose shapes are tried; DeiT's are ViT's
@@ -85,14 +98,6 @@ def import_checkpoint(
         VtnpipeError: the file is none of theirs, or a tensor has no place in the model; nothing has
             been written then.
     """
-    import torch
-
-    from ..extract.backbone import weights_bytes
-    from ..extract.create_backbone import create_module
-    from ..extract.weights import mismatches
-    from ..temporal.model import TemporalClassifier
-    from .models.model_folder import NetworkConfig, write_model
-
     settings = settings or ImportCheckpointSettings()
     console = console or Console(quiet=True)
     files = RunFolder(Path(model))
@@ -116,12 +121,11 @@ def import_checkpoint(
     temporal.load_state_dict({key: state[_their_name(key)] for key in temporal.state_dict()})
     weights, digest = weights_bytes(_part(state, "backbone."))
     network = NetworkConfig(
-        identity={
-            "backbone": name,
-            "weights_digest": digest,
-            "preprocessing": _preprocessing(backbone).to_json(),
-            **SAMPLING,
-        },
+        spec=FeatureSpec(
+            backbone=name,
+            weights_digest=digest,
+            preprocessing=_preprocessing(backbone).to_json(),
+        ),
         temporal=config,
         class_names=_class_names(settings.classes, config.num_classes),
     )
@@ -137,10 +141,8 @@ def import_checkpoint(
     )
 
 
-def _read(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the cfg of a checkpoint."""
-    import torch
-
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -175,14 +177,12 @@ def _their_name(ours: str) -> str:
     return PREFIXES[prefix] + ours.removeprefix(prefix)
 
 
-def _part(state: Mapping[str, "Tensor"], prefix: str) -> dict[str, "Tensor"]:
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
 
 
-def _temporal_config(cfg: dict[str, Any], path: Path) -> "TemporalConfig":
+def _temporal_config(cfg: dict[str, Any], path: Path) -> TemporalConfig:
     """The temporal model that the cfg describes."""
-    from ..temporal.config import TemporalConfig
-
     vtn, model = cfg["VTN"], cfg.get("MODEL")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path}: its cfg has no section MODEL; {REMEDY}")
@@ -216,12 +216,8 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> "TemporalConfig":
         raise CheckpointError(f"{path}: its cfg: {error}") from None
 
 
-def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
+def _find_backbone(state: Mapping[str, Tensor], path: Path) -> str:
     """The first backbone with the tensors' names and shapes."""
-    import torch
-
-    from ..extract.create_backbone import create_module
-
     shapes = {key: tensor.shape for key, tensor in _part(state, "backbone.").items()}
     for name in BACKBONES:
         with torch.device("meta"):
@@ -234,11 +230,8 @@ def _find_backbone(state: Mapping[str, "Tensor"], path: Path) -> str:
     )
 
 
-def _preprocessing(backbone: Any) -> "Preprocessing":
-    """The authors': short side 256, centre crop of the backbone's input size."""
-    from ..extract.create_backbone import default_preprocessing
-    from ..extract.preprocessing import Preprocessing
-
+def _preprocessing(backbone: nn.Module) -> Preprocessing:
+    """The authors': short side 256, center crop of the backbone's input size."""
     size = default_preprocessing(backbone).input_size
     if size[-1] > SHORT_SIDE:
         raise CheckpointError(
@@ -268,3 +261,13 @@ def _class_names(path: str | None, num_classes: int) -> list[str]:
             f"has {num_classes} classes, and each needs a name of its own"
         )
     return names
+
+
+@click.command("import-checkpoint")
+@click.argument("source")
+@click.argument("model")
+@settings_options(ImportCheckpointSettings)
+def command(source: str, model: str, console: Console, **options: Any) -> int:
+    """Create the model folder MODEL from SOURCE, a VTN checkpoint (.pyth) of the authors' code."""
+    import_checkpoint(source, model, ImportCheckpointSettings(**options), console=console)
+    return EXIT_OK

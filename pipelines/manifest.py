@@ -1,5 +1,6 @@
-"""`vtnpipe manifest check/split/show`: check a manifest, split it, count it."""
+"""`vtnpipe manifest`: build, check, split and count video manifests."""
 
+import csv
 import random
 import re
 import stat
@@ -7,26 +8,221 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from ..manifests.errors import ManifestError, SettingsError
+import click
+from rich.console import Console
+
+from ..manifests.annotations import (
+    AnnotatedClip,
+    VideoFinder,
+    read_activitynet,
+    read_class_names,
+    read_hmdb51,
+    read_kinetics,
+    read_list,
+    read_something_something,
+    read_ucf101,
+    split_named,
+    videos_below,
+)
+from ..manifests.atomic import atomic_text
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
 from ..manifests.manifest import VideoRow, read_manifest, write_manifest
-from .settings import check_settings, setting
+from .console import say
+from .options import console_options, settings_options
+from .settings import between, check_settings, check_unset, setting
 
 SPLITS = ("train", "val", "test")
+Format = Literal[
+    "folder", "kinetics", "ucf101", "hmdb51", "something-something-v2", "activitynet", "list"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """Settings of `vtnpipe manifest build`."""
+
+    format: Format = setting(
+        "folder",
+        help="folder: one sub-folder per class; list: lines of path and class number, as in "
+        "PySlowFast and MMAction; or a data set's own files.",
+    )
+    videos: str | None = setting(
+        None, help="Folder of the videos, for all formats but folder.", metavar="FOLDER"
+    )
+    fold: int = setting(1, help="Number of UCF101's or HMDB51's split.", check=between(1, 3))
+    classes: str | None = setting(
+        None,
+        help="For list: names of the classes, one per line from 0 on, or PySlowFast's JSON.",
+        metavar="FILE",
+    )
+    split: str | None = setting(
+        None, help="Split of every row; by default the data set's own, or none."
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.format == "folder":
+            check_unset(self, ["videos"], "with --format folder, the videos are in SOURCE")
+        elif self.videos is None:
+            raise SettingsError(f"--format {self.format}: needs --videos FOLDER, with the files")
+        if self.classes is not None and self.format != "list":
+            raise SettingsError(
+                f"--classes with --format {self.format}: only list has class numbers; leave it out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """Rows of a new manifest, and clips whose files are missing."""
+
+    rows: list[VideoRow]
+    missing: list[AnnotatedClip]
+    num_repeated: int
+    output: Path
+
+    @property
+    def missing_file(self) -> Path:
+        """CSV of the missing clips; not written if there is none."""
+        return self.output.with_name(f"{self.output.name}.missing.csv")
+
+    @property
+    def exit_code(self) -> int:
+        """1 if files are missing."""
+        return EXIT_WITH_FAILURES if self.missing else EXIT_OK
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """Lines of a summary."""
+        num_labels = len({row.label for row in self.rows})
+        yield f"{self.output}: {len(self.rows):,} videos, {num_labels:,} classes"
+        if num_spans := sum(row.end is not None for row in self.rows):
+            yield f"  {num_spans:,} are spans of a longer video, by start and end"
+        if self.num_repeated:
+            yield f"  {self.num_repeated:,} repeated clips were left out"
+        if self.missing:
+            first = ", ".join(clip.video_id for clip in self.missing[:3])
+            yield (
+                f"  missing: {len(self.missing):,} of {len(self.rows) + len(self.missing):,} clips "
+                f"({first}{', …' if len(self.missing) > 3 else ''}); all in {self.missing_file}"
+            )
+
+
+def build_manifest(
+    sources: Sequence[str | Path], output: str | Path, settings: BuildSettings | None = None
+) -> BuildReport:
+    """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
+
+    In a folder, a video's id is its path, and its label the sub-folder's name. Clips of a data set
+    whose files are missing are left out, and listed in OUTPUT.missing.csv.
+
+    Args:
+        sources: a folder, or annotation files (for UCF101 and HMDB51 the folder of splits).
+        output: manifest to write, in an existing folder.
+        settings: by default `BuildSettings()`.
+
+    Raises:
+        ManifestError: a file is missing or invalid, or no video is found.
+    """
+    settings = settings or BuildSettings()
+    if settings.videos is None:
+        found = _rows_of_folder(sources, settings.split)
+        write_manifest(found, output)
+        return BuildReport(rows=found, missing=[], num_repeated=0, output=Path(output))
+    clips = [clip for source in sources for clip in _clips(Path(source), settings)]
+    if not clips:
+        raise ManifestError(f"{sources[0]}: lists no clips; give the data set's own file")
+    unique = {clip.video_id: clip for clip in reversed(clips)}  # the first clip of an id counts
+    finder = VideoFinder(Path(settings.videos))
+    found = []
+    missing: list[AnnotatedClip] = []
+    for clip in reversed(unique.values()):
+        row = None if clip.is_empty else finder.row(clip)
+        if row is None:
+            missing.append(clip)
+        else:
+            found.append(replace(row, split=settings.split or row.split))
+    if not found:
+        raise ManifestError(
+            f"--videos {settings.videos}: none of {len(unique):,} clips has its file there, such "
+            f"as {missing[0].names[0]}; give the folder with the videos"
+        )
+    write_manifest(found, output)
+    report = BuildReport(
+        rows=found, missing=missing, num_repeated=len(clips) - len(unique), output=Path(output)
+    )
+    _write_missing(report)
+    return report
+
+
+def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[VideoRow]:
+    if len(sources) != 1:
+        raise SettingsError(f"{len(sources)} folders: give one, with one sub-folder per class")
+    root = Path(sources[0])
+    if not root.is_dir():
+        raise ManifestError(
+            f"{root}: no such folder; give one with one sub-folder per class, or --format for a "
+            "data set's own files"
+        )
+    paths = [path.relative_to(root) for path in videos_below(root) if path.parent != root]
+    has_splits = all(len(path.parts) > 2 and split_named(path.parts[0]) for path in paths)
+    rows = [
+        VideoRow(
+            video_id=path.as_posix(),
+            path=str((root / path).absolute()),
+            label=path.parts[1 if has_splits else 0],
+            split=split or (split_named(path.parts[0]) if has_splits else ""),
+        )
+        for path in paths
+    ]
+    if not rows:
+        raise ManifestError(
+            f"{root}: no videos in sub-folders; expected "
+            f"{root}/CLASS/VIDEO with an extension such as .mp4"
+        )
+    return rows
+
+
+def _clips(source: Path, settings: BuildSettings) -> Iterator[AnnotatedClip]:
+    names = read_class_names(Path(settings.classes)) if settings.classes else []
+    return {
+        "kinetics": lambda: read_kinetics(source),
+        "ucf101": lambda: read_ucf101(source, settings.fold),
+        "hmdb51": lambda: read_hmdb51(source, settings.fold),
+        "something-something-v2": lambda: read_something_something(source),
+        "activitynet": lambda: read_activitynet(source),
+        "list": lambda: read_list(source, names),
+    }[settings.format]()
+
+
+def _write_missing(report: BuildReport) -> None:
+    path = report.missing_file
+    if not report.missing:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("video_id", "label", "split", "why"))
+        for clip in report.missing:
+            why = f"no file named {' or '.join((*clip.cut_names, *clip.names))}"
+            if clip.is_empty:
+                why = "its span is empty"
+            writer.writerow((clip.video_id, clip.label, clip.split, why))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSettings:
-    """The settings of `vtnpipe manifest split`."""
+    """Settings of `vtnpipe manifest split`."""
 
-    train: float = setting(0.8, help="Share of the videos.")
-    val: float = setting(0.1, help="Share of the videos.")
-    test: float = setting(0.1, help="Share of the videos.")
-    seed: int = setting(0, help="Seed of the draw; the same seed gives the same split.")
+    train: float = setting(0.8, help="Share of the training split.")
+    val: float = setting(0.1, help="Share of the validation split.")
+    test: float = setting(0.1, help="Share of the test split.")
+    seed: int = setting(0, help="Seed; the same seed gives the same split.")
     group: str | None = setting(
         None,
-        help="A regular expression searched for in video_id: rows with the same match (its groups, "
-        "if it has some) stay on one side.",
+        help="Regular expression searched for in video_id: rows with the same match (of its "
+        "groups, if it has some) stay in one split.",
         metavar="REGEX",
     )
 
@@ -34,8 +230,8 @@ class SplitSettings:
         check_settings(self)
         if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
             raise SettingsError(
-                f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: the shares must "
-                "not be negative and must add up to 1"
+                f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: shares must "
+                "not be negative, and must add up to 1"
             )
         try:
             re.compile(self.group or "")
@@ -46,15 +242,15 @@ class SplitSettings:
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """In the order of `SPLITS`."""
+        """Shares in the order of `SPLITS`."""
         return self.train, self.val, self.test
 
 
 def check_manifest(manifest: str | Path) -> Iterator[str]:
-    """Reads a manifest, looks for each file, and yields a line for each row that will fail.
+    """Read a manifest, check each file, and yield a line for each row that will fail.
 
     Raises:
-        ManifestError: the manifest breaks a rule.
+        ManifestError: the manifest is invalid.
     """
     for row in read_manifest(manifest):
         try:
@@ -71,10 +267,10 @@ def check_manifest(manifest: str | Path) -> Iterator[str]:
 def split_manifest(
     manifest: str | Path, output: str | Path, settings: SplitSettings | None = None
 ) -> list[VideoRow]:
-    """Draws a split for every row, each class by itself, and writes the manifest anew.
+    """Assign a split to every row at random, class by class, and write the manifest.
 
     Raises:
-        ManifestError: the manifest breaks a rule, or a row has no match for the group.
+        ManifestError: the manifest is invalid, or a row has no match for the group.
     """
     settings = settings or SplitSettings()
     rows = read_manifest(manifest)
@@ -94,17 +290,17 @@ def _group(row: VideoRow, pattern: str | None) -> str:
     if match is None:
         raise ManifestError(
             f"video_id {row.video_id!r} has no match for --group {pattern!r}; every row "
-            "needs one; widen it"
+            "needs one: extend the expression"
         )
     return "\0".join(part or "" for part in match.groups()) if match.groups() else match[0]
 
 
 def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSettings) -> list[str]:
-    """The split of each row: groups in random order, the large ones first, each to where its class
-    lacks most.
+    """Return the split of each row.
 
-    What a split lacks is its share of a class's rows less what it has of them, summed over the
-    group's rows. Of several labels a row, each is a class.
+    Groups are assigned in random order, large ones first, each to the split that lacks most of its
+    classes: a split lacks its share of a class's rows minus the rows that it has. Of several labels
+    of a row, each is a class.
     """
     classes = _classes(rows)
     totals = Counter(label for labels in classes for label in labels)
@@ -128,7 +324,7 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
 
 
 def _classes(rows: Sequence[VideoRow]) -> list[list[str]]:
-    """Those of each row; of labels that are numbers, and mostly different ones, all the same."""
+    """Return the classes of each row; a single class if labels are mostly different numbers."""
     labels = {row.label for row in rows}
     if len(labels) > len(rows) / 2 and all(map(_is_number, labels)):
         return [[""] for _ in rows]
@@ -144,7 +340,7 @@ def _is_number(text: str) -> bool:
 
 
 def show_manifest(manifest: str | Path) -> Iterator[str]:
-    """Yields lines that count a manifest's rows by label and split."""
+    """Yield lines that count a manifest's rows by label and split."""
     rows = read_manifest(manifest)
     found = {row.split for row in rows}
     splits = [s for s in SPLITS if s in found] + sorted(found.difference(SPLITS))
@@ -157,3 +353,59 @@ def show_manifest(manifest: str | Path) -> Iterator[str]:
     for label in labels:
         numbers = (f"{counts[label, s]:,}".rjust(max(7, len(s))) for s in splits)
         yield "  ".join([(label or "–").ljust(width), *numbers])
+
+
+@click.group("manifest")
+def group() -> None:
+    """Create, check, split and count video manifests."""
+
+
+@group.command("build")
+@click.argument("source", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="MANIFEST", help="CSV to write.")
+@settings_options(BuildSettings)
+def build_command(source: tuple[str, ...], output: str, console: Console, **options: Any) -> int:
+    """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
+
+    SOURCE is that folder, which may have train, val and test at its top, with the classes below; or
+    Kinetics' CSV files, the folder of UCF101's or HMDB51's splits, the JSON files of
+    Something-Something v2 or ActivityNet, or lists of paths and class numbers.
+    """
+    report = build_manifest(source, output, BuildSettings(**options))
+    say(console, *report.lines)
+    return report.exit_code
+
+
+@group.command("check")
+@click.argument("manifest")
+@console_options
+def check_command(manifest: str, console: Console) -> int:
+    """Check MANIFEST's rules and that every file exists; list those that do not."""
+    faults = list(check_manifest(manifest))
+    count = f"{len(faults):,} rows whose file is missing, empty or not a regular one"
+    say(console, *faults, f"{manifest}: {count if faults else 'ok'}")
+    return EXIT_WITH_FAILURES if faults else EXIT_OK
+
+
+@group.command("split")
+@click.argument("manifest")
+@click.option("-o", "--output", required=True, metavar="MANIFEST", help="CSV to write.")
+@settings_options(SplitSettings)
+def split_command(manifest: str, output: str, console: Console, **options: Any) -> int:
+    """Assign train, val and test to MANIFEST's rows at random, class by class.
+
+    Existing splits are replaced. Of several labels of a row, each is a class; numeric labels are
+    split all together.
+    """
+    split_manifest(manifest, output, SplitSettings(**options))
+    say(console, *show_manifest(output))
+    return EXIT_OK
+
+
+@group.command("show")
+@click.argument("manifest")
+@console_options
+def show_command(manifest: str, console: Console) -> int:
+    """Count MANIFEST's rows by label and split."""
+    say(console, *show_manifest(manifest))
+    return EXIT_OK

@@ -8,16 +8,23 @@ encoder leaves some of them out (see `temporal/longformer.py`).
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..manifests.errors import SettingsError
-from ..temporal.run_folder import RunFolder
+import click
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..temporal.config import TemporalConfig
-    from ..temporal.model import TemporalClassifier
+from ..extract.create_backbone import create_module, default_preprocessing
+from ..manifests.errors import EXIT_OK, SettingsError
+from ..temporal.checkpoint import RunFolder
+from ..temporal.config import TemporalConfig
+from ..temporal.encoders import ClsEncoder, MeanEncoder
+from ..temporal.model import TemporalClassifier
+from ..temporal.presets import PRESETS
+from .console import say
+from .models.model_folder import read_config
+from .options import console_options
 
 PAPER_FRAMES, PAPER_CLASSES = 250, 400  # 10 s at 25 fps; Kinetics-400
 
@@ -32,11 +39,6 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
     Raises:
         VtnpipeError: it is neither.
     """
-    import torch
-
-    from ..extract.create_backbone import create_module, default_preprocessing
-    from ..temporal.model import TemporalClassifier
-
     backbone_name, config = _describe(name)
     with torch.device("meta"):
         backbone = create_module(backbone_name, pretrained=False)
@@ -61,11 +63,8 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
         yield f"    {key.ljust(20)}{value}"
 
 
-def _describe(name: str) -> tuple[str, "TemporalConfig"]:
+def _describe(name: str) -> tuple[str, TemporalConfig]:
     """The backbone's name and the temporal model."""
-    from ..temporal.presets import PRESETS
-    from .models.model_folder import read_config
-
     if name in PRESETS:
         found = PRESETS[name]
         return found.backbone, found.temporal_config(num_classes=PAPER_CLASSES)
@@ -74,18 +73,15 @@ def _describe(name: str) -> tuple[str, "TemporalConfig"]:
             f"{name}: neither a preset ({', '.join(PRESETS)}) nor a model or run folder"
         )
     config = read_config(RunFolder(Path(name)))
-    return config.identity["backbone"], config.temporal
+    return config.spec.backbone, config.temporal
 
 
-def _num_parameters(module: "nn.Module") -> int:
+def _num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def backbone_macs(module: "nn.Module", input_size: tuple[int, int, int]) -> int:
+def backbone_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiplications with weights for one frame; the module lies on the meta device."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     aten = torch.ops.aten
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(1, *input_size, device="meta"))
@@ -94,23 +90,16 @@ def backbone_macs(module: "nn.Module", input_size: tuple[int, int, int]) -> int:
     return sum(counts.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.convolution)) // 2
 
 
-def temporal_macs(model: "TemporalClassifier", num_frames: int) -> int | None:
+def temporal_macs(model: TemporalClassifier, num_frames: int) -> int | None:
     """Multiplications with weights for one clip; None where a module is the user's own."""
-    from torch import nn
-
-    from ..temporal.encoders import NUM_LATENTS, ClsEncoder, MeanEncoder, PerceiverEncoder
-
     if model.config.head != "mlp":
         return None
 
     def num_uses(name: str) -> int:
         """How many vectors go through a linear layer of the encoder."""
-        if isinstance(model.encoder, ClsEncoder):
-            return 1 if name.endswith("query_global") else 1 + num_frames
-        is_of_frames = "cross_attention.attention.self" in name and not name.endswith("query")
-        return num_frames if is_of_frames else NUM_LATENTS
+        return 1 if name.endswith("query_global") else 1 + num_frames
 
-    if not isinstance(model.encoder, ClsEncoder | PerceiverEncoder | MeanEncoder):
+    if not isinstance(model.encoder, ClsEncoder | MeanEncoder):
         return None
     encoder = sum(
         layer.weight.numel() * num_uses(name)
@@ -121,3 +110,24 @@ def temporal_macs(model: "TemporalClassifier", num_frames: int) -> int | None:
         layer.weight.numel() for layer in model.head.modules() if isinstance(layer, nn.Linear)
     )
     return encoder + head
+
+
+@click.group("model")
+def group() -> None:
+    """Show models."""
+
+
+@group.command("show")
+@click.argument("model")
+@click.option(
+    "--frames",
+    default=PAPER_FRAMES,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Frames of the video whose GMACs are counted.",
+)
+@console_options
+def show_command(model: str, frames: int, console: Console) -> int:
+    """Show parameters, GMACs and settings of MODEL, a preset or a model or run folder."""
+    say(console, *show_model(model, num_frames=frames))
+    return EXIT_OK

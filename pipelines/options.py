@@ -1,10 +1,10 @@
-"""The command-line options that are made from settings, and `--config`."""
+"""Command-line options created from settings, `--config`, and the console options."""
 
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,32 +12,22 @@ import click
 import yaml
 
 from ..manifests.errors import SettingsError
-from .console import LastingConsole
+from .console import CommandConsole
 from .settings import TYPE_WORDS, base_type, option_name
 
-S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def settings_options(settings_class: type[S]) -> Callable[[F], F]:
-    """A decorator that gives a click command one option per field, and `--config FILE.yaml`.
+def settings_options(settings_class: type) -> Callable[[F], F]:
+    """Return a decorator that adds one option per settings field, and `--config FILE.yaml`.
 
-    The command gets the fields as keyword arguments; make the settings with
+    The command gets the fields as keyword arguments, and `console`; it creates the settings with
     `settings_class(**options)`.
     """
     hints = typing.get_type_hints(settings_class)
-    fields = dataclasses.fields(settings_class)  # type: ignore[arg-type]
 
     def decorate(command: F) -> F:
-        for flag, attribute, words in reversed(OUTPUT_FLAGS):
-            command = click.option(
-                flag,
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=partial(_set_output, attribute),
-                help=words,
-            )(command)
+        command = console_options(command)
         command = click.option(
             "--config",
             type=click.Path(dir_okay=False),
@@ -45,59 +35,55 @@ def settings_options(settings_class: type[S]) -> Callable[[F], F]:
             expose_value=False,
             callback=_read_config,
             metavar="FILE.yaml",
-            help="Read options' values from a YAML file; the command line wins.",
+            help="Read option values from a YAML file; the command line overrides it.",
         )(command)
-        for field in reversed(fields):
+        for field in reversed(dataclasses.fields(settings_class)):
             if "section" in field.metadata:
-                command = click.option(
-                    option_name(field.name),
-                    field.name,
-                    type=_Section(field.metadata["section"], field.metadata["read"]),
-                    default=field.default,
-                    hidden=True,
-                )(command)
+                kind = _Section(field.metadata["section"])
+                option = click.option(
+                    option_name(field.name), field.name, type=kind, default=None, hidden=True
+                )
             else:
-                command = _option(field, hints[field.name])(command)
+                option = _option(field, hints[field.name])
+            command = option(command)
         return command
 
     return decorate
 
 
-# What a run prints: the option, the attribute of `LastingConsole`, help.
-OUTPUT_FLAGS = (
-    ("--quiet", "is_quiet", "Print errors only."),
-    ("--verbose", "is_verbose", "Print details, and long lists in full."),
-    (
-        "--log-json",
-        "is_json",
-        "Print a JSON object a line: time, message, and what progress is made of.",
-    ),
-)
+def console_options(command: F) -> F:
+    """Add `--quiet` and `--verbose` to a command, which gets a `console` instead."""
 
+    @functools.wraps(command)
+    def with_console(*arguments: Any, quiet: bool, verbose: bool, **options: Any) -> Any:
+        if quiet and verbose:
+            raise SettingsError("--quiet and --verbose exclude each other; give one of them")
+        console = CommandConsole(quiet=quiet, is_verbose=verbose)
+        return command(*arguments, console=console, **options)
 
-def _set_output(
-    attribute: str, context: click.Context, parameter: click.Parameter, is_set: bool
-) -> None:
-    if is_set:
-        setattr(LastingConsole, attribute, True)
-    if LastingConsole.is_quiet and LastingConsole.is_verbose:
-        raise SettingsError("--quiet and --verbose exclude each other; give one of them")
+    decorated: Any = with_console
+    for name, help in (
+        ("--verbose", "Print details, and long lists in full."),
+        ("--quiet", "Print errors only."),
+    ):
+        decorated = click.option(name, is_flag=True, help=help)(decorated)
+    result: F = decorated
+    return result
 
 
 class _Section(click.ParamType):  # type: ignore[type-arg]  # generic in new versions only
-    """The type of an option that only a section of the config file gives."""
+    """Type of an option that only a section of the config file sets."""
 
     name = "section"
 
-    def __init__(self, section: str, read: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, section: str) -> None:
         self.section = section
-        self.read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The settings of a mapping; settings are left as they are."""
+        """Return the section as it is."""
         if isinstance(value, str):
             raise SettingsError(f"{value}: give it as the section {self.section}: of --config")
-        return self.read(dict(value)) if isinstance(value, Mapping) else value
+        return value
 
 
 def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
@@ -118,11 +104,12 @@ def _option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[F], F]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML in which 2:50 is no number, no and off are words, and 1e-3 is a number: of what has no
-    quotes only plain numbers, true, false and null are anything but text.
+    """YAML loader in which 2:50, no and off are text, and 1e-3 is a number.
+
+    Of unquoted scalars, only plain numbers, true, false and null are anything but text.
     """
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  # as the base class has it
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # as the base class declares it
 
 
 for _kind, _pattern in {
@@ -138,13 +125,13 @@ for _kind, _pattern in {
 
 
 def _check_type(where: str, entry: Any, option: click.Option) -> None:
-    """Refuses an entry of a config file that is of another type than its option.
+    """Refuse a config entry of another type than its option.
 
     Raises:
-        SettingsError: it is.
+        SettingsError: the type differs.
     """
     base: type
-    types: set[type]  # besides text, which click takes apart
+    types: set[type]  # besides text, which click converts
     if option.is_flag:
         base, types = bool, {bool}
     elif option.type is click.INT:
@@ -158,7 +145,7 @@ def _check_type(where: str, entry: Any, option: click.Option) -> None:
 
 
 def _read_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    """Makes a YAML file's values the defaults of the command's options."""
+    """Make a YAML file's values the defaults of the command's options."""
     if value is None:
         return
     try:
@@ -166,7 +153,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
         config = yaml.load(text, Loader=_PlainLoader) or {}  # noqa: S506  # it is a SafeLoader
     except OSError as error:
         raise SettingsError(
-            f"--config {value}: cannot be read ({error.strerror}); check its path"
+            f"--config {value}: cannot read it ({error.strerror}); check its path"
         ) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"--config {value}: is not YAML ({error}); correct it") from None
@@ -180,14 +167,9 @@ def _read_config(context: click.Context, parameter: click.Parameter, value: str 
         for p in context.command.params
         if isinstance(p, click.Option) and p.name and p.name != "config"
     }
-    known = {name.rstrip("_"): name for name in options}
-    sections = {
-        p.type.section: p.name
-        for p in context.command.params
-        if isinstance(p.type, _Section) and p.name
-    }
-    known = {key: name for key, name in known.items() if name not in sections.values()}
-    defaults = {}
+    sections = {p.type.section: name for name, p in options.items() if isinstance(p.type, _Section)}
+    known = {name.rstrip("_"): name for name in options if name not in sections.values()}
+    defaults: dict[str, Any] = {}
     for key, entry in config.items():
         name = str(key).replace("-", "_")
         if name in sections and isinstance(entry, Mapping):

@@ -1,142 +1,210 @@
-"""`vtnpipe plan`: what extracting a manifest's videos will be, before any of it is done."""
+"""`vtnpipe plan`: write the plan that `extract` will run, and describe the work."""
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
+import click
+import torch
 from rich.console import Console
 
+from ..extract.backbone import load_backbone
+from ..extract.decode.pool import DecoderPool
+from ..extract.decode.protocol import Chunk, DecodeRequest
+from ..extract.decode.sampling import Sampling
+from ..extract.task import set_num_threads
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
-from ..manifests.feature_folder import FeatureFolder
+from ..manifests.feature_folder import Extraction, FeatureFolder, locked
 from ..manifests.manifest import read_manifest
-from ..manifests.plan import PlannedRow, look_at
-from .console import in_words, say, say_some
-from .dask_cluster.client import client_when_needed
-from .dask_cluster.jobqueue import JobSettings
-from .extraction.feature_spec import Extraction, settle, with_model_settings
-from .extraction.planning import LookedAt, divide, kinds_of, look_at_files
-from .extraction.preparation import create_folder, hire, size_of_tasks
+from ..manifests.plan import Task, read_file_properties
+from .console import counts_text, duration_text, say, say_some
+from .extraction.feature_spec import resolve_spec, with_model_settings
+from .extraction.planning import Plan, ProbedRow, plan_extraction
 from .extraction.settings import ExtractSettings
-from .extraction.tuning import Tuning
-from .extraction.workers import Workers
-from .inference.figures import counts_text
+from .extraction.workers import Workers, local_workers
+from .options import settings_options
+from .settings import check_unset
 
-MAX_KINDS = 6  # of codecs, sizes and the like, in a line
+MAX_PROPERTIES = 6  # values of each file property in a line
+MEASURE_SECONDS = 1.0
+MAX_DECODED_FRAMES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What extraction will be.
+class PlanReport:
+    """Result of planning.
 
     Attributes:
-        looked_at: the manifest's rows.
-        tasks: what each holds.
-        seconds: that it will take, about.
+        plan: tasks of the folder, and the rows planned now.
+        seconds: predicted duration of the pending tasks on this machine; None if it would run
+            elsewhere, or if there is nothing to do.
     """
 
-    looked_at: list[LookedAt]
-    tasks: list[list[PlannedRow]]
-    seconds: float
+    plan: Plan
+    seconds: float | None
 
     @property
     def exit_code(self) -> int:
-        """1 where a file can't be read."""
-        return EXIT_OK if all(one.glance for one in self.looked_at) else EXIT_WITH_FAILURES
+        """1 if a file cannot be opened."""
+        is_readable = all(one.error is None for one in self.plan.probed)
+        return EXIT_OK if is_readable else EXIT_WITH_FAILURES
 
 
 def plan(
     manifest: str | Path,
+    features: str | Path,
     settings: ExtractSettings | None = None,
     *,
     console: Console | None = None,
-) -> Plan:
-    """Looks at every video of a manifest, measures the backbone here, and says what is to be done.
+) -> PlanReport:
+    """Probe a manifest's videos, write the plan of their extraction, and describe it.
+
+    `extract` with the same arguments runs the plan.
 
     Args:
         manifest: CSV file.
-        settings: those that `extract` would get; by default, `ExtractSettings()`.
-        console: for what is found; by default, nothing is printed.
+        features: feature folder; created if missing.
+        settings: settings of `extract`; by default `ExtractSettings()`.
+        console: for the description; by default nothing is printed.
 
     Raises:
-        VtnpipeError: the manifest or a setting breaks a rule.
+        VtnpipeError: the manifest, a setting or the folder is invalid.
     """
     settings = settings or ExtractSettings()
+    check_unset(settings, ["part", "finish"], "`vtnpipe plan` plans for all parts")
     console = console or Console(quiet=True)
-    rows = [look_at(row) for row in read_manifest(manifest)]
-    limits = settings.limits
-    if settings.weights == "pretrained":
-        settings = replace(settings, weights="none")  # they are as fast, and nothing is downloaded
-    if not settings.is_here:
-        say(console, "measured on this machine, not where --cluster or --scheduler would run it")
-    settings = replace(
-        settings, cluster="local", scheduler=None, jobs="1", job=JobSettings(), part=None
-    )
+    rows = read_manifest(manifest)
+    folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
-    with TemporaryDirectory(prefix="vtnpipe-plan-") as temporary:
-        folder = FeatureFolder(Path(temporary))
-        extraction = settle(folder, settings, console)
-        create_folder(folder, extraction, settings)
-        looked_at = look_at_files(rows, extraction.sampling, limits, with_orientation=True)
-        say(console, *_videos(looked_at, extraction))
-        unreadable = [
-            f"unreadable  {one.row.video_id}: {one.reason}: {one.message}"
-            for one in looked_at
-            if one.glance is None
-        ]
-        say_some(console, unreadable)
-        with client_when_needed(settings, folder.jobs, lambda line: say(console, line)) as client:
-            crew = hire(folder, extraction, settings, looked_at, [], client, console)
-            workers, tuning = crew.workers, crew.tuning
-            size = size_of_tasks(looked_at, extraction, settings, crew)
-            tasks = divide(looked_at, extraction.sampling, size, limits, may_cut=settings.may_cut)
-    num_frames = sum(row.num_frames for task in tasks for row in task)
-    seconds = num_frames / (workers.num_workers * tuning.worker_fps)
-    say(console, *_work(tasks, num_frames, seconds, workers, tuning))
-    return Plan(looked_at=looked_at, tasks=tasks, seconds=seconds)
+    with locked(folder):
+        new = resolve_spec(folder, settings, console)
+        found = plan_extraction(folder, rows, settings, new, console, with_orientation=True)
+    say(console, *_describe_videos(found, new.extraction))
+    unreadable = [
+        f"unreadable  {one.row.video_id}: {one.error.reason}: {one.error}"
+        for one in found.probed
+        if one.error is not None
+    ]
+    say_some(console, unreadable)
+    tasks = found.pending
+    seconds = None
+    say(console, *_describe_tasks(tasks))
+    if tasks and settings.is_here:
+        num_frames = sum(task.num_frames for task in tasks)
+        workers = local_workers(settings, new.device, num_frames)
+        rate = measure_rate(folder, new.extraction, tasks, workers)
+        seconds = num_frames / (workers.num_workers * rate)
+        say(
+            console,
+            f"time        about {duration_text(seconds)} for {num_frames:,} frames: "
+            f"{workers.num_workers} workers, {rate:,.1f} frames/s each, measured here",
+        )
+    return PlanReport(plan=found, seconds=seconds)
 
 
-def _videos(looked_at: Sequence[LookedAt], extraction: Extraction) -> Iterator[str]:
-    """Lines about the videos."""
-    readable = [one for one in looked_at if one.glance is not None]
-    glances = [one.glance for one in readable if one.glance is not None]
-    num_frames = sum(one.row.num_frames for one in readable)
-    counted = sum(one.row.num_frames for one in readable if one.glance and one.glance.is_counted)
-    seconds = sum(
-        min(one.row.end or glance.seconds, glance.seconds) - (one.row.start or 0.0)
-        for one, glance in zip(readable, glances, strict=True)
-    )
-    shape = " x ".join(map(str, extraction.records["row_shape"]))
-    yield f"videos      {len(looked_at):,}, {in_words(seconds)}"
+def measure_rate(
+    folder: FeatureFolder, extraction: Extraction, tasks: Sequence[Task], workers: Workers
+) -> float:
+    """Measure frames per second of one worker for a few seconds, in this process.
+
+    It is the lower of the backbone's rate on random images and the decoder processes' rate on the
+    first readable video.
+    """
+    device = "cuda:0" if workers.device == "cuda" else workers.device
+    set_num_threads(device, workers.num_threads)
+    backbone = load_backbone(folder.backbone, extraction.spec, device)
+    views, batch_size = backbone.transform.views, tasks[0].batch_size
+    num_frames = max(1, batch_size // len(views))
+    shape = (num_frames, len(views), *backbone.transform.preprocessing.input_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8).to(backbone.transform.device)
+    backbone.features(images)
+    start, num_batches = time.perf_counter(), 0
+    while time.perf_counter() - start < MEASURE_SECONDS:
+        backbone.features(images)
+        num_batches += 1
+    rate = num_batches * num_frames / (time.perf_counter() - start)
+    decode_rate = _measure_decoder(extraction, tasks)
+    if decode_rate is None:
+        return rate
+    return min(rate, workers.num_decoder_processes * decode_rate)
+
+
+def _measure_decoder(extraction: Extraction, tasks: Sequence[Task]) -> float | None:
+    """Return wanted frames per second of one decoder process; None if no video is long enough."""
+    row = next((row for task in tasks for row in task.rows if row.num_frames > 1), None)
+    if row is None:
+        return None
+    sampling = Sampling.from_spec(extraction.spec)
+    request = DecodeRequest(row.path, row.start, row.end, sampling)
+    num_frames, start, last = 0, 0.0, 0.0
+    with DecoderPool(1) as pool:
+        for _, event in pool.decode_repeating([request]):
+            if not isinstance(event, Chunk):
+                continue
+            last = time.perf_counter()
+            if not start:
+                start = last  # opening the file is not decoding
+            else:
+                num_frames += len(event.frame_index)
+            if num_frames >= MAX_DECODED_FRAMES:
+                break
+    return num_frames / (last - start) if num_frames and last > start else None
+
+
+def _describe_videos(found: Plan, extraction: Extraction) -> Iterator[str]:
+    """Yield lines about the videos."""
+    if not found.probed:
+        yield f"videos      {len(found.rows):,}, all planned before"
+        return
+    probed = [one for one in found.probed if one.probe is not None]
+    num_frames = sum(one.row.num_frames for one in probed)
+    counted = sum(one.row.num_frames for one in probed if one.probe and one.probe.is_counted)
+    seconds = sum(map(_seconds, probed))
+    shape = " x ".join(map(str, extraction.row_shape))
+    yield f"videos      {len(found.probed):,}, {duration_text(seconds)}"
     yield (
         f"frames      {num_frames:,} to extract; {counted:,} by their files' index, "
         f"{num_frames - counted:,} estimated"
     )
     yield (
-        f"features    {shape} {extraction.identity['store']} a frame: "
+        f"features    {shape} {extraction.spec.feature_dtype} per frame: "
         f"{num_frames * extraction.bytes_per_frame / 2**20:,.1f} MiB"
     )
-    kinds = kinds_of(looked_at)
-    for what in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
-        name = what if what in ("frames/s", "rotation") else f"{what}s"
-        yield f"{name:10}  {counts_text(kinds.get(what, {}), MAX_KINDS)}"
+    properties = read_file_properties(found.store.folder)
+    for name in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
+        title = name if name in ("frames/s", "rotation") else f"{name}s"
+        yield f"{title:10}  {counts_text(properties.get(name, {}), MAX_PROPERTIES)}"
 
 
-def _work(
-    tasks: list[list[PlannedRow]],
-    num_frames: int,
-    seconds: float,
-    workers: Workers,
-    tuning: Tuning,
-) -> Iterator[str]:
-    """Lines about the work."""
-    cut = {row.video_id: row.num_parts for task in tasks for row in task if row.num_parts > 1}
-    largest = max(sum(row.num_frames for row in task) for task in tasks)
+def _seconds(one: ProbedRow) -> float:
+    assert one.probe is not None
+    end = one.probe.seconds if one.row.end is None else min(one.row.end, one.probe.seconds)
+    return end - (one.row.start or 0.0)
+
+
+def _describe_tasks(tasks: Sequence[Task]) -> Iterator[str]:
+    """Yield a line about the pending tasks."""
+    if not tasks:
+        yield "tasks       none: all videos have been extracted"
+        return
+    cut = {row.video_id: row.num_parts for task in tasks for row in task.rows if row.num_parts > 1}
+    largest = max(task.num_frames for task in tasks)
     yield (
         f"tasks       {len(tasks):,} of at most {largest:,} frames; {len(cut):,} long videos in "
         f"{sum(cut.values()):,} parts"
     )
-    yield (
-        f"time        about {in_words(seconds)} for {num_frames:,} frames: {workers.num_workers} "
-        f"workers, {tuning.worker_fps:,.1f} frames/s each"
-    )
+
+
+@click.command("plan")
+@click.argument("manifest")
+@click.argument("features")
+@settings_options(ExtractSettings)
+def command(manifest: str, features: str, console: Console, **options: Any) -> int:
+    """Probe every video in MANIFEST, and write the plan of their extraction into FEATURES.
+
+    It tells frames, bytes and time. The options are those of `vtnpipe extract`, which then runs
+    the plan. The exit code is 1 if a file cannot be opened.
+    """
+    return plan(manifest, features, ExtractSettings(**options), console=console).exit_code

@@ -1,59 +1,75 @@
-"""`vtnpipe predict`: classify videos, in each of VTN's three ways of inference.
+"""`vtnpipe predict`: classify videos, in each of VTN's three modes of inference.
 
 end-to-end  every frame through backbone and temporal model in one pass
-chunked     the backbone in chunks of frames, the temporal model once over all of them
-features    the features were extracted in advance; only the temporal model runs
+chunked     the backbone in chunks of frames, then the temporal model once over all of them
+features    stored features; only the temporal model runs
 """
 
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import click
 from rich.console import Console
+from torch import Tensor
 
-from ..extract.choices import Decoder
+from ..extract.cores import num_cpus_per_process
+from ..extract.decode.frames import Decoder
+from ..extract.decode.protocol import DecodeRequest
+from ..extract.decode.sampling import Sampling
+from ..extract.device import resolve_device
 from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
-from ..temporal.run_folder import RunFolder
-from . import common_settings
+from ..manifests.feature_store import open_features
+from ..temporal.checkpoint import RunFolder
+from ..temporal.distributed import accelerated
+from ..temporal.tasks import decision, probabilities
 from .console import say
-from .settings import at_least, check_output, check_settings, check_unset, setting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .models.model_folder import NetworkConfig
-    from .models.network import VideoTransformerNetwork
+from .inference.evaluation import logits_of_features
+from .inference.video_classifier import VideoClassifier, VideoToClassify
+from .models.model_folder import NetworkConfig, check_features, load_temporal, read_config
+from .models.network import VideoTransformerNetwork
+from .options import settings_options
+from .settings import (
+    at_least,
+    check_output,
+    check_settings,
+    check_unset,
+    chunk_frames_setting,
+    decoder_setting,
+    device_setting,
+    setting,
+)
 
 Mode = Literal["end-to-end", "chunked", "features"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings:
-    """The settings of `vtnpipe predict`."""
+    """Settings of `vtnpipe predict`."""
 
     mode: Mode = setting(
         "chunked",
-        help="chunked: the backbone in chunks of frames; end-to-end: all frames of a video "
-        "in memory at once; features: stored ones, with --features.",
+        help="chunked: the backbone in chunks of frames; end-to-end: all frames of a video in "
+        "memory; features: stored features, with --features.",
     )
     features: str | None = setting(
         None,
-        help="A feature folder, for --mode features; then VIDEOs are ids, by default all.",
+        help="Feature folder, for --mode features; VIDEOs are then ids, by default all.",
         metavar="FOLDER",
     )
-    chunk_frames: int = common_settings.chunk_frames()
-    top: int = setting(5, help="Classes to print of each video.", check=at_least(1))
+    chunk_frames: int = chunk_frames_setting()
+    top: int = setting(5, help="Classes to print per video.", check=at_least(1))
     output: str | None = setting(
         None,
         help="Also write a CSV: video, predicted, note, and each class's probability.",
         short="-o",
         metavar="FILE",
     )
-    decoder: Decoder = common_settings.decoder()
-    device: str = common_settings.device()
+    decoder: Decoder = decoder_setting()
+    device: str = device_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -69,25 +85,31 @@ class PredictSettings:
 
 
 class Prediction(NamedTuple):
-    """Of one video: its logits [C], or none and the reason; a note where frames are damaged."""
+    """Prediction for one video.
+
+    Attributes:
+        video: path or id.
+        logits: [C]; None if nothing could be decoded.
+        note: why there are no logits, or which frames are missing.
+    """
 
     video: str
-    logits: "Tensor | None"
+    logits: Tensor | None
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """The predictions, in the order asked for."""
+    """Predictions, in the order of the videos."""
 
     predictions: list[Prediction]
     class_names: list[str]
 
     @property
     def exit_code(self) -> int:
-        """1 where a video failed or is partial."""
-        is_whole = all(p.logits is not None and not p.note for p in self.predictions)
-        return EXIT_OK if is_whole else EXIT_WITH_FAILURES
+        """1 if a video failed or is partial."""
+        is_complete = all(p.logits is not None and not p.note for p in self.predictions)
+        return EXIT_OK if is_complete else EXIT_WITH_FAILURES
 
 
 def predict(
@@ -97,26 +119,22 @@ def predict(
     *,
     console: Console | None = None,
 ) -> PredictReport:
-    """Classifies videos.
+    """Classify videos.
 
     Args:
-        model: a model or run folder.
-        videos: files, or with `mode="features"` ids; no ids are all.
-        settings: by default, `PredictSettings()`.
-        console: for the results; by default, nothing is printed.
+        model: model or run folder.
+        videos: paths, or ids with `mode="features"`; no ids mean all.
+        settings: by default `PredictSettings()`.
+        console: for the results; by default nothing is printed.
 
     Raises:
-        VtnpipeError: model, features or a setting breaks a rule.
+        VtnpipeError: model, features or a setting is invalid.
     """
-    from ..extract.device import resolve_device
-    from .models.model_folder import read_config
-    from .models.network import VideoTransformerNetwork
-
     settings = settings or PredictSettings()
     console = console or Console(quiet=True)
     device = resolve_device(settings.device)
     if not videos and settings.mode != "features":
-        raise SettingsError(f"--mode {settings.mode}: name at least one VIDEO")
+        raise SettingsError(f"--mode {settings.mode}: give at least one VIDEO")
     output = None if settings.output is None else check_output(Path(settings.output))
     names = [str(video) for video in videos]
     if settings.features is not None:
@@ -127,26 +145,20 @@ def predict(
         network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
         config = network.config
         found = _from_videos(network, names, settings)
-    classes = config.class_names
     predictions = []
     for prediction in found:
         _print(prediction, config, settings.top, console)
         predictions.append(prediction)
     if output is not None:
         _write(predictions, config, output)
-    return PredictReport(predictions=predictions, class_names=classes)
+    return PredictReport(predictions=predictions, class_names=config.class_names)
 
 
 def _from_features(
-    files: RunFolder, config: "NetworkConfig", ids: Sequence[str], features: str, device: str
+    files: RunFolder, config: NetworkConfig, ids: Sequence[str], features: str, device: str
 ) -> Iterator[Prediction]:
-    from ..manifests.shards import open_features
-    from ..temporal.distributed import accelerated
-    from .inference.scoring import logits_of_features
-    from .models.model_folder import check_features, load_temporal
-
     store = open_features(features)
-    check_features(config, store.extraction["identity"], store.folder.root)
+    check_features(config, store.spec, store.folder.root)
     for video_id in ids:
         if video_id not in store.entries:
             raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
@@ -166,33 +178,27 @@ def _from_features(
 
 
 def _from_videos(
-    network: "VideoTransformerNetwork", paths: Sequence[str], settings: PredictSettings
+    network: VideoTransformerNetwork, paths: Sequence[str], settings: PredictSettings
 ) -> Iterator[Prediction]:
-    from ..extract.decode.protocol import Decode
-    from ..extract.decode.sampling import Sampling
-    from .inference.video_classifier import Video, VideoClassifier
-    from .processors import num_cpus_of_process
-
-    sampling = Sampling.from_identity(network.config.identity)
+    sampling = Sampling.from_spec(network.config.spec)
     videos = []
     for path in paths:
-        request = Decode(str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder)
-        videos.append(Video(path, [[request]]))
-    mode: Any = settings.mode
+        request = DecodeRequest(
+            str(Path(path).absolute()), sampling=sampling, decoder=settings.decoder
+        )
+        videos.append(VideoToClassify(path, [[request]]))
     classify = VideoClassifier(
         network=network,
-        mode=mode,
+        mode="end-to-end" if settings.mode == "end-to-end" else "chunked",
         chunk_frames=settings.chunk_frames,
-        num_children=num_cpus_of_process(),
+        num_decoder_processes=num_cpus_per_process(),
     )
     for found in classify(videos):
         note = found.fault if found.logits is None else found.outcome.message
         yield Prediction(found.name, found.logits, note)
 
 
-def _print(prediction: Prediction, config: "NetworkConfig", top: int, console: Console) -> None:
-    from ..temporal.tasks import decision, probabilities
-
+def _print(prediction: Prediction, config: NetworkConfig, top: int, console: Console) -> None:
     note = f"  ({prediction.note})" if prediction.note else ""
     say(console, f"{prediction.video}{note}")
     logits, task, classes = prediction.logits, config.temporal.task, config.class_names
@@ -205,10 +211,8 @@ def _print(prediction: Prediction, config: "NetworkConfig", top: int, console: C
         say(console, f"  {float(shares[index]):6.1%}  {classes[index]}")
 
 
-def _write(predictions: list[Prediction], config: "NetworkConfig", path: Path) -> None:
-    """One line a video: video, decision, note, then each class's probability; failed ones, too."""
-    from ..temporal.tasks import decision, probabilities
-
+def _write(predictions: list[Prediction], config: NetworkConfig, path: Path) -> None:
+    """Write one line per video, failed ones included: prediction, note, probabilities."""
     task, classes = config.temporal.task, config.class_names
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -219,3 +223,12 @@ def _write(predictions: list[Prediction], config: "NetworkConfig", path: Path) -
                 continue
             shares = [f"{p:.6f}" for p in probabilities(logits, task).tolist()]
             writer.writerow((video, decision(logits, classes, task), note, *shares))
+
+
+@click.command("predict")
+@click.argument("model")
+@click.argument("video", nargs=-1)
+@settings_options(PredictSettings)
+def command(model: str, video: tuple[str, ...], console: Console, **options: Any) -> int:
+    """Classify each VIDEO with MODEL, a model or run folder."""
+    return predict(model, video, PredictSettings(**options), console=console).exit_code

@@ -1,61 +1,87 @@
-"""`vtnpipe report`: one HTML page of a run, or of a feature folder."""
+"""`vtnpipe report`: one HTML page about a run, or about a feature folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import click
+import torch
 from rich.console import Console
 
-from ..manifests.errors import SettingsError
+from ..extract.device import resolve_device
+from ..manifests.errors import EXIT_OK, SettingsError
 from ..manifests.feature_folder import FeatureFolder
-from ..temporal.run_folder import RunFolder
-from . import common_settings
+from ..manifests.feature_store import FeatureStore, open_features
+from ..manifests.manifest import VideoRow, read_manifest
+from ..temporal.checkpoint import RunFolder
+from ..temporal.tasks import read_targets
 from .console import say
-from .evaluate import EvaluateSettings, evaluated, predictions_name
+from .html.attention import Strip
+from .html.features_page import extraction_section
 from .html.page import write_page
+from .html.run_page import choose_videos, run_section, video_strips
+from .inference.evaluation import EvaluateSettings
 from .inference.predictions import Predictions, read_predictions
-from .settings import at_least, check_output, check_settings, check_unset, setting
+from .models.model_folder import NetworkConfig, check_features, model_digest, read_config
+from .options import settings_options
+from .settings import at_least, check_output, check_settings, check_unset, device_setting, setting
+from .training.session import read_settings
 
-if TYPE_CHECKING:
-    from ..manifests.feature_store import FeatureStore
-    from ..manifests.manifest import VideoRow
-    from .html.attention import Strip
-    from .models.model_folder import NetworkConfig
-
-OF_RUNS = ("split", "source", "videos", "manifest")  # settings
+OF_RUNS = ("split", "source", "videos", "manifest")  # settings without effect on feature folders
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """The settings of `vtnpipe report`."""
+    """Settings of `vtnpipe report`."""
 
     output: str | None = setting(
         None,
-        help="The page to write; by default report.html in the folder.",
+        help="Page to write; by default report.html in the folder.",
         short="-o",
         metavar="FILE",
     )
     split: str | None = setting(
-        None, help="Split to show of a run; by default the one that it was validated on."
+        None, help="Split to show of a run; by default its validation split."
     )
     source: str | None = setting(
         None,
-        help="Feature folder or manifest of that split; by default what the run was fitted on.",
+        help="Feature folder or manifest of that split; by default what the run was trained on.",
         metavar="FOLDER|MANIFEST",
     )
     videos: int = setting(
-        4, help="How many of the worst videos to show, and of the best.", check=at_least(0)
+        4, help="Number of the worst videos to show, and of the best.", check=at_least(0)
     )
-    frames: int = setting(10, help="Pictures of each video.", check=at_least(1))
+    frames: int = setting(10, help="Thumbnails per video.", check=at_least(1))
     manifest: str | None = setting(
         None,
-        help="Labels and splits of the features; by default those that the run was fitted with.",
+        help="Labels and splits of the features; by default those that the run was trained with.",
         metavar="FILE",
     )
-    device: str = common_settings.device()
+    device: str = device_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run, and where its videos or features are.
+
+    Attributes:
+        files: run folder.
+        config: configuration of its model.
+        begun: settings that it was begun with.
+        source: feature folder or manifest; None if it is not known or gone.
+        store: features; None if the source is a manifest.
+        rows: video_id → row of the manifest.
+    """
+
+    files: RunFolder
+    config: NetworkConfig
+    begun: dict[str, Any]
+    source: Path | None
+    store: FeatureStore | None
+    rows: dict[str, VideoRow]
 
 
 def report(
@@ -64,24 +90,22 @@ def report(
     *,
     console: Console | None = None,
 ) -> Path:
-    """Writes a page that needs nothing but itself.
+    """Write a self-contained HTML page.
 
-    A run's split is evaluated where `predictions/` does not hold what this model says of these
-    features and labels, if its source is a feature folder; what lies there stays as it is.
+    A run's page shows the predictions that `vtnpipe evaluate` wrote, if they are those of this
+    model for these features and labels.
 
     Args:
-        folder: a run or model folder, or a feature folder.
-        settings: by default, `ReportSettings()`.
-        console: for where the page is; by default, nothing is printed.
+        folder: run or model folder, or feature folder.
+        settings: by default `ReportSettings()`.
+        console: for the path of the page; by default nothing is printed.
 
     Returns:
         the page's path.
 
     Raises:
-        VtnpipeError: the folder is neither, or a setting breaks a rule.
+        VtnpipeError: the folder is neither, or a setting is invalid.
     """
-    from ..manifests.shards import open_features
-
     settings = settings or ReportSettings()
     console = console or Console(quiet=True)
     root = Path(folder)
@@ -89,19 +113,19 @@ def report(
     if settings.output is not None:
         path = check_output(Path(settings.output))
     if FeatureFolder(root).extraction.exists():
-        check_unset(settings, OF_RUNS, f"{root} is a feature folder, and no run")
-        values = _extraction(open_features(root), settings)
+        check_unset(settings, OF_RUNS, f"{root} is a feature folder, not a run")
+        values = _features_values(open_features(root), settings)
     else:
-        values = _run(RunFolder(root), settings, console)
+        values = _run_values(RunFolder(root), settings)
     title = root.absolute().name
     write_page(path, "report.html", title=title, **values)
+    say(console, *(f"note: {note}" for note in values["notes"]))
     say(console, f"{path}: {path.stat().st_size / 2**20:,.1f} MiB; open it in a browser")
     return path
 
 
-def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, Any]:
-    from .html.features_page import extraction_section
-
+def _features_values(store: FeatureStore, settings: ReportSettings) -> dict[str, Any]:
+    """Return the template's values for a feature folder."""
     section = extraction_section(store, _rows(store.folder.manifest), num_frames=settings.frames)
     return {
         "subtitle": f"features of {store.folder.root}",
@@ -111,14 +135,9 @@ def _extraction(store: "FeatureStore", settings: ReportSettings) -> dict[str, An
     }
 
 
-def _run(files: RunFolder, settings: ReportSettings, console: Console) -> dict[str, Any]:
-    from ..extract.device import resolve_device
-    from ..manifests.shards import open_features
-    from .html.run_page import read_begun, run_section
-    from .models.model_folder import read_config
-
-    config = read_config(files)
-    begun = read_begun(files)
+def _run_values(files: RunFolder, settings: ReportSettings) -> dict[str, Any]:
+    """Return the template's values for a run."""
+    begun = read_settings(files)
     evaluation = EvaluateSettings(
         split=settings.split or begun.get("val_split", "val"),
         manifest=settings.manifest or begun.get("manifest"),
@@ -131,28 +150,33 @@ def _run(files: RunFolder, settings: ReportSettings, console: Console) -> dict[s
     manifest = source
     if store is not None:
         manifest = Path(evaluation.manifest or store.folder.manifest)
-    rows = _rows(manifest)
-    predictions = _predictions(files, config, store, rows, evaluation, notes, console)
+    run = _Run(
+        files=files,
+        config=read_config(files),
+        begun=begun,
+        source=source,
+        store=store,
+        rows=_rows(manifest),
+    )
+    predictions = _predictions(run, evaluation, notes)
     strips: tuple[list[Strip], list[Strip]] = ([], [])
     if predictions is not None and source is not None:
-        strips = _strips(files, config, predictions, store, rows, settings, evaluation.device)
+        strips = _strips(run, predictions, settings, evaluation.device)
         num_shown = len(strips[0]) + len(strips[1])
         if num_shown < min(2 * settings.videos, len(predictions.video_ids)):
             notes.append(
                 f"only {num_shown} videos are shown: the others have no frames, or are not in "
                 f"{source}"
             )
-    values = {"extraction": None} if store is None else _extraction(store, settings)
+    values = {"extraction": None} if store is None else _features_values(store, settings)
     return values | {
         "subtitle": f"a run: {files.root}",
-        "run": run_section(files, config, predictions, strips),
+        "run": run_section(files, run.config, predictions, strips, begun),
         "notes": notes,
     }
 
 
-def _rows(manifest: Path | None) -> dict[str, "VideoRow"]:
-    from ..manifests.manifest import read_manifest
-
+def _rows(manifest: Path | None) -> dict[str, VideoRow]:
     if manifest is None or not manifest.exists():
         return {}
     return {row.video_id: row for row in read_manifest(manifest)}
@@ -161,115 +185,82 @@ def _rows(manifest: Path | None) -> dict[str, "VideoRow"]:
 def _source(
     files: RunFolder, begun_with: str | None, settings: ReportSettings, notes: list[str]
 ) -> Path | None:
-    """Where a run's videos or features are; None, and a note, where that is not known."""
+    """Return where a run's videos or features are; None, and a note, if that is not known."""
     if settings.source is not None:
         source = Path(settings.source)
         if not source.exists():
             raise SettingsError(
-                f"--source {source}: no such feature folder or manifest; without it, the run's own "
-                "is looked for"
+                f"--source {source}: no such feature folder or manifest; leave it out to use the "
+                "run's own"
             )
         return source
     found = None if begun_with is None else Path(begun_with)
     if found is None or not found.exists():
-        what = "it does not say what it was fitted on" if found is None else f"{found} is gone"
-        notes.append(
-            f"{files.root}: {what}, so no videos are shown, nor their features; give --source"
-        )
+        what = "its training data is not recorded" if found is None else f"{found} is gone"
+        notes.append(f"{files.root}: {what}, so no videos and no features are shown; give --source")
         return None
     return found
 
 
-def _predictions(
-    files: RunFolder,
-    config: "NetworkConfig",
-    store: "FeatureStore | None",
-    rows: dict[str, "VideoRow"],
-    evaluation: EvaluateSettings,
-    notes: list[str],
-    console: Console,
-) -> "Predictions | None":
-    """Those of the split: what lies there, where it is what this model says of these videos and
-    labels; made now, where that takes no decoding; none, and a note, else.
-    """
-    name = predictions_name(evaluation)
-    stored = read_predictions(files.predictions, name)
+def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> Predictions | None:
+    """Return the split's stored predictions; None, and a note, if they are missing or outdated."""
+    stored = read_predictions(run.files.predictions, evaluation.predictions_name)
     fault = f"split {evaluation.split} has not been evaluated"
     if stored is not None:
-        fault = _why_others(stored, files, config, store, rows, evaluation)
+        fault = _why_outdated(stored, run, evaluation)
         if not fault:
             return stored
-    if store is not None:
-        say(console, f"{fault}: evaluating it on {store.folder.root}")
-        return evaluated(files.root, store.folder.root, evaluation).predictions
-    command = f"`vtnpipe evaluate {files.root} SOURCE --split {evaluation.split}`"
-    notes.append(f"{fault}: {command} does it")
+    source = run.source or "SOURCE"
+    options = f" --manifest {evaluation.manifest}" if evaluation.manifest and run.store else ""
+    notes.append(
+        f"{fault}; run `vtnpipe evaluate {run.files.root} {source} --split "
+        f"{evaluation.split}{options}`, then report again"
+    )
     return None
 
 
-def _why_others(
-    stored: "Predictions",
-    files: RunFolder,
-    config: "NetworkConfig",
-    store: "FeatureStore | None",
-    rows: dict[str, "VideoRow"],
-    evaluation: EvaluateSettings,
-) -> str:
-    """Why stored predictions are not those that are meant; empty where they are."""
-    import torch
-
-    from ..temporal.tasks import read_targets
-    from .models.model_folder import model_digest
-
-    record = stored.record
-    if record.get("model") != model_digest(files) or record["classes"] != config.class_names:
-        return "its predictions are of another model"
+def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) -> str:
+    """Return why stored predictions are not those of the run's model and data; "" if they are."""
+    record, config = stored.record, run.config
+    if record.get("model") != model_digest(run.files) or record["classes"] != config.class_names:
+        return "the stored predictions are of another model"
     used = record["settings"].get("manifest")
     manifests = [
         None if one is None else Path(one).absolute() for one in (used, evaluation.manifest)
     ]
     if manifests[0] != manifests[1]:
-        return "its predictions were made with another manifest"
+        return "the stored predictions were made with another manifest"
     if record["settings"].get("drop_partial") != evaluation.drop_partial:
-        return "its predictions were made with other partial videos"
-    if store is None and not rows:  # the source is gone: nothing to compare with
+        return "the stored predictions were made with another --drop-partial"
+    if run.store is None and not run.rows:  # the source is gone: nothing to compare with
         return ""
-    if store is not None and record["source"] != f"features {store.extraction['fingerprint']}":
-        return "its predictions are of other features"
-    known = [rows[video_id] for video_id in stored.video_ids if video_id in rows]
+    if run.store is not None and record["source"] != f"features {run.store.fingerprint}":
+        return "the stored predictions are of other features"
+    known = [run.rows[video_id] for video_id in stored.video_ids if video_id in run.rows]
     if len(known) < len(stored.video_ids):
-        return "its predictions are of other videos"
+        return "the stored predictions are of other videos"
     targets = read_targets(known, config.class_names, config.temporal.task)
-    return "" if torch.equal(targets, stored.targets) else "its labels have changed since"
+    return "" if torch.equal(targets, stored.targets) else "the labels have changed"
 
 
 def _strips(
-    files: RunFolder,
-    config: "NetworkConfig",
-    predictions: "Predictions",
-    store: "FeatureStore | None",
-    rows: dict[str, "VideoRow"],
-    settings: ReportSettings,
-    device: str,
-) -> "tuple[list[Strip], list[Strip]]":
-    """Of the worst and of the best videos."""
-    from .html.run_page import choose_videos, video_strips
-    from .models.model_folder import check_features
-
-    if store is not None:
-        check_features(config, store.extraction["identity"], store.folder.root)
-    known = rows if store is None else rows.keys() & store.keys()
+    run: _Run, predictions: Predictions, settings: ReportSettings, device: str
+) -> tuple[list[Strip], list[Strip]]:
+    """Return strips of the worst and of the best videos."""
+    if run.store is not None:
+        check_features(run.config, run.store.spec, run.store.folder.root)
+    known = run.rows if run.store is None else run.rows.keys() & run.store.keys()
     worst, best = (
         [number for number in numbers if predictions.video_ids[number] in known]
-        for numbers in choose_videos(config, predictions, settings.videos)
+        for numbers in choose_videos(run.config, predictions, settings.videos)
     )
     strips = video_strips(
-        files,
-        config,
+        run.files,
+        run.config,
         predictions,
         worst + best,
-        rows,
-        store,
+        run.rows,
+        run.store,
         num_frames=settings.frames,
         device=device,
     )
@@ -278,3 +269,17 @@ def _strips(
         [strip for strip in strips if strip.name in is_worst],
         [strip for strip in strips if strip.name not in is_worst],
     )
+
+
+@click.command("report")
+@click.argument("folder")
+@settings_options(ReportSettings)
+def command(folder: str, console: Console, **options: Any) -> int:
+    """Write one HTML page about FOLDER, a run or model folder, or a feature folder.
+
+    For a run: metrics, curves, confusion, classes, and attention in its worst and best videos, from
+    the predictions that `vtnpipe evaluate` wrote. For features: failures, properties of the videos,
+    and statistics of the features.
+    """
+    report(folder, ReportSettings(**options), console=console)
+    return EXIT_OK

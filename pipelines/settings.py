@@ -1,8 +1,7 @@
-"""Settings as dataclasses: a setting's default, type, help and check stand on its field, written
-with `setting(...)`, and nowhere else.
+"""Settings as dataclasses: default, type, help and check stand on the field, and nowhere else.
 
-Types are str, int, float, bool, a Literal of words, or one of these `| None`. The options of the
-command line are made from them in `options.py`.
+Types are str, int, float, bool, a Literal of words, or one of these `| None`. `options.py` creates
+the command-line options from them.
 """
 
 import dataclasses
@@ -19,99 +18,138 @@ from ..manifests.user_module import is_factory
 
 TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
-# A check returns the rule that a value breaks, in words; empty where it is fine.
-Check = Callable[[Any], str]
+Check = Callable[[Any], str]  # returns the rule that a value breaks, or ""
 
 
 def setting(
     default: Any, *, help: str, check: Check | None = None, short: str = "", metavar: str = ""
 ) -> Any:
-    """A field of a settings dataclass."""
+    """Return a field of a settings dataclass."""
     metadata = {"help": help, "check": check, "short": short, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(name: str, read: Callable[[dict[str, Any]], Any], *, default: Any) -> Any:
-    """A field of a settings dataclass that no option gives, but a section of the config file.
+def section(name: str) -> Any:
+    """Return a field that no option sets, but a section of the config file; None without one.
 
     Args:
-        name: of the section; its entry `kind` is the value of the option of that name.
-        read: makes the field's value of the section's other entries.
-        default: without such a section.
+        name: name of the section; its entry `kind` sets the option of that name.
     """
-    return dataclasses.field(default=default, metadata={"section": name, "read": read})
+    return dataclasses.field(default=None, metadata={"section": name})
+
+
+def device_setting(help: str = "Device of the computation.") -> Any:
+    """Return the field of `--device`."""
+    return setting("auto", help=help, metavar="auto|cpu|cuda|cuda:N")
+
+
+def decoder_setting(
+    help: str = "auto: decord for files that it reads correctly, else PyAV.",
+) -> Any:
+    """Return the field of `--decoder`."""
+    return setting("auto", help=help)
+
+
+def chunk_frames_setting(help: str = "Frames per backbone call.") -> Any:
+    """Return the field of `--chunk-frames`."""
+    return setting(32, help=help, check=at_least(1))
+
+
+def clip_frames_setting(help: str) -> Any:
+    """Return the field of `--clip-frames`; the default is the paper's for training."""
+    return setting(16, help=help, check=at_least(1))
+
+
+def clip_seconds_setting() -> Any:
+    """Return the field of `--clip-seconds`; the default, 128 frames at 25/s, is the paper's."""
+    return setting(5.12, help="Duration of a clip, in seconds.", check=between(0.01, 1e6))
+
+
+def seed_setting(help: str) -> Any:
+    """Return the field of `--seed`."""
+    return setting(0, help=help, check=between(0, 2**31))
+
+
+def labels_setting() -> Any:
+    """Return the field of `--manifest`, which replaces the features' own manifest."""
+    return setting(
+        None,
+        help="Manifest with labels and splits; by default the features' own.",
+        metavar="FILE",
+    )
+
+
+def drop_partial_setting() -> Any:
+    """Return the field of `--drop-partial`."""
+    return setting(False, help="Leave out videos with missing frames.")
 
 
 def at_least(minimum: float) -> Check:
-    """A check for numbers."""
-    return lambda value: "" if value >= minimum else f"it must be at least {minimum:g}"
+    """Return a check for numbers >= minimum."""
+    return lambda value: "" if value >= minimum else f"must be at least {minimum:g}"
 
 
 def above(minimum: float) -> Check:
-    """A check for numbers."""
-    return lambda value: "" if value > minimum else f"it must be above {minimum:g}"
+    """Return a check for numbers > minimum."""
+    return lambda value: "" if value > minimum else f"must be above {minimum:g}"
+
+
+def between(minimum: float, maximum: float) -> Check:
+    """Return a check for numbers in the closed interval."""
+    rule = f"must be between {minimum:g} and {maximum:g}"
+    return lambda value: "" if minimum <= value <= maximum else rule
 
 
 def auto_or_at_least(minimum: int) -> Check:
-    """A check for text: `auto`, or a whole number."""
-    rule = f"it must be auto or a whole number, at least {minimum}"
+    """Return a check for text: `auto` or a whole number."""
+    rule = f"must be auto or a whole number, at least {minimum}"
     return lambda value: (
         "" if value == "auto" or (value.isdecimal() and int(value) >= minimum) else rule
     )
 
 
-def between(minimum: float, maximum: float) -> Check:
-    """A check for numbers; the limits themselves are fine."""
-    rule = f"it must be between {minimum:g} and {maximum:g}"
-    return lambda value: "" if minimum <= value <= maximum else rule
-
-
 def one_of_or_factory(*names: str) -> Check:
-    """A check for a name out of several, or `package.module:factory`."""
-    rule = f"it must be {', '.join(names)} or package.module:factory"
+    """Return a check for one of some names, or `package.module:factory`."""
+    rule = f"must be {', '.join(names)} or package.module:factory"
     return lambda value: "" if value in names or is_factory(value) else rule
 
 
-def check_settings(settings: Any, name: Callable[[str], str] | None = None) -> None:
-    """Runs the checks of a settings dataclass; call it in `__post_init__`.
-
-    Args:
-        settings: the dataclass.
-        name: how an error calls a field; by default, as its option.
+def check_settings(settings: Any) -> None:
+    """Run the checks of a settings dataclass; call it in `__post_init__`.
 
     Raises:
-        SettingsError: names option, value, rule.
+        SettingsError: names option, value and rule.
     """
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         base, is_optional = base_type(hints[field.name])
-        if value is None and is_optional:
+        if "section" in field.metadata or (value is None and is_optional):
             continue
         words = typing.get_args(base) if typing.get_origin(base) is typing.Literal else ()
         if words:
-            rule = "" if value in words else f"it must be one of {', '.join(words)}"
+            rule = "" if value in words else f"must be one of {', '.join(words)}"
         elif not isinstance(value, _runtime_type(base)):
-            rule = f"it must be {TYPE_WORDS[base]}"
+            rule = f"must be {TYPE_WORDS[base]}"
         elif isinstance(value, float) and not math.isfinite(value):
-            rule = "it must be finite"
+            rule = "must be finite"
         else:
             check = field.metadata.get("check")
             rule = check(value) if check else ""
         if rule:
-            raise SettingsError(f"{(name or option_name)(field.name)} {value!r}: {rule}")
+            raise SettingsError(f"{option_name(field.name)} {value!r}: it {rule}")
 
 
 def check_unset(settings: Any, names: Iterable[str], why: str) -> None:
-    """Refuses settings that would do nothing.
+    """Refuse settings that would have no effect.
 
     Args:
         settings: the dataclass.
-        names: of its fields that must have their defaults.
-        why: they would do nothing.
+        names: fields that must have their defaults.
+        why: why they would have no effect.
 
     Raises:
-        SettingsError: names option, value, why.
+        SettingsError: names option, value and reason.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in names:
@@ -121,37 +159,37 @@ def check_unset(settings: Any, names: Iterable[str], why: str) -> None:
 
 
 def check_output(path: Path) -> Path:
-    """Refuses a file of `--output` that could not be written: before the work, not after it.
+    """Refuse an output file that cannot be written, before the work and not after it.
 
     Raises:
-        SettingsError: it could not.
+        SettingsError: it cannot be written.
     """
     if path.is_dir():
         raise SettingsError(f"--output {path}: is a folder; give a file")
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise SettingsError(
-            f"--output {path}: its folder is missing or can't be written; make it, or name another"
+            f"--output {path}: its folder is missing or not writable; create it, or give another"
         )
     return path
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that a command writes into, if it is not there.
+    """Create a folder that a command writes to, unless it exists.
 
     Raises:
-        SettingsError: it can't be made.
+        SettingsError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(
-            f"{path}: can't be made as a folder ({error.strerror}); give another, or make it one "
-            "that can be written"
+            f"cannot create the folder {path} ({error.strerror}); give another, or make its parent "
+            "writable"
         ) from None
 
 
 def option_name(name: str) -> str:
-    """The option of a field, whose name ends in an underscore where it is a word of Python's.
+    """Return the option of a field; a trailing underscore avoids Python's keywords.
 
     >>> option_name("batch_size"), option_name("from_")
     ('--batch-size', '--from')
@@ -160,7 +198,7 @@ def option_name(name: str) -> str:
 
 
 def base_type(hint: Any) -> tuple[Any, bool]:
-    """The type without `| None`, and whether it had it."""
+    """Return the type without `| None`, and whether it had it."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (base,) = (member for member in typing.get_args(hint) if member is not type(None))
         return base, True
@@ -168,5 +206,5 @@ def base_type(hint: Any) -> tuple[Any, bool]:
 
 
 def _runtime_type(base: Any) -> Any:
-    """What `isinstance` takes for a type: whole numbers are fine as float."""
+    """Return the type for `isinstance`; whole numbers are valid floats."""
     return (int, float) if base is float else typing.get_origin(base) or base

@@ -1,1 +1,1 @@
-"""Stage two: features → batches → Longformer → head → logits; fitting and metrics."""
+"""Stage two: batches of features → encoder → head → logits; training, inference and metrics."""

@@ -1,9 +1,15 @@
-"""A run's weights and checkpoints on disk.
+"""Run folder: its paths, and its weights and checkpoints on disk.
 
-Weights are safetensors. A checkpoint is one PyTorch file of plain tensors and numbers, loaded with
-`weights_only=True`.
+    config.json  model.safetensors (best epoch)  last.safetensors  backbone.safetensors
+    settings.json  metrics.jsonl  tensorboard/  predictions/  report.html  checkpoints/
+    index.safetensors  failures.csv (if the model was trained on videos)
+
+The model is for users, the checkpoints are for resuming; docs/outputs.md describes the contents.
+Weights are safetensors files. A checkpoint is one PyTorch file of plain tensors, numbers and texts,
+loaded with `weights_only=True`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +20,89 @@ from torch import Tensor, nn
 
 from ..manifests.atomic import atomic_path, write_bytes
 from ..manifests.errors import FeaturesError, first_line
-from .run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder.
+
+    Attributes:
+        root: path of the folder.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Model configuration; a folder with this file is a model folder."""
+        return self.root / "config.json"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch on the validation split."""
+        return self.root / "model.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Weights of the last epoch."""
+        return self.root / "last.safetensors"
+
+    @property
+    def backbone(self) -> Path:
+        """Weights of the frozen backbone; after training, a link to those in the feature folder."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def index(self) -> Path:
+        """Timelines of the videos, if the model was trained on videos."""
+        return self.root / "index.safetensors"
+
+    @property
+    def failures(self) -> Path:
+        """Table of videos that could not be read completely."""
+        return self.root / "failures.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Training and validation metrics, one JSON line per epoch."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of predictions and metrics written by `vtnpipe evaluate`."""
+        return self.root / "predictions"
+
+    @property
+    def settings(self) -> Path:
+        """Settings, recipe and data digest with which the run began."""
+        return self.root / "settings.json"
+
+    @property
+    def lock(self) -> Path:
+        """Lock file of the run that writes to the folder; removed afterwards."""
+        return self.root / ".lock"
 
 
 def save_weights(
     module: nn.Module, path: Path, *, prefix: str = "", metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a module's state dict as safetensors, atomically, each key behind a prefix; the
-    metadata goes into the file's header.
+    """Write a module's state dict as safetensors, atomically.
+
+    Args:
+        module: the module.
+        path: path of the file.
+        prefix: prefix of each key.
+        metadata: text entries of the file's header.
     """
     tensors = {
         f"{prefix}{key}": tensor.detach().cpu().clone().contiguous()
@@ -33,13 +114,13 @@ def save_weights(
 def save_checkpoint(
     run: RunFolder, place: tuple[int, int], state: dict[str, Any], *, kept: int
 ) -> None:
-    """Writes a checkpoint, and removes all but the newest few.
+    """Write a checkpoint, and remove all but the newest ones.
 
     Args:
-        run: the folder.
-        place: finished epochs, and steps of the next.
-        state: of plain tensors, numbers and texts.
-        kept: how many stay.
+        run: the run folder.
+        place: number of finished epochs, and of finished steps of the next epoch.
+        state: state to store, of plain tensors, numbers and texts.
+        kept: number of checkpoints to keep.
     """
     epoch, step = place
     run.checkpoints.mkdir(exist_ok=True)
@@ -50,33 +131,34 @@ def save_checkpoint(
 
 
 def load_checkpoint(run: RunFolder) -> dict[str, Any] | None:
-    """The newest checkpoint; None where there is none.
+    """Return the newest checkpoint; None if there is none.
 
     Raises:
-        FeaturesError: it can't be read.
+        FeaturesError: the checkpoint cannot be read.
     """
     paths = _checkpoints(run)
     if not paths:
         return None
     try:
         state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # whatever a damaged file leads to
+    except Exception as error:  # noqa: BLE001  # a damaged file may raise any error
         raise FeaturesError(
-            f"{paths[-1]}: cannot be read ({first_line(error)}); remove it, and the run resumes "
-            "from the one before, or begins again"
+            f"{paths[-1]}: cannot read the checkpoint ({first_line(error)}); remove it, and the "
+            "same command resumes from the previous checkpoint, or from the beginning"
         ) from None
     return state
 
 
 def _checkpoints(run: RunFolder) -> list[Path]:
+    """Return the paths of the checkpoints, oldest first."""
     return sorted(run.checkpoints.glob("epoch-*.pt"))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
-        FeaturesError: it is missing or damaged.
+        FeaturesError: the file is missing or damaged.
     """
     try:
         return safetensors.torch.load_file(path)
@@ -88,20 +170,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _missing(path: Path) -> str:
     return (
-        f"{path}: missing; a run has it from the end of its first epoch on: train further, or put "
-        "it back"
+        f"{path}: missing; a run writes it at the end of its first epoch: continue the training, "
+        "or restore the file"
     )
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    return f"{path}: cannot be read ({error}); put back a copy, or make the model anew"
+    return f"{path}: cannot read the file ({error}); restore a copy, or create the model again"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `save_weights` was given to put into a file's header.
+    """Return the metadata that `save_weights` wrote into a file's header.
 
     Raises:
-        FeaturesError: it is missing or damaged.
+        FeaturesError: the file is missing or damaged.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

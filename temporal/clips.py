@@ -1,6 +1,7 @@
-"""Which frames of a video make a clip: drawn at random for training, or laid evenly for evaluation.
+"""Clips: which frames of a video make a training or evaluation sample, and their positions.
 
-Clips are chosen by timestamps, so a clip of 5.12 s is as long at every frame rate.
+Training clips are drawn at random; evaluation clips lie evenly over the video. Frames are chosen by
+their timestamps, so that a clip of 5.12 s has the same length at every frame rate.
 """
 
 import zlib
@@ -17,9 +18,13 @@ Frames = npt.NDArray[np.int64]
 
 
 class Clip(NamedTuple):
-    """Frames [t] of a video, in the order in which they are wanted, and one of its views.
+    """Frames of a video to read.
 
-    A view is one of those that are stored; of frames that are decoded, the seed of an augmentation.
+    Attributes:
+        video_id: id of the video.
+        frames: [t] numbers of the frames among those that the reader has of the video, in the
+            order in which they are to be returned.
+        view: number of a stored view; for frames that are decoded, the seed of an augmentation.
     """
 
     video_id: str
@@ -29,14 +34,15 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSampling:
-    """How clips are taken.
+    """Clip sampling options.
 
     Attributes:
-        num_frames: of a clip, evenly over its seconds; None for every frame of the video.
+        num_frames: number of frames, evenly spaced over the clip's seconds; None for every frame of
+            the video.
         seconds: length of a clip.
-        jitter: moves each frame's time at random by up to half of this share of the gap between two
-            frames; with 1, each is anywhere in its piece of the clip.
-        drop: probability with which each frame of a clip is left out; one always stays.
+        jitter: share of the gap between two frames; each frame's time moves at random by up to half
+            of it. With 1, a frame lies anywhere in its equal piece of the clip.
+        drop: probability with which each frame of a clip is left out; at least one frame stays.
     """
 
     num_frames: int | None = 16
@@ -49,15 +55,18 @@ WHOLE = ClipSampling(num_frames=None)
 
 
 def draw_clip(timestamps: Times, sampling: ClipSampling, generator: np.random.Generator) -> Frames:
-    """Rows [t] of a random clip, t <= num_frames: the frames nearest to evenly spaced times.
+    """Draw a random clip: the frames nearest to evenly spaced times.
 
-    A video shorter than the clip is taken whole; a frame that is nearest to two times is taken
+    A clip of a shorter video spans the whole video. A frame that is nearest to two times is taken
     once.
 
     Args:
         timestamps: [T] seconds, increasing.
-        sampling: what to draw.
-        generator: of the draw.
+        sampling: clip sampling options.
+        generator: source of randomness.
+
+    Returns:
+        [t] indices into `timestamps`, increasing; t <= `sampling.num_frames`, if that is given.
     """
     if sampling.num_frames is None:
         frames = np.arange(len(timestamps))
@@ -75,7 +84,7 @@ def draw_clip(timestamps: Times, sampling: ClipSampling, generator: np.random.Ge
 
 
 def lay_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips: int) -> Frames:
-    """Rows [t] of one of several clips that lie evenly over a video; of one, in its middle.
+    """Return one of several clips that lie evenly over a video; a single clip lies in the middle.
 
     >>> clip = ClipSampling(num_frames=2, seconds=2.0)
     >>> [lay_clip(np.arange(7.0), clip, number, 3).tolist() for number in range(3)]
@@ -85,9 +94,12 @@ def lay_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips: 
 
     Args:
         timestamps: [T] seconds, increasing.
-        sampling: frames and seconds of a clip; all frames where it says so.
-        number: which of the clips.
-        num_clips: how many there are.
+        sampling: clip sampling options, of which jitter and drop are ignored.
+        number: number of the clip, from 0.
+        num_clips: number of clips.
+
+    Returns:
+        [t] indices into `timestamps`, increasing.
     """
     if sampling.num_frames is None:
         return np.arange(len(timestamps))
@@ -104,10 +116,50 @@ def _span(timestamps: Times, sampling: ClipSampling) -> float:
 def _evenly(
     timestamps: Times, num_frames: int, start: float, span: float, moves: float | Times
 ) -> Frames:
-    # Midpoints of equal pieces: a clip as long as the video still moves by no frame at either end.
+    # Midpoints of equal pieces, so that a clip as long as the video is not shifted at either end.
     return nearest(timestamps, start + (np.arange(num_frames) + 0.5 + moves) * span / num_frames)
 
 
 def generator_of(seed: int, draw: int, video_id: str) -> np.random.Generator:
-    """The randomness of one sample: of (seed, epoch, video_id), and of nothing else."""
+    """Return the random generator of one sample, which depends on the arguments alone.
+
+    Args:
+        seed: seed of the clips.
+        draw: draw of the video: the epoch in training.
+        video_id: id of the video.
+    """
     return np.random.default_rng((seed, draw, zlib.crc32(video_id.encode())))
+
+
+def frame_positions(
+    timestamps: Times,
+    frame_index: Frames,
+    *,
+    position_fps: float | None,
+    first: tuple[float, int] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Return the position of each frame, counted from the first frame of its manifest row.
+
+    A position is the time in units of 1 / `position_fps`, so that videos of different frame rates
+    agree, or the frame index if `position_fps` is None.
+
+    Args:
+        timestamps: [T] seconds.
+        frame_index: [T] frame indices.
+        position_fps: positions per second; None for frame indices.
+        first: timestamp and frame index of the row's first frame, required if `timestamps` does not
+            begin with it, as in a clip; by default, the first of those given.
+
+    Returns:
+        [T] int64.
+
+    >>> times, index = np.array([2.0, 2.04, 2.08]), np.array([60, 61, 63])
+    >>> frame_positions(times, index, position_fps=25).tolist()
+    [0, 1, 2]
+    >>> frame_positions(times, index, position_fps=None).tolist()
+    [0, 1, 3]
+    """
+    first_time, first_index = first or (timestamps[0], frame_index[0])
+    if position_fps is None:
+        return np.asarray(frame_index - first_index, dtype=np.int64)
+    return np.rint((timestamps - first_time) * position_fps).astype(np.int64)

@@ -1,10 +1,15 @@
-"""Clips as samples: which rows are used, and which frames of each; where they are read from, a
-feature folder or the videos, is a reader's.
+"""Clip data set: clips as samples, their padded batches, and the order of the batches.
 
-A key (number, draw) names a sample: the row, and which of its draws. For training the draw is the
-epoch, and what is drawn depends on (seed, epoch, video_id) alone, so neither loading processes, nor
-other rows, nor a resumed run change it. For evaluation it counts the row's clips and views, whose
-logits are averaged.
+A key (number, draw) names a sample: the number of its row, and one of the row's draws. In training
+the draw is the epoch, and the clip depends on (seed, epoch, video_id) alone; num_workers, the other
+rows and resuming a run do not change it. In evaluation the draws are the row's clips and views,
+whose logits are averaged.
+
+A `ClipReader` reads the frames, from a feature folder or from the videos. Clips of different
+lengths are padded: inputs [B, T, ...], positions [B, T] and a mask [B, T], True for frames. No
+finite value at a place where the mask is False changes a logit.
+
+Which samples make a batch, and in which order, follows from lengths and seeds alone.
 """
 
 from collections.abc import Sequence
@@ -18,19 +23,54 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .batch import Batch, frame_positions, pad
-from .clips import WHOLE, Clip, ClipSampling, Frames, Times, draw_clip, generator_of, lay_clip
+from .clips import (
+    WHOLE,
+    Clip,
+    ClipSampling,
+    Frames,
+    Times,
+    draw_clip,
+    frame_positions,
+    generator_of,
+    lay_clip,
+)
+
+BLOCK_BATCHES = 32  # training batches whose clips are sorted by length together
+MAX_FRAMES = 2**17  # per evaluation batch, padding included, unless one video alone has more
 
 Key = tuple[int, int]
 
 
-class Read(NamedTuple):
-    """What a reader gives of clips.
+class Batch(NamedTuple):
+    """Clips, padded to the longest of them.
 
     Attributes:
-        inputs: [B, T, ...], padded to the longest clip with zeros.
-        is_lost: [B, T] bool: frames that can't be read; None for none.
-        faults: why, one line a video.
+        inputs: features [B, T, D] float32, or frames [B, T, 3, H, W] uint8.
+        positions: [B, T] int64, frame positions.
+        mask: [B, T] bool, True for frames, False for padding and for frames that could not be
+            read; but a clip of which no frame could be read keeps True for all its frames.
+        targets: [B] or [B, C], see `temporal/tasks.py`.
+        numbers: [B] int64, number of each clip's row in the data set.
+        is_read: [B] bool, False for a clip of which no frame could be read.
+        faults: videos that could not be read completely, and why.
+    """
+
+    inputs: Tensor
+    positions: Tensor
+    mask: Tensor
+    targets: Tensor
+    numbers: Tensor
+    is_read: Tensor
+    faults: tuple[str, ...] = ()
+
+
+class Read(NamedTuple):
+    """Clips as a reader returns them.
+
+    Attributes:
+        inputs: [B, T, ...], padded with zeros to the longest clip.
+        is_lost: [B, T] bool, True for frames that cannot be read; None if all were read.
+        faults: why frames cannot be read, one line per video.
     """
 
     inputs: Tensor
@@ -39,25 +79,30 @@ class Read(NamedTuple):
 
 
 class ClipReader(Protocol):
-    """Where clips are read from."""
+    """Source of clips: a feature folder, or video files."""
 
     @property
     def num_views(self) -> int:
-        """How many views each frame has."""
+        """Number of views of each frame."""
 
     def times(self, video_id: str) -> tuple[Frames, Times]:
-        """frame_index [T] and timestamps [T] of a video's frames."""
+        """Return frame_index [T] and timestamps [T] in seconds of a video's frames."""
 
     def num_frames(self, video_id: str) -> int:
-        """T."""
+        """Return the number of a video's frames, T."""
 
     def read(self, clips: Sequence[Clip]) -> Read:
-        """Clips as a batch."""
+        """Read clips, padded to the longest of them."""
 
 
 @dataclass(frozen=True)
 class RandomClips:
-    """One random clip of a random view a sample; the draw is the epoch."""
+    """Training clips: each sample is one random clip of a random view; the draw is the epoch.
+
+    Attributes:
+        sampling: clip sampling options.
+        seed: seed of clips and views.
+    """
 
     sampling: ClipSampling = ClipSampling()
     seed: int = 0
@@ -65,11 +110,13 @@ class RandomClips:
 
 @dataclass(frozen=True)
 class EvenClips:
-    """All views of so many clips, evenly over each video; by default, every frame at once.
+    """Evaluation clips, evenly over each video, in all views; by default, one clip of all frames.
 
     Attributes:
-        shuffle_seed: give the frames of each clip in a random order of this seed, at the positions
-            of the right one; None for the right order.
+        sampling: clip sampling options.
+        num_clips: number of clips per video.
+        shuffle_seed: seed of a random order of each clip's frames, which get the positions of the
+            right order; None for the right order.
     """
 
     sampling: ClipSampling = WHOLE
@@ -78,7 +125,14 @@ class EvenClips:
 
 
 class Sample(NamedTuple):
-    """One clip: which frames [t] of the row, of which view, and their positions [t]."""
+    """One clip of a row, before it is read.
+
+    Attributes:
+        number: number of the row in the data set.
+        frames: [t] numbers of the frames among those of the row.
+        view: number of the view.
+        positions: [t] frame positions.
+    """
 
     number: int
     frames: npt.NDArray[np.int64]
@@ -87,14 +141,17 @@ class Sample(NamedTuple):
 
 
 class ClipDataset(Dataset[Batch]):
-    """The rows of a split as samples, read a batch at a time.
+    """Samples of a split's rows, read one batch at a time.
 
     Args:
-        reader: of the clips.
-        video_ids: of the rows to use; the reader has each of them.
-        targets: of each row, see `temporal/tasks.py`.
-        clips: which are taken.
-        position_fps: of the model, see `frame_positions`.
+        reader: reader of the clips.
+        video_ids: ids of the rows to use, all of which the reader must have.
+        targets: [N] or [N, C] targets of the rows, see `temporal/tasks.py`.
+        clips: training or evaluation clips.
+        position_fps: positions per second of the model, see `frame_positions`.
+
+    Attributes:
+        targets: see above.
     """
 
     def __init__(
@@ -117,19 +174,19 @@ class ClipDataset(Dataset[Batch]):
 
     @property
     def num_draws(self) -> int:
-        """Samples of each row in an evaluation."""
+        """Number of samples per row in an evaluation."""
         assert isinstance(self._clips, EvenClips)
         return self._clips.num_clips * self._reader.num_views
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """[N] frames of a sample of each row, at most."""
+        """Largest number of frames in a sample of each row, [N]."""
         most = self._clips.sampling.num_frames or np.iinfo(np.int64).max
         frames = [min(most, self._reader.num_frames(video_id)) for video_id in self._ids]
         return np.array(frames, dtype=np.int64)
 
     def sample(self, key: Key) -> Sample:
-        """Chooses the frames of a sample; reads none of them."""
+        """Choose the frames of a sample, without reading them."""
         number, draw = key
         video_id, clips = self._ids[number], self._clips
         frame_index, timestamps = self._reader.times(video_id)
@@ -151,7 +208,7 @@ class ClipDataset(Dataset[Batch]):
         return Sample(number, frames, view, positions)
 
     def batch(self, keys: Sequence[Key]) -> Batch:
-        """Reads samples as one batch, padded to the longest of them."""
+        """Read samples as one batch, padded to the longest of them."""
         samples = [self.sample(key) for key in keys]
         positions, mask = pad([sample.positions for sample in samples])
         numbers = torch.tensor([sample.number for sample in samples])
@@ -161,9 +218,92 @@ class ClipDataset(Dataset[Batch]):
         is_read = torch.ones(len(samples), dtype=torch.bool)
         if is_lost is not None:
             is_read = (mask & ~is_lost).any(1)
-            # A clip without any frame stays as it is, black: it counts nothing, but has a logit.
+            # A clip of which no frame was read keeps its mask, over black frames, so that it has
+            # finite logits; it has no weight in the loss.
             mask = mask & ~(is_lost & is_read[:, None])
         targets = self.targets[numbers]
         return Batch(inputs, positions, mask, targets, numbers, is_read, faults)
 
-    __getitems__ = batch  # what torch's DataLoader calls
+    __getitems__ = batch  # torch's DataLoader calls it with a batch of keys
+
+
+def pad(positions: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
+    """Pad the positions of clips to the longest clip.
+
+    Args:
+        positions: [t] frame positions of each clip.
+
+    Returns:
+        Positions [B, T] int64, 0 for padding, and the mask [B, T] bool, True for frames.
+    """
+    lengths = torch.tensor([len(one) for one in positions])
+    padded = torch.zeros(len(positions), int(lengths.max()), dtype=torch.int64)
+    for row, one in zip(padded, positions, strict=True):
+        row[: len(one)] = torch.from_numpy(one)
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def training_batches(
+    lengths: npt.NDArray[np.int64], batch_size: int, *, seed: int, epoch: int
+) -> list[list[Key]]:
+    """Return the batches of one training epoch: every clip once, similar lengths together.
+
+    Clips are shuffled; blocks of `BLOCK_BATCHES` batches are sorted by length (stably, so that
+    clips of equal length stay shuffled) and divided into batches; the batches are shuffled.
+
+    Args:
+        lengths: [N] frames of each clip.
+        batch_size: clips per batch; one batch may be smaller.
+        seed: seed of the order.
+        epoch: epoch, which also becomes the draw of each key.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(len(lengths))
+    block = BLOCK_BATCHES * batch_size
+    for start in range(0, len(order), block):
+        part = order[start : start + block]
+        order[start : start + block] = part[np.argsort(lengths[part], kind="stable")]
+    starts = np.arange(0, len(order), batch_size)
+    generator.shuffle(starts)
+    return [[(int(n), epoch) for n in order[start : start + batch_size]] for start in starts]
+
+
+def evaluation_batches(
+    lengths: npt.NDArray[np.int64], num_draws: int, batch_size: int
+) -> list[list[Key]]:
+    """Return the batches of an evaluation: all draws of every row, longest rows first.
+
+    Batches of long clips are smaller, so that none exceeds `MAX_FRAMES` unless one clip alone does.
+
+    Args:
+        lengths: [N] frames of a clip of each row.
+        num_draws: draws per row.
+        batch_size: largest number of clips per batch.
+
+    >>> evaluation_batches(np.array([5, 9, 5]), 1, 2)
+    [[(1, 0), (0, 0)], [(2, 0)]]
+    """
+    batches: list[list[Key]] = []
+    longest = 0
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        for draw in range(num_draws):
+            is_full = not batches or len(batches[-1]) == batch_size
+            if is_full or (len(batches[-1]) + 1) * longest > MAX_FRAMES:
+                batches.append([])
+                longest = int(lengths[number])
+            batches[-1].append((number, draw))
+    return batches
+
+
+def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
+    """Return one share of a batch; shares differ in size by at most one, and may be empty.
+
+    Args:
+        keys: keys of the batch.
+        index: number of the share, from 0.
+        num_shares: number of shares.
+
+    >>> [share_of([(0, 0), (1, 0), (2, 0)], index, 2) for index in (0, 1)]
+    [[(0, 0), (1, 0)], [(2, 0)]]
+    """
+    return [keys[n] for n in np.array_split(np.arange(len(keys)), num_shares)[index]]

@@ -1,10 +1,11 @@
-"""The processes that fit or evaluate one model together, by Hugging Face accelerate: one, or as
-many as `torchrun` or `accelerate launch` started.
+"""Distributed training and evaluation: several processes for one model, by Hugging Face accelerate.
+
+There is one process, or as many as `torchrun` or `accelerate launch` started.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -12,23 +13,24 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object
 
 from ..manifests.errors import SettingsError
-from .choices import Precision
 
-__all__ = ["Accelerator", "accelerated", "all_of", "max_of", "sum_of"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+__all__ = ["Accelerator", "Precision", "accelerated", "all_of", "max_of", "sum_of"]
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @contextmanager
 def accelerated(device: str, precision: Precision) -> Iterator[Accelerator]:
-    """Yields what places a model on this process's device and keeps the processes together.
+    """Yield the accelerator, which places a model on the device and connects the processes.
 
     Args:
-        device: `cpu`, `cuda` or `cuda:N`; of several processes, each takes a GPU of its own.
-        precision: of what a prepared model computes.
+        device: `cpu`, `cuda` or `cuda:N`; several processes each take a GPU of their own.
+        precision: precision in which a prepared model computes.
 
     Raises:
-        SettingsError: a CPU can't compute in float16.
+        SettingsError: `float16` on a CPU, which does not support it.
     """
     is_cpu = device == "cpu"
     if is_cpu and precision == "float16":
@@ -37,8 +39,8 @@ def accelerated(device: str, precision: Precision) -> Iterator[Accelerator]:
         )
     if ":" in device:
         torch.cuda.set_device(device)
-    AcceleratorState._reset_state()  # of a run before in this process, perhaps in another precision
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the last layer's, often
+    AcceleratorState._reset_state()  # an earlier run in this process may have set another precision
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # e.g. the last layer's
     accelerator = Accelerator(
         cpu=is_cpu, mixed_precision=_MIXED[precision], kwargs_handlers=[unused]
     )
@@ -51,7 +53,7 @@ def accelerated(device: str, precision: Precision) -> Iterator[Accelerator]:
 
 
 def max_of(accelerator: Accelerator, value: int) -> int:
-    """The largest of all processes' values."""
+    """Return the largest of all processes' values."""
     if accelerator.num_processes == 1:
         return value
     found = accelerator.gather(torch.tensor([value], device=accelerator.device))
@@ -59,7 +61,7 @@ def max_of(accelerator: Accelerator, value: int) -> int:
 
 
 def sum_of(accelerator: Accelerator, value: float) -> float:
-    """The sum of all processes' values."""
+    """Return the sum of all processes' values."""
     if accelerator.num_processes == 1:
         return value
     mine = torch.tensor([value], dtype=torch.float64, device=accelerator.device)
@@ -67,7 +69,7 @@ def sum_of(accelerator: Accelerator, value: float) -> float:
 
 
 def all_of(accelerator: Accelerator, value: Any) -> list[Any]:
-    """All processes' values, by rank."""
+    """Return all processes' values, in the order of their ranks."""
     if accelerator.num_processes == 1:
         return [value]
     return list(gather_object([value]))

@@ -1,41 +1,34 @@
-"""The encoders by name: each takes features [B, T, D], positions and mask [B, T], and gives one
-vector a clip, [B, D].
+"""Temporal encoders: features [B, T, D], positions and mask [B, T] → one vector per clip, [B, D].
 
-    longformer  VTN's: windows for the frames, all of them for [CLS]; linear in T
+    longformer  VTN's encoder: frames attend within windows, [CLS] to all frames; linear in T
     full        the same with exact attention of every token to every other; quadratic in T
-    perceiver   transformers' Perceiver (arXiv 2103.03206): a few latents look at all frames, then
-                at each other; linear in T
-    mean        the mean of the frames' features: the baseline that sees no order
+    mean        mean of the frames' features: a baseline that ignores the order of frames
 
-Any other is a factory of the user's, `package.module:function`, which is called with the
-`TemporalConfig`.
+Any other encoder is a user module, `package.module:factory`, called with the `TemporalConfig`.
 """
 
 import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError, first_line
-from ..manifests.user_module import module_from_factory
+from ..manifests.user_module import call_factory
 from .config import TemporalConfig
-from .embeddings import FrameEmbeddings
 from .longformer import Longformer
-
-NUM_LATENTS = 64  # of the Perceiver
 
 
 def build_encoder(config: TemporalConfig) -> nn.Module:
-    """Makes the encoder that a configuration names, with random weights.
+    """Create the encoder that a configuration names, with random weights.
 
     Raises:
-        SettingsError: a factory fails, or its module does not give [B, D].
+        SettingsError: a user module's factory fails, or the module does not return [B, D].
     """
     if config.encoder in ("longformer", "full"):
         return ClsEncoder(config)
-    if config.encoder == "perceiver":
-        return PerceiverEncoder(config)
     if config.encoder == "mean":
         return MeanEncoder()
-    module = module_from_factory(config.encoder, config, what="encoder", error_type=SettingsError)
+    module = call_factory(
+        config.encoder, config, returns=nn.Module, role="encoder", error_type=SettingsError
+    )
     if torch.get_default_device().type == "meta":
         return module
     features = torch.zeros(1, 2, config.feature_dim)
@@ -47,10 +40,16 @@ def build_encoder(config: TemporalConfig) -> nn.Module:
 
 
 def check_output(module: nn.Module, dim: int, what: str, *inputs: Tensor) -> None:
-    """Runs a module of the user's on one clip, and refuses it where it does not give [1, dim].
+    """Run a user module on one clip, and refuse it if it does not return [1, dim].
+
+    Args:
+        module: the user module.
+        dim: number of elements that it must return.
+        what: name of the module, for messages.
+        inputs: inputs of one clip.
 
     Raises:
-        SettingsError: it fails, or gives something else.
+        SettingsError: the module fails, or returns anything else.
     """
     was_training = module.training
     try:
@@ -59,19 +58,23 @@ def check_output(module: nn.Module, dim: int, what: str, *inputs: Tensor) -> Non
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise SettingsError(
-            f"{what} fails on inputs of {shapes}: {type(error).__name__}: {first_line(error)}; an "
-            "encoder takes features [B, T, D], positions and mask [B, T], and a head [B, D]"
+            f"{what} failed on inputs of {shapes}: {type(error).__name__}: {first_line(error)}; an "
+            "encoder takes features [B, T, D], positions [B, T] and a mask [B, T]; a head takes "
+            "[B, D]"
         ) from error
     module.train(was_training)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != [1, dim]:
-        raise SettingsError(f"{what} gives {found} for one clip; it must give [1, {dim}]")
+        raise SettingsError(f"{what} returned {found} for one clip; it must return [1, {dim}]")
 
 
 class ClsEncoder(nn.Module):
-    """A learned [CLS] in front of the frames; gives its final state.
+    """Longformer over a learned [CLS] followed by the frames; returns the final state of [CLS].
 
-    [CLS] begins as a standard normal vector, as in the authors' code.
+    [CLS] is initialized as a standard normal vector, as in the authors' code.
+
+    Args:
+        config: configuration of the temporal model.
     """
 
     def __init__(self, config: TemporalConfig) -> None:
@@ -80,55 +83,38 @@ class ClsEncoder(nn.Module):
         self.model = Longformer(config)
 
     def forward(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Features [B, T, D], positions and mask [B, T] → [B, D]."""
+        """Return one vector per clip, [B, D].
+
+        Args:
+            features: [B, T, D].
+            positions: [B, T] int, frame positions.
+            mask: [B, T] bool, True for frames, False for padding.
+        """
         state: Tensor = self.model(self.cls_token, features, positions, mask)
         return state
 
     def cls_attention(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """How much [CLS] attends to itself and to each frame: [B, L, H, 1 + T]."""
+        """Return the attention of [CLS] to itself and to each frame, [B, L, H, 1 + T].
+
+        Args:
+            features: [B, T, D].
+            positions: [B, T] int, frame positions.
+            mask: [B, T] bool, True for frames, False for padding.
+        """
         return self.model.cls_attention(self.cls_token, features, positions, mask)
 
 
-class PerceiverEncoder(nn.Module):
-    """Learned latents look at the frames, then at each other, layer by layer; gives their mean.
-
-    Its feed-forward networks are D wide, or the largest multiple of D up to `intermediate_dim`; it
-    has no dropout but that of tokens and attention.
-    """
-
-    def __init__(self, config: TemporalConfig) -> None:
-        super().__init__()
-        from transformers import PerceiverConfig, PerceiverModel
-
-        D = config.feature_dim
-        self.embeddings = FrameEmbeddings(config)
-        self.model = PerceiverModel(
-            PerceiverConfig(
-                num_latents=NUM_LATENTS,
-                d_latents=D,
-                d_model=D,
-                num_blocks=1,
-                num_self_attends_per_block=config.num_layers,
-                num_self_attention_heads=config.num_heads,
-                num_cross_attention_heads=config.num_heads,
-                self_attention_widening_factor=max(1, config.intermediate_dim // D),
-                attention_probs_dropout_prob=config.attention_dropout,
-            )
-        )
-
-    def forward(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Features [B, T, D], positions and mask [B, T] → [B, D]."""
-        tokens = self.embeddings(None, features, positions)
-        output = self.model(inputs=tokens, attention_mask=mask.long())
-        latents: Tensor = output.last_hidden_state
-        return latents.mean(1)
-
-
 class MeanEncoder(nn.Module):
-    """The mean of the frames' features."""
+    """Mean of the frames' features."""
 
     def forward(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Features [B, T, D], mask [B, T] → [B, D]."""
+        """Return one vector per clip, [B, D]; 0 for a clip without frames.
+
+        Args:
+            features: [B, T, D].
+            positions: [B, T]; ignored.
+            mask: [B, T] bool, True for frames, False for padding.
+        """
         kept = features.masked_fill(~mask.unsqueeze(-1), 0.0)
         counts = mask.sum(1, keepdim=True).clamp(min=1)
         mean = kept.sum(1, dtype=torch.promote_types(features.dtype, torch.float32)) / counts

@@ -1,11 +1,9 @@
-"""Reading features: from the memory-mapped shards, or from a copy of all of them in the memory of
-the host or of a GPU.
-"""
+"""Feature reader: reads clips from memory-mapped shards, or from a copy in RAM or on a GPU."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +13,24 @@ from torch import Tensor
 
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.feature_store import FeatureStore
-from .choices import Preload
 from .clips import Clip, Frames, Times
 from .dataset import Read
 
+Preload = Literal["auto", "none", "ram", "gpu"]
+
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-FITTING_SHARE = 0.5  # of the free memory, that features may take
+FITTING_SHARE = 0.5  # largest share of the free memory that copied features may take
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureReader:
-    """Reads frames of stored videos.
+    """Reader of stored features; a `ClipReader`.
 
     Attributes:
-        store: the feature folder.
-        table: [R x V, D] of the store's dtype: all frames of the videos in `starts`, one after the
-            other, each frame's views together; None to read from the shards.
-        starts: video_id → its first frame in the table.
+        store: features of the feature folder.
+        table: [R x V, D] in the store's dtype: all R frames of the videos in `starts`, one video
+            after the other, with the V views of a frame together; None to read from the shards.
+        starts: video_id → number of the video's first frame in the table.
     """
 
     store: FeatureStore
@@ -40,22 +39,24 @@ class FeatureReader:
 
     @property
     def num_views(self) -> int:
-        """Of those stored."""
+        """Number of stored views of each frame."""
         return self.store.num_views
 
     def times(self, video_id: str) -> tuple[Frames, Times]:
-        """frame_index [T] and timestamps [T] of a video."""
+        """Return frame_index [T] and timestamps [T] in seconds of a video's frames."""
         return self.store.times(video_id)
 
     def num_frames(self, video_id: str) -> int:
-        """T, of a video."""
+        """Return the number of a video's frames, T."""
         return self.store.num_frames(video_id)
 
     def read(self, clips: Sequence[Clip]) -> Read:
-        """Features [B, T, D] float32, padded with zeros; on the device where the table lies.
+        """Read features [B, T, D] float32, padded with zeros.
+
+        They are on the device of the table, or on the CPU if they are read from the shards.
 
         Raises:
-            FeaturesError: one of them is not finite.
+            FeaturesError: a feature in the shards is not finite; `preload` has checked the table.
         """
         longest = max(len(frames) for _, frames, _ in clips)
         if self.table is None:
@@ -75,37 +76,41 @@ class FeatureReader:
 
 
 def _view(features: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
-    """[T, D] of [T, D] or [T, V, D]."""
+    """Return one view, [T, D], of features [T, D] or [T, V, D]."""
     return features if features.ndim == 2 else features[:, view]
 
 
 def check_finite(video_id: str, features: npt.NDArray[Any], store: FeatureStore) -> None:
-    """Refuses features that hold NaN or infinity.
+    """Refuse features that contain NaN or infinity.
+
+    Args:
+        video_id: id of the video, for the message.
+        features: features of the video, of any shape.
+        store: features of the feature folder, for the message.
 
     Raises:
-        FeaturesError: they do.
+        FeaturesError: a feature is not finite.
     """
     if not np.isfinite(features).all():
         raise FeaturesError(
             f"video_id {video_id!r}: a stored feature is not finite, in {store.folder.root}; "
-            "`vtnpipe features verify FEATURES --drop` removes its shard, and extract makes "
-            "it again"
+            "remove its shard with `vtnpipe features verify FEATURES --drop`, and extract again"
         )
 
 
 def num_table_bytes(store: FeatureStore, video_ids: Iterable[str]) -> int:
-    """How large a table of these videos is."""
+    """Return the size in bytes of a table of videos, each counted once."""
     row_bytes = int(np.prod(store.row_shape)) * store.dtype.itemsize
     return row_bytes * sum(store.num_frames(video_id) for video_id in set(video_ids))
 
 
 def preload(store: FeatureStore, video_ids: Iterable[str], device: str) -> FeatureReader:
-    """Copies videos into memory.
+    """Copy the features of videos into memory, and return a reader of the copy.
 
     Args:
-        store: the feature folder.
-        video_ids: those to copy, each once however often it is named.
-        device: where to: `cpu`, `cuda` or `cuda:N`.
+        store: features of the feature folder.
+        video_ids: ids of the videos to copy; a repeated id is copied once.
+        device: device of the copy: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         FeaturesError: a feature is not finite.
@@ -130,27 +135,31 @@ def preload(store: FeatureStore, video_ids: Iterable[str], device: str) -> Featu
 def choose_place(
     preload: Preload, num_bytes: int, device: str, *, num_processes: int = 1
 ) -> tuple[str | None, str]:
-    """Where features are to be copied, and why.
+    """Choose the device to copy features to, if any.
+
+    `auto` takes the model's GPU, else RAM, else the shards: the first that has enough free memory.
 
     Args:
-        preload: what is asked for.
-        num_bytes: of the features.
-        device: that the model is on.
-        num_processes: on this machine, each with a copy.
+        preload: value of `--preload`.
+        num_bytes: size of the features.
+        device: device of the model.
+        num_processes: number of processes on this machine, each with its own copy.
 
     Returns:
-        a device, or None for the shards; and the reason in words.
+        A device, or None for reading from the shards; and the reason in words.
 
     Raises:
-        SettingsError: they don't fit where they are asked to be.
+        SettingsError: the features do not fit in the requested memory, or there is no GPU.
     """
     size = f"{num_bytes / 2**30:,.2f} GiB of features"
     places = {"ram": "cpu"} if device == "cpu" else {"gpu": device, "ram": "cpu"}
     if preload == "none":
-        return None, f"{size} are read from the shards: asked for"
+        return None, f"{size} are read from the shards: --preload none"
     if preload != "auto":
         if preload not in places:
-            raise SettingsError("--preload gpu with a model on the CPU; give ram, none or auto")
+            raise SettingsError(
+                "--preload gpu: the model is on the CPU; give --preload ram, none or auto"
+            )
         places = {preload: places[preload]}
     found = []
     for name, place in places.items():
@@ -159,21 +168,24 @@ def choose_place(
         found.append(f"{free / 2**30:,.1f} GiB are free in {name.upper()}")
         if num_bytes * count <= FITTING_SHARE * free:
             return place, f"{size} are copied to {name.upper()}"
-    reason = f"too many to copy, {', '.join(found)}"
+    reason = f"too large to copy ({', '.join(found)})"
     if preload != "auto":
-        raise SettingsError(f"--preload {preload}: {size}: {reason}; give --preload none")
+        raise SettingsError(f"--preload {preload}: {size} are {reason}; give --preload none")
     return None, f"{size} are read from the shards: {reason}"
 
 
 def available_bytes(device: str) -> int:
-    """Free memory of a GPU, or of the host and the control group that this process is in."""
+    """Return the free memory in bytes of a GPU, or of the host.
+
+    On the host, the limits of the control groups that contain this process count, too.
+    """
     if device != "cpu":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([int(psutil.virtual_memory().available), *_free_of_groups()])
 
 
 def _free_of_groups() -> Iterator[int]:
-    """What each control group (version 2) leaves that this process is in, from its own upwards."""
+    """Yield the free memory of each control group (version 2) of this process, innermost first."""
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
@@ -187,7 +199,7 @@ def _free_of_groups() -> Iterator[int]:
                 limit, used = (
                     (folder / f"memory.{what}").read_text().strip() for what in ("max", "current")
                 )
-            except OSError:  # the root group has none
+            except OSError:  # the root group has no such files
                 continue
             if limit != "max":
                 yield max(0, int(limit) - int(used))

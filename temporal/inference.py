@@ -1,8 +1,12 @@
-"""A model's logits for the videos of a data set: averaged over clips and views, by all processes
-together.
+"""Inference: logits of a data set's videos, and of one video with some of its frames hidden.
+
+`predict_logits` averages logits over clips and views, and divides the batches among all processes.
+`prefix_logits` and `logits_without` show which frames decide the prediction for one video: they
+return its logits if only the beginning is visible, or if a part is hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -10,19 +14,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..manifests.errors import StoppedError
-from .batch import Batch
-from .dataset import ClipDataset
+from .dataset import Batch, ClipDataset, evaluation_batches
 from .distributed import Accelerator, all_of
-from .order import evaluation_batches
+from .model import TemporalClassifier
+
+MAX_TOKENS = 16_384  # per forward pass over copies of one video, unless one copy alone has more
 
 
 class Scored(NamedTuple):
     """Logits of a split's videos.
 
     Attributes:
-        logits: [M, C].
-        rows: [M] numbers of the rows that they are of; None for all, in order.
-        faults: (video_id, why) of the rows that could not be read, or not all of them.
+        logits: [M, C], one row per scored video.
+        rows: [M] numbers of the scored rows of the split; None for all rows, in order.
+        faults: (video_id, why) of each video that could not be read completely.
     """
 
     logits: Tensor
@@ -31,7 +36,7 @@ class Scored(NamedTuple):
 
 
 def never() -> bool:
-    """Nothing asks to stop."""
+    """Return False: the default of `should_stop`, which never asks to stop."""
     return False
 
 
@@ -42,33 +47,36 @@ def predict_logits(
     *,
     batch_size: int,
     accelerator: Accelerator,
-    num_loaders: int = 0,
+    num_workers: int = 0,
     should_stop: Callable[[], bool] = never,
 ) -> Tensor:
-    """Logits [N, C] of a data set's rows, the same in every process.
+    """Return the logits of a data set's rows, [N, C], the same in every process.
 
-    Whole batches go to the processes in turn, so that a clip's logits don't depend on how many
-    there are, and sums are taken in the order of the batches.
+    The logits of a row are the mean over its draws. Whole batches are distributed to the processes
+    in turn, and logits are added in the order of the batches, so that the result does not depend on
+    the number of processes.
 
     Args:
-        network: as `accelerator.prepare` gives it; is in evaluation mode afterwards.
-        dataset: of `EvenClips`; the mean of each row's logits is taken over its draws.
-        batch_size: clips at once, in each process.
+        network: model as returned by `accelerator.prepare`; in evaluation mode afterwards.
+        dataset: data set of `EvenClips`.
+        batch_size: clips per batch, in each process.
         accelerator: see `temporal/distributed.py`.
-        num_loaders: processes that read ahead.
-        should_stop: asked after every batch.
+        num_workers: processes that load batches ahead.
+        should_stop: called after each batch; returns whether to stop.
 
     Raises:
-        StoppedError: it said so, in one of the processes.
+        StoppedError: `should_stop` returned True in one of the processes.
     """
     network.eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
-    loader = iter(load(dataset, batches[rank::num_processes], num_loaders, accelerator))
+    loader = iter(data_loader(dataset, batches[rank::num_processes], num_workers, accelerator))
     sums: Tensor | None = None
     for _ in range(0, len(batches), num_processes):
         batch = next(loader, None)
-        mine = None if batch is None else (batch.numbers, run(network, batch, accelerator).cpu())
+        mine = (
+            None if batch is None else (batch.numbers, forward(network, batch, accelerator).cpu())
+        )
         found = all_of(accelerator, (mine, should_stop()))
         if any(stops for _, stops in found):
             raise StoppedError("stopped while evaluating")
@@ -77,35 +85,110 @@ def predict_logits(
                 sums = torch.zeros(len(dataset), logits.shape[1], dtype=torch.float64)
                 dtype = logits.dtype
             sums.index_add_(0, numbers, logits.double())
-    assert sums is not None, "a split has rows"
+    assert sums is not None, "a split has at least one row"
     return (sums / dataset.num_draws).to(dtype)
 
 
-def load(
+def data_loader(
     dataset: ClipDataset,
     batches: list[list[tuple[int, int]]],
-    num_loaders: int,
+    num_workers: int,
     accelerator: Accelerator,
 ) -> DataLoader[Batch]:
-    """Reads batches of keys, in their order; what processes read ahead for a GPU lies in pinned
-    memory.
+    """Return a loader of batches, in the given order.
+
+    Batches that other processes load for a GPU are in pinned memory.
+
+    Args:
+        dataset: the data set.
+        batches: keys of each batch.
+        num_workers: processes that load batches ahead; 0 to load them in this process.
+        accelerator: see `temporal/distributed.py`.
     """
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
-        num_workers=num_loaders,
-        pin_memory=num_loaders > 0 and accelerator.device.type == "cuda",
+        collate_fn=_identity,
+        num_workers=num_workers,
+        pin_memory=num_workers > 0 and accelerator.device.type == "cuda",
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # a data set's items are batches already
+def _identity(batch: Any) -> Any:
+    return batch  # `ClipDataset` returns complete batches, so there is nothing to collate
 
 
-def run(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
-    """Logits [B, C] of a batch, on the device."""
+def forward(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
+    """Return the logits of a batch, [B, C], on the accelerator's device."""
     inputs = (batch.inputs, batch.positions, batch.mask)
     here = (tensor.to(accelerator.device, non_blocking=True) for tensor in inputs)
     logits: Tensor = network(*here)
     return logits
+
+
+def even_spans(num_frames: int, most: int) -> list[tuple[int, int]]:
+    """Divide frames into spans of about equal length, at least one frame each.
+
+    Args:
+        num_frames: number of frames.
+        most: number of spans, unless there are fewer frames.
+
+    Returns:
+        Half-open ranges of frames.
+
+    >>> even_spans(5, 2), even_spans(2, 10)
+    ([(0, 2), (2, 5)], [(0, 1), (1, 2)])
+    """
+    count = min(num_frames, most)
+    ends = [number * num_frames // count for number in range(count + 1)]
+    return list(pairwise(ends))
+
+
+@torch.inference_mode()
+def prefix_logits(
+    model: TemporalClassifier, features: Tensor, positions: Tensor, lengths: Sequence[int]
+) -> Iterator[Tensor]:
+    """Yield a video's logits, [C], for each number of first frames that the model sees.
+
+    The logits are the mean over the views.
+
+    Args:
+        model: model in evaluation mode.
+        features: [V, T, D] features of the video.
+        positions: [T] int, frame positions.
+        lengths: numbers of first frames, each from 1 to T.
+    """
+    V = len(features)
+    for length in lengths:
+        yield model(features[:, :length], positions[:length].expand(V, -1)).mean(0)
+
+
+@torch.inference_mode()
+def logits_without(
+    model: TemporalClassifier,
+    features: Tensor,
+    positions: Tensor,
+    spans: Sequence[tuple[int, int]],
+) -> Iterator[Tensor]:
+    """Yield a video's logits, [C], for each span of frames that is hidden from the model.
+
+    The logits are the mean over the views. Hidden frames are masked: no token attends to them, and
+    the other frames keep their positions.
+
+    Args:
+        model: model in evaluation mode.
+        features: [V, T, D] features of the video.
+        positions: [T] int, frame positions.
+        spans: half-open ranges of frames to hide.
+    """
+    _, T, D = features.shape
+    at_once = max(1, MAX_TOKENS // T)
+    frames = torch.arange(T, device=features.device)
+    for first in range(0, len(spans), at_once):
+        ends = torch.tensor(spans[first : first + at_once], device=features.device)
+        is_hidden = (frames >= ends[:, :1]) & (frames < ends[:, 1:])  # [B, T]
+        B = len(ends)
+        of_views = [
+            model(view.expand(B, T, D), positions.expand(B, T), ~is_hidden) for view in features
+        ]
+        yield from torch.stack(of_views).mean(0)

@@ -1,14 +1,18 @@
-"""A Longformer whose only global token is [CLS], with the parameters of transformers'
-LongformerModel and, from the same state dict, its outputs.
+"""Longformer whose only global token is [CLS]: token embeddings, layers, and the whole model.
 
-What it leaves out is only what nobody reads: with `cls_only`, the last layer's work for every token
-but [CLS]; and in every layer the global keys and values of all tokens (see `attention.py`). A layer
-goes through its tokens in blocks, so memory beyond the features is two sequences and a block,
-whatever the length; and a batch of many short clips in groups of a block's size.
+It has the parameters of transformers' LongformerModel and, from the same state dict, its outputs.
+`FrameEmbeddings` computes tokens as feature + position + token type, LayerNorm, dropout.
 
-`FullLayer` takes the place of `LongformerLayer` where every token shall look at every other.
+Only results that are never used are not computed: with `cls_only`, the last layer's output for
+every token but [CLS]; in every layer, the global keys and values of all tokens (see
+`attention.py`). A layer processes its tokens in blocks, so memory beyond the features is two
+sequences and one block, whatever the length; a batch of many short clips is processed in groups of
+a block's size.
+
+`FullLayer` replaces `LongformerLayer` if every token is to attend to every other.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -19,23 +23,127 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import global_attention, global_weights, window_attention
-from .blocks import in_blocks, in_groups, joined
+from .attention import (
+    global_attention,
+    global_weights,
+    in_blocks,
+    in_groups,
+    joined,
+    window_attention,
+)
 from .config import TemporalConfig
-from .embeddings import INIT_STD, LAYER_NORM_EPS, FrameEmbeddings
-from .linear import Linear
+
+CLS_TYPE, FRAME_TYPE = 1, 0  # token types
+LAYER_NORM_EPS = 1e-12  # value of the paper's authors, in the embeddings and in all layers
+INIT_STD = 0.02  # value of the paper's authors, for embeddings and weights
 
 Run = Callable[..., Tensor]  # calls its first argument with the others
 
 
+class FrameEmbeddings(nn.Module):
+    """Token embeddings of [CLS] and frames, named as in transformers' LongformerModel.
+
+    Embeddings are initialized from N(0, 0.02), the position embedding of padding with 0.
+
+    Args:
+        config: configuration of the temporal model.
+    """
+
+    def __init__(self, config: TemporalConfig) -> None:
+        super().__init__()
+        self.kind = config.position_embedding
+        self.num_positions = config.max_positions - 2  # the last two are [CLS] and padding
+        if self.kind == "learned":
+            padding = config.max_positions - 1
+            self.position_embeddings = nn.Embedding(
+                config.max_positions, config.feature_dim, padding_idx=padding
+            )
+        self.token_type_embeddings = nn.Embedding(2, config.feature_dim)
+        self.LayerNorm = nn.LayerNorm(config.feature_dim, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        for module in self.children():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+                if module.padding_idx is not None:
+                    nn.init.zeros_(module.weight[module.padding_idx])
+
+    def forward(self, cls: Tensor | None, features: Tensor, positions: Tensor) -> Tensor:
+        """Compute the tokens of a batch.
+
+        Args:
+            cls: [1, 1, D], the learned [CLS]; None for tokens of frames only.
+            features: [B, T, D], of any floating dtype.
+            positions: [B, T] int, frame positions.
+
+        Returns:
+            [B, 1 + T, D], or [B, T, D] without [CLS], in the dtype of the parameters.
+        """
+        B, T, _ = features.shape
+        types = self.token_type_embeddings.weight
+
+        def blocks() -> Iterator[Tensor]:
+            if cls is not None:
+                own = (cls + self._cls_position()).expand(B, -1, -1)
+                yield self._token(own, types[CLS_TYPE])
+            for block, at in zip(in_blocks(features), in_blocks(positions), strict=True):
+                block = block.to(types.dtype)
+                yield self._token(block + self._position(at, block), types[FRAME_TYPE])
+
+        return joined(blocks(), T if cls is None else 1 + T)
+
+    def _token(self, vectors: Tensor, token_type: Tensor) -> Tensor:
+        tokens: Tensor = self.dropout(self.LayerNorm(vectors + token_type))
+        return tokens
+
+    def _position(self, positions: Tensor, features: Tensor) -> Tensor | float:
+        if self.kind == "learned":
+            rows: Tensor = self.position_embeddings(positions % self.num_positions)
+            return rows
+        if self.kind == "sinusoidal":
+            return sinusoids(positions, features.shape[-1]).to(features.dtype)
+        return 0.0
+
+    def _cls_position(self) -> Tensor | float:
+        if self.kind == "learned":
+            return self.position_embeddings.weight[self.num_positions]
+        return 0.0
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Return the fixed position embedding of arXiv 1706.03762, section 3.5.
+
+    Element 2k of position p is sin(p / 10000^(2k / D)); element 2k + 1 is the cosine of the same
+    angle.
+
+    Args:
+        positions: [...] int.
+        dim: D, number of elements.
+
+    Returns:
+        [..., D] float32.
+
+    >>> sinusoids(torch.tensor([0, 1]), 4).round(decimals=4).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.8414999842643738, 0.5403000116348267, 0.009999999776482582, 1.0]]
+    """
+    exponents = torch.arange(0, dim, 2, device=positions.device) / dim
+    angles = positions[..., None].float() * torch.exp(-math.log(10_000) * exponents)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :dim]
+
+
 class Longformer(nn.Module):
-    """[CLS] and frames through `num_layers` layers.
+    """Embeddings of [CLS] and frames, followed by `num_layers` layers.
 
-    Weights begin as N(0, 0.02), biases as 0. With `gradient_checkpointing`, training does not keep
-    what lies inside a layer's blocks, and computes it again for the backward pass.
+    Weights are initialized from N(0, 0.02), biases with 0.
 
-    With `cls_only`, the last layer's query, key and value get no gradient, as no logit depends on
-    them: DistributedDataParallel needs `find_unused_parameters=True`.
+    With `cls_only`, the last layer's query, key and value projections get no gradient, since no
+    logit depends on them: DistributedDataParallel needs `find_unused_parameters=True`.
+
+    Args:
+        config: configuration of the temporal model.
+
+    Attributes:
+        gradient_checkpointing: in training, do not store the intermediate tensors of a layer's
+            blocks, but compute them again in the backward pass.
     """
 
     def __init__(self, config: TemporalConfig) -> None:
@@ -56,17 +164,18 @@ class Longformer(nn.Module):
         *,
         cls_only: bool = True,
     ) -> Tensor:
-        """Runs all layers.
+        """Run all layers.
 
         Args:
-            cls: [1, 1, D].
-            features: [B, T, D].
-            positions: [B, T] int.
-            mask: [B, T] bool, True where there is a frame.
-            cls_only: leave out what only the other tokens' final states need.
+            cls: [1, 1, D], the learned [CLS].
+            features: [B, T, D], of any floating dtype.
+            positions: [B, T] int, frame positions.
+            mask: [B, T] bool, True for frames, False for padding.
+            cls_only: skip the computation that only the final states of the other tokens need.
 
         Returns:
-            [B, D], the final state of [CLS]; without `cls_only`, all tokens' [B, 1 + T, D].
+            [B, D], the final state of [CLS]; without `cls_only`, [B, 1 + T, D], the final states of
+            all tokens.
         """
         if len(groups := list(in_groups(features, positions, mask))) > 1:
             return torch.cat([self(cls, *group, cls_only=cls_only) for group in groups])
@@ -85,8 +194,18 @@ class Longformer(nn.Module):
     def cls_attention(
         self, cls: Tensor, features: Tensor, positions: Tensor, mask: Tensor
     ) -> Tensor:
-        """How much [CLS] attends to itself and to each frame: [B, L, H, 1 + T], for the arguments
-        of `forward`. No call of that one is made slower by it: the weights are computed again here.
+        """Return the attention of [CLS] to itself and to each frame, in each layer and head.
+
+        The weights are computed here, separately from `forward`, which is not slowed down.
+
+        Args:
+            cls: [1, 1, D], the learned [CLS].
+            features: [B, T, D], of any floating dtype.
+            positions: [B, T] int, frame positions.
+            mask: [B, T] bool, True for frames, False for padding.
+
+        Returns:
+            [B, L, H, 1 + T], the attention to [CLS] itself first.
         """
         tokens = self.embeddings(cls, features, positions)
         mask = F.pad(mask, (1, 0), value=True)
@@ -109,10 +228,15 @@ def _init_weights(module: nn.Module) -> None:
 
 
 class _Layer(nn.Module):
-    """What both kinds of layer have: projections, feed-forward network, residual connections.
+    """Base of both layer types: projections, feed-forward network, residual connections.
+
+    Args:
+        config: configuration of the temporal model.
+        projections: names of the attention projections, separated by spaces.
 
     Attributes:
-        cls_kind: what the names of [CLS]'s own projections end with.
+        cls_kind: suffix of the names of the projections that [CLS] uses.
+        num_heads: number of attention heads.
     """
 
     cls_kind = ""
@@ -124,30 +248,39 @@ class _Layer(nn.Module):
         self._attention_dropout = config.attention_dropout
         self.attention = nn.ModuleDict(
             {
-                "self": nn.ModuleDict({name: Linear(D, D) for name in projections.split()}),
+                "self": nn.ModuleDict({name: nn.Linear(D, D) for name in projections.split()}),
                 "output": _AddAndNorm(D, config),
             }
         )
-        self.intermediate = nn.ModuleDict({"dense": Linear(D, config.intermediate_dim)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(D, config.intermediate_dim)})
         self.output = _AddAndNorm(config.intermediate_dim, config)
 
     @property
     def attention_dropout(self) -> float:
-        """In force now."""
+        """Dropout of the attention weights in the current mode; 0 in evaluation mode."""
         return self._attention_dropout if self.training else 0.0
 
     def projection(self, name: str) -> nn.Linear:
-        """One of attention's projections."""
+        """Return an attention projection by name."""
         found: nn.Linear = self.attention["self"][name]  # type: ignore[index]
         return found
 
     def project(self, name: str, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] → heads [..., H, d]."""
+        """Apply a projection to tokens [..., D] and return one vector per head, [..., H, d]."""
         heads: Tensor = self.projection(name)(tokens).unflatten(-1, (self.num_heads, -1))
         return heads
 
     def look_at_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """What [CLS], [B, D], gets to see of all tokens [B, N, D]: [B, D]."""
+        """Compute the attention of [CLS] to all tokens.
+
+        Args:
+            cls: [B, D] state of [CLS].
+            tokens: [B, N, D] tokens, [CLS] first.
+            mask: [B, N] bool; False for padding.
+
+        Returns:
+            [B, D].
+        """
         return global_attention(
             self.project(f"query{self.cls_kind}", cls),
             tokens,
@@ -158,17 +291,35 @@ class _Layer(nn.Module):
         ).flatten(1)
 
     def cls_weights(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """How much [CLS] attends to each of all tokens [B, N, D], itself first: [B, H, N]."""
+        """Return the attention weights of [CLS] over all tokens, [B, H, N].
+
+        Args:
+            tokens: [B, N, D] tokens, [CLS] first.
+            mask: [B, N] bool; False for padding.
+        """
         query = self.project(f"query{self.cls_kind}", tokens[:, 0])
         return global_weights(query, tokens, mask, self.projection(f"key{self.cls_kind}"))
 
     def final_cls(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The output for [CLS] alone: [B, D]."""
+        """Return the layer's output for [CLS] alone, [B, D].
+
+        Args:
+            tokens: [B, N, D] tokens, [CLS] first.
+            mask: [B, N] bool; False for padding.
+        """
         cls = tokens[:, 0]
         return self.finish(self.look_at_all(cls, tokens, mask), cls)
 
     def finish(self, context: Tensor, tokens: Tensor) -> Tensor:
-        """The layer's output from what attention gave, [..., D], and its input, [..., D]."""
+        """Apply all of the layer that follows attention.
+
+        Args:
+            context: [..., D] output of attention.
+            tokens: [..., D] input of the layer.
+
+        Returns:
+            [..., D] output of the layer.
+        """
         tokens = self.attention["output"](context, tokens)
         inner = F.gelu(self.intermediate["dense"](tokens))
         finished: Tensor = self.output(inner, tokens)
@@ -176,11 +327,11 @@ class _Layer(nn.Module):
 
 
 class _AddAndNorm(nn.Module):
-    """LayerNorm(dropout(dense(x)) + residual)."""
+    """Residual connection: LayerNorm(dropout(dense(x)) + residual)."""
 
     def __init__(self, in_dim: int, config: TemporalConfig) -> None:
         super().__init__()
-        self.dense = Linear(in_dim, config.feature_dim)
+        self.dense = nn.Linear(in_dim, config.feature_dim)
         self.LayerNorm = nn.LayerNorm(config.feature_dim, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -190,7 +341,13 @@ class _AddAndNorm(nn.Module):
 
 
 class LongformerLayer(_Layer):
-    """[CLS] looks at all tokens; each other token at those within half a window, and at [CLS]."""
+    """Layer with global attention for [CLS] and window attention for all other tokens.
+
+    [CLS] attends to all tokens; each other token to those within half a window of it, and to [CLS].
+
+    Args:
+        config: configuration of the temporal model.
+    """
 
     cls_kind = "_global"
 
@@ -199,13 +356,22 @@ class LongformerLayer(_Layer):
         self.half_window = config.attention_window // 2
 
     def forward(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
-        """Tokens [B, N, D], [CLS] first, and mask [B, N] → [B, N, D]."""
+        """Run the layer, block by block.
+
+        Args:
+            tokens: [B, N, D] tokens, [CLS] first.
+            mask: [B, N] bool; False for padding.
+            run: calls its first argument with the others, perhaps with gradient checkpointing.
+
+        Returns:
+            [B, N, D].
+        """
         half = self.half_window
         blocks = in_blocks(tokens, least=half)
         cls = blocks[0][:, 0]
         cls_seen = (self.project("key", cls), self.project("value", cls))
         cls_context = self.look_at_all(cls, tokens, mask)[:, None]
-        # [CLS] is looked at as what it is, and not as a neighbour.
+        # Every token attends to [CLS] by a key of its own, so [CLS] is no neighbor of any token.
         is_key = F.pad(mask[:, 1:], (1 + half, half), value=False)
         nothing = blocks[0][:, :0]
 
@@ -232,9 +398,17 @@ class LongformerLayer(_Layer):
         cls_value: Tensor,
         cls_context: Tensor,
     ) -> Tensor:
-        """The output for one block of tokens [B, n, D] with those before and after it.
+        """Return the output for one block of tokens, [B, n, D].
 
-        `cls_context`, [B, 1, D] or [B, 0, D], takes the place of what its first token saw.
+        Args:
+            before: [B, <= h, D] tokens before the block, h being half a window.
+            block: [B, n, D] tokens of the block.
+            after: [B, <= h, D] tokens after the block.
+            is_key: [B, h + n + h] bool; False for padding and for [CLS].
+            cls_key: [B, H, d] key of [CLS].
+            cls_value: [B, H, d] value of [CLS].
+            cls_context: [B, 1, D], the attention output of [CLS], which replaces that of the
+                block's first token; [B, 0, D] in blocks without [CLS].
         """
         half = self.half_window
         near = torch.cat([before, block, after], dim=1)
@@ -250,16 +424,29 @@ class LongformerLayer(_Layer):
 
 
 class FullLayer(_Layer):
-    """Each token looks at all tokens: exact attention, whose time grows with the square of N.
+    """Layer in which each token attends to all tokens: exact attention, quadratic time in N.
 
-    So does the memory of training with attention dropout on a CPU, where no fast kernel has it.
+    On a CPU, training with attention dropout also takes quadratic memory, since no fast kernel
+    supports the dropout there.
+
+    Args:
+        config: configuration of the temporal model.
     """
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__(config, "query key value")
 
     def forward(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
-        """Tokens [B, N, D] and mask [B, N] → [B, N, D]."""
+        """Run the layer, block by block.
+
+        Args:
+            tokens: [B, N, D] tokens.
+            mask: [B, N] bool; False for padding.
+            run: calls its first argument with the others, perhaps with gradient checkpointing.
+
+        Returns:
+            [B, N, D].
+        """
         key, value = (self.project(name, tokens).transpose(1, 2) for name in ("key", "value"))
         seen = (mask[:, None, None], key, value)
         blocks = (run(self._block, block, *seen) for block in in_blocks(tokens))

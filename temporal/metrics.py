@@ -1,6 +1,12 @@
-"""What a model's predictions are worth, for each task."""
+"""Metrics of each task, over the scored videos or over resamples of them, and bootstrap intervals.
 
-from collections.abc import Sequence
+Metrics are numpy sums: torchmetrics takes seconds to import, about half the time of most trainings
+on stored features, and cannot resample the videos a thousand times. The tests compare them with
+torchmetrics. Intervals are percentile intervals over videos resampled with replacement (B. Efron,
+The Annals of Statistics 7(1), 1979).
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,15 +14,24 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .choices import Task
-from .config import TemporalConfig
-from .figures import average_precisions, figures_over
+from .config import TaskType, TemporalConfig
+from .tasks import is_decided, task_losses
+
+CONFIDENCE = 0.95  # share of the resamples that an interval covers
+
+Index = npt.NDArray[np.int64]  # [n] numbers of videos; a video may occur several times
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many videos the figures speak of: a split's, those with features, those without, partial
-    ones, and partial ones that were left out.
+    """Numbers of videos behind the metrics of a split.
+
+    Attributes:
+        expected: all videos of the split.
+        scored: videos with features, or frames, that were scored.
+        missing: videos without features, or frames.
+        partial: partial videos that were scored.
+        dropped: partial videos that were left out.
     """
 
     expected: int
@@ -28,47 +43,77 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationMetrics:
-    """Figures over videos, in [0, 1]; `confusion[i][j]` counts class i predicted as class j."""
+    """Metrics of a classification, over videos; all but the loss are in [0, 1].
 
-    figures: ClassVar = ("top1", "top5", "mean_class_accuracy", "loss")  # the first decides
+    Attributes:
+        names: names of the metrics, the decisive one first.
+        is_better_lower: whether a lower value of the decisive metric is better.
+        top1: share of videos whose most probable class is the right one.
+        top5: share of videos whose right class is among the five most probable ones.
+        mean_class_accuracy: mean of the per-class accuracies of the classes that occur.
+        loss: mean loss.
+        per_class: class → accuracy; None for a class that does not occur.
+        confusion: [C][C]; `confusion[i][j]` counts videos of class i predicted as class j.
+    """
+
+    names: ClassVar = ("top1", "top5", "mean_class_accuracy", "loss")
     is_better_lower: ClassVar = False
 
     top1: float
     top5: float
-    mean_class_accuracy: float  # over classes that occur
+    mean_class_accuracy: float
     loss: float
-    per_class: dict[str, float | None]  # None for a class that does not occur
+    per_class: dict[str, float | None]
     confusion: list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelMetrics:
-    """Figures over videos and classes, in [0, 1]."""
+    """Metrics of a multi-label classification, over videos and classes; in [0, 1] but for the loss.
 
-    figures: ClassVar = ("mean_average_precision", "f1", "loss")
+    Attributes:
+        names: names of the metrics, the decisive one first.
+        is_better_lower: whether a lower value of the decisive metric is better.
+        mean_average_precision: mean over the classes that occur; 0 if none does.
+        f1: F1 score over the decisions of all classes together; a class is predicted if its
+            probability is at least 0.5.
+        loss: mean loss.
+        per_class: class → average precision; None for a class that does not occur.
+    """
+
+    names: ClassVar = ("mean_average_precision", "f1", "loss")
     is_better_lower: ClassVar = False
 
-    mean_average_precision: float  # over classes that occur; 0 where none does
-    f1: float  # over all classes' decisions together, a class being predicted from 0.5 on
+    mean_average_precision: float
+    f1: float
     loss: float
-    per_class: dict[str, float | None]  # average precision; None for a class that does not occur
+    per_class: dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionMetrics:
-    """Figures over videos, in the labels' unit."""
+    """Metrics of a regression, over videos.
 
-    figures: ClassVar = ("rmse", "mae", "r2", "loss")
+    Attributes:
+        names: names of the metrics, the decisive one first.
+        is_better_lower: whether a lower value of the decisive metric is better.
+        rmse: root mean squared error, in the unit of the labels.
+        mae: mean absolute error, in the unit of the labels.
+        r2: coefficient of determination; None if all labels are the same.
+        loss: mean loss.
+    """
+
+    names: ClassVar = ("rmse", "mae", "r2", "loss")
     is_better_lower: ClassVar = True
 
     rmse: float
     mae: float
-    r2: float | None  # None where the labels are all the same
+    r2: float | None
     loss: float
 
 
 Metrics = ClassificationMetrics | MultiLabelMetrics | RegressionMetrics
-METRICS: dict[Task, type[Metrics]] = {
+METRICS: dict[TaskType, type[Metrics]] = {
     "classification": ClassificationMetrics,
     "multi-label": MultiLabelMetrics,
     "regression": RegressionMetrics,
@@ -78,22 +123,22 @@ METRICS: dict[Task, type[Metrics]] = {
 def task_metrics(
     logits: Tensor, targets: Tensor, class_names: Sequence[str], config: TemporalConfig
 ) -> Metrics:
-    """Computes the figures of a split.
+    """Compute the metrics of a split.
 
     Args:
-        logits: [N, C], one row a video.
+        logits: [N, C], one row per video.
         targets: [N] or [N, C], see `temporal/tasks.py`.
-        class_names: [C].
-        config: of the model.
+        class_names: [C], in the order of the logits.
+        config: configuration of the temporal model.
     """
-    over = figures_over(logits, targets, config)
-    figures: dict[str, Any] = {
+    over = metrics_over(logits, targets, config)
+    metrics: dict[str, Any] = {
         name: float(value) for name, value in over(np.arange(len(logits))).items()
     }
     if config.task == "classification":
         confusion = _confusion(logits, targets)
         return ClassificationMetrics(
-            **figures,
+            **metrics,
             per_class={
                 name: float(row[k] / row.sum()) if row.any() else None
                 for k, (name, row) in enumerate(zip(class_names, confusion, strict=True))
@@ -103,15 +148,173 @@ def task_metrics(
     if config.task == "multi-label":
         precisions = average_precisions(logits, targets)
         return MultiLabelMetrics(
-            **figures, per_class=dict(zip(class_names, precisions, strict=True))
+            **metrics, per_class=dict(zip(class_names, precisions, strict=True))
         )
-    if np.isnan(figures["r2"]):
-        figures["r2"] = None
-    return RegressionMetrics(**figures)
+    if np.isnan(metrics["r2"]):
+        metrics["r2"] = None
+    return RegressionMetrics(**metrics)
 
 
 def _confusion(logits: Tensor, labels: Tensor) -> npt.NDArray[np.int64]:
-    """[C, C] counts of class i predicted as class j."""
+    """Return the confusion matrix, [C, C]: counts of class i predicted as class j."""
     num_classes = logits.shape[1]
     pairs = (labels * num_classes + logits.argmax(1)).numpy()
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def metrics_over(
+    logits: Tensor, targets: Tensor, config: TemporalConfig
+) -> Callable[[Index], dict[str, float]]:
+    """Return a function that computes the metrics over any of the videos.
+
+    Args:
+        logits: [N, C], one row per video.
+        targets: [N] or [N, C], see `temporal/tasks.py`.
+        config: configuration of the temporal model.
+
+    Returns:
+        A function of the numbers [n] of videos that returns the metrics by name, the decisive one
+        first; NaN for an undefined metric.
+    """
+    return {
+        "classification": _classification,
+        "multi-label": _multi_label,
+        "regression": _regression,
+    }[config.task](logits, targets, config)
+
+
+def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
+    """Return the average precision of each class, [C]; None for a class that does not occur.
+
+    Args:
+        logits: [N, C], one row per video.
+        targets: [N, C], 1 for each class of the video, else 0.
+    """
+    found = _precisions_over(logits, targets)(np.arange(len(logits)))
+    return [None if np.isnan(one) else float(one) for one in found]
+
+
+def _precisions_over(logits: Tensor, targets: Tensor) -> Callable[[Index], npt.NDArray[np.float64]]:
+    """Return a function that computes the average precision of each class over any of the videos.
+
+    The average precision is the mean, over the videos of the class, of the precision among all
+    videos with at least the same logit.
+
+    Args:
+        logits: [N, C], one row per video.
+        targets: [N, C], 1 for each class of the video, else 0.
+
+    Returns:
+        A function of the numbers [n] of videos that returns the average precisions, [C]; NaN for a
+        class that does not occur among these videos.
+    """
+    order = (-logits).argsort(dim=0, stable=True).T.numpy()  # [C, N], largest logit first
+    falling = -np.take_along_axis(logits.T.numpy(), order, 1)
+    is_label = np.take_along_axis(targets.T.numpy() > 0, order, 1)
+    # For each place in the order, the last place with the same logit.
+    ends = np.array([np.searchsorted(row, row, side="right") - 1 for row in falling])
+
+    def precisions(index: Index) -> npt.NDArray[np.float64]:
+        drawn = np.bincount(index, minlength=len(logits))[order]  # [C, N], times each video occurs
+        hits = drawn * is_label
+        down_to_each = hits.cumsum(1) / np.maximum(1, drawn.cumsum(1))
+        of_hits = hits * np.take_along_axis(down_to_each, ends, 1)
+        with np.errstate(invalid="ignore"):  # 0 / 0 for a class that does not occur
+            return np.asarray(of_hits.sum(1) / hits.sum(1))
+
+    return precisions
+
+
+def _classification(
+    logits: Tensor, labels: Tensor, config: TemporalConfig
+) -> Callable[[Index], dict[str, float]]:
+    num_classes = config.num_classes
+    best = logits.topk(min(5, num_classes), dim=1).indices
+    top5 = (best == labels[:, None]).any(1).numpy()
+    top1 = (logits.argmax(1) == labels).numpy()
+    losses = task_losses(logits, labels, config).double().numpy()
+    classes = labels.numpy()
+
+    def metrics(index: Index) -> dict[str, float]:
+        drawn = classes[index]
+        counts = np.bincount(drawn, minlength=num_classes)
+        hits = np.bincount(drawn, weights=top1[index], minlength=num_classes)
+        return {
+            "top1": top1[index].mean(),
+            "top5": top5[index].mean(),
+            "mean_class_accuracy": (hits[counts > 0] / counts[counts > 0]).mean(),
+            "loss": losses[index].mean(),
+        }
+
+    return metrics
+
+
+def _multi_label(
+    logits: Tensor, targets: Tensor, config: TemporalConfig
+) -> Callable[[Index], dict[str, float]]:
+    precisions = _precisions_over(logits, targets)
+    decided, is_label = is_decided(logits), targets > 0
+    hits = (decided & is_label).sum(1).numpy()
+    either = (decided.sum(1) + is_label.sum(1)).numpy()
+    losses = task_losses(logits, targets, config).double().numpy()
+
+    def metrics(index: Index) -> dict[str, float]:
+        found = precisions(index)
+        occurs = ~np.isnan(found)
+        return {
+            "mean_average_precision": found[occurs].sum() / max(1, occurs.sum()),
+            "f1": 2 * hits[index].sum() / max(1, either[index].sum()),
+            "loss": losses[index].mean(),
+        }
+
+    return metrics
+
+
+def _regression(
+    logits: Tensor, targets: Tensor, config: TemporalConfig
+) -> Callable[[Index], dict[str, float]]:
+    errors = (logits[:, 0] - targets).double().numpy()
+    centered = (targets - targets.mean()).double().numpy()
+    losses = task_losses(logits, targets, config).double().numpy()
+
+    def metrics(index: Index) -> dict[str, float]:
+        squared, spread = (errors[index] ** 2).mean(), centered[index].var()
+        return {
+            "rmse": squared**0.5,
+            "mae": np.abs(errors[index]).mean(),
+            "r2": 1 - squared / spread if spread > 0 else np.nan,
+            "loss": losses[index].mean(),
+        }
+
+    return metrics
+
+
+def bootstrap_intervals(
+    logits: Tensor, targets: Tensor, config: TemporalConfig, *, num_resamples: int, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of each metric in which its values over 95% of the resamples lie.
+
+    Args:
+        logits: [N, C], one row per video.
+        targets: [N] or [N, C], see `temporal/tasks.py`.
+        config: configuration of the temporal model.
+        num_resamples: number of resamples of N videos each; 0 for no intervals.
+        seed: seed of the resamples.
+
+    Returns:
+        Name of the metric → (low, high); without metrics that are undefined in all resamples.
+    """
+    metrics = metrics_over(logits, targets, config)
+    generator = np.random.default_rng(seed)
+    num_videos = len(logits)
+    found: dict[str, list[float]] = {}
+    for _ in range(num_resamples):
+        for name, value in metrics(generator.integers(num_videos, size=num_videos)).items():
+            found.setdefault(name, []).append(value)
+    ends = (100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2)
+    quantiles = {
+        name: np.nanpercentile(values, ends)
+        for name, values in found.items()
+        if np.isfinite(values).any()
+    }
+    return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}

@@ -1,26 +1,33 @@
-"""The temporal model: frame features in, class logits out.
+"""Temporal model: frame features in, class logits out.
 
-An encoder makes one vector of a clip's frames, and a head reads it: with the default ones, the
-temporal half of VTN (arXiv 2102.00719, section 3).
+An encoder computes one vector per clip, and a head computes logits from it; with the default
+encoder and head, this is the temporal half of VTN (arXiv 2102.00719, section 3).
 """
 
 import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError
-from ..manifests.user_module import module_from_factory
+from ..manifests.user_module import call_factory
 from .config import TemporalConfig
 from .encoders import ClsEncoder, build_encoder, check_output
+from .presets import preset
 
 
 class TemporalClassifier(nn.Module):
-    """Features [B, T, D] with positions and a mask [B, T] → logits [B, C]."""
+    """Classifier of clips: features [B, T, D], positions and mask [B, T] → logits [B, C].
+
+    Attributes:
+        config: configuration of the model.
+        encoder: features, positions and mask → [B, D].
+        head: [B, D] → [B, C].
+    """
 
     def __init__(self, config: TemporalConfig) -> None:
-        """Makes a model with random weights.
+        """Create a model with random weights.
 
         Raises:
-            SettingsError: a factory of the user's fails, or its module gives other shapes.
+            SettingsError: a user module's factory fails, or the module returns other shapes.
         """
         super().__init__()
         self.config = config
@@ -29,21 +36,27 @@ class TemporalClassifier(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, *, num_classes: int) -> "TemporalClassifier":
-        """The temporal model of one of the paper's networks, see `temporal/presets.py`."""
-        from .presets import preset
+        """Create the temporal model of one of the paper's networks, with random weights.
 
+        Args:
+            name: name of the network, see `temporal/presets.py`.
+            num_classes: C, number of classes.
+
+        Raises:
+            SettingsError: there is no such preset.
+        """
         return cls(preset(name).temporal_config(num_classes=num_classes))
 
     def forward(self, features: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Classifies clips.
+        """Classify clips.
 
         Args:
-            features: [B, T, D] of any floating dtype.
+            features: [B, T, D], of any floating dtype.
             positions: [B, T] int, see `frame_positions`.
-            mask: [B, T] bool, True where there is a frame; None for everywhere.
+            mask: [B, T] bool, True for frames, False for padding; None if there is no padding.
 
         Returns:
-            [B, C] logits; for regression [B, 1] float64, in the labels' unit.
+            [B, C] logits; for regression [B, 1] float64, in the unit of the labels.
         """
         if mask is None:
             mask = torch.ones_like(positions)
@@ -56,16 +69,16 @@ class TemporalClassifier(nn.Module):
     def cls_attention(
         self, features: Tensor, positions: Tensor, mask: Tensor | None = None
     ) -> Tensor | None:
-        """How much [CLS] attends to each token, in each layer and head.
+        """Return the attention of [CLS] to each token, in each layer and head.
 
         Args:
-            features: as `forward` takes them.
-            positions: likewise.
-            mask: likewise.
+            features: [B, T, D], of any floating dtype.
+            positions: [B, T] int, see `frame_positions`.
+            mask: [B, T] bool, True for frames, False for padding; None if there is no padding.
 
         Returns:
-            [B, L, H, 1 + T], [CLS]'s attention to itself first; each head's adds up to 1. None
-            where the encoder has no [CLS].
+            [B, L, H, 1 + T], the attention to [CLS] itself first; the weights of each head add up
+            to 1. None if the encoder has no [CLS].
         """
         if not isinstance(self.encoder, ClsEncoder):
             return None
@@ -75,24 +88,27 @@ class TemporalClassifier(nn.Module):
         return self.encoder.cls_attention(features.to(dtype), positions, mask.bool())
 
     def use_gradient_checkpointing(self) -> None:
-        """From now on, training computes what lies inside a layer twice instead of keeping it.
+        """Trade time for memory in training: recompute a layer's intermediate tensors.
+
+        From this call on, training computes them a second time for the backward pass instead of
+        storing them.
 
         Raises:
-            SettingsError: the encoder has no such way.
+            SettingsError: the encoder does not support gradient checkpointing.
         """
         if not isinstance(self.encoder, ClsEncoder):
             raise SettingsError(
-                f"--gradient-checkpointing: the encoder {self.config.encoder!r} can't do that; "
-                "leave it out, or take longformer or full"
+                f"--gradient-checkpointing: the encoder {self.config.encoder!r} does not support "
+                "it; leave it out, or give --encoder longformer or full"
             )
         self.encoder.model.gradient_checkpointing = True
 
 
 def build_head(config: TemporalConfig) -> nn.Module:
-    """Makes the head that a configuration names: [B, D] → [B, C].
+    """Create the head that a configuration names, [B, D] → [B, C], with random weights.
 
     Raises:
-        SettingsError: a factory fails, or its module does not give [B, C].
+        SettingsError: a user module's factory fails, or the module does not return [B, C].
     """
     if config.head == "mlp":
         return nn.Sequential(
@@ -102,7 +118,9 @@ def build_head(config: TemporalConfig) -> nn.Module:
             nn.Dropout(config.head_dropout),
             nn.Linear(config.head_dim, config.num_classes),
         )
-    module = module_from_factory(config.head, config, what="head", error_type=SettingsError)
+    module = call_factory(
+        config.head, config, returns=nn.Module, role="head", error_type=SettingsError
+    )
     if torch.get_default_device().type == "meta":
         return module
     state = torch.zeros(1, config.feature_dim)

@@ -1,31 +1,45 @@
-"""How a model is fitted: optimizer, schedule, batches; and how the loss is changed."""
+"""Training recipe: optimizer, learning-rate schedule, batch size and loss options."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .choices import ClassWeights, Optimizer, Precision, Schedule
 from .config import TemporalConfig
+from .distributed import Precision
 from .tasks import LossOptions, balanced_class_weights
 
-STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → factor of the learning rate
-WARM_UP_FROM = 0.01  # of the learning rate
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["steps", "cosine"]
+ClassWeights = Literal["none", "balanced"]
+
+STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → learning-rate factor
+WARMUP_START = 0.01  # learning-rate factor at which warmup starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is fitted; the defaults are the paper's for ViT-B-VTN.
+    """Training recipe; the defaults are the paper's for ViT-B-VTN.
 
     Attributes:
-        batch_size: clips a step, over all processes together.
-        gradient_accumulation: parts that a batch is computed in, one after the other.
-        warm_up_epochs: in which the learning rate rises from a hundredth, linearly.
-        clip_gradients: largest norm of all gradients together; None for any.
-        patience: epochs without a better figure after which to stop; None for no such stop.
-        precision: that the model is computed in; its weights are float32 in any case.
+        epochs: number of passes over the training split.
+        batch_size: clips per step, over all processes together.
+        gradient_accumulation: number of parts that a batch is computed in.
+        optimizer: optimizer of all trainable parameters.
+        lr: learning rate at the start, or after the warmup.
+        momentum: momentum of SGD.
+        weight_decay: weight decay.
+        schedule: `steps` (x0.1 after 13/25 of the epochs, x0.01 after 24/25) or `cosine`.
+        warmup_epochs: epochs in which the learning rate rises linearly from a hundredth.
+        max_grad_norm: largest norm of all gradients together; None for no clipping.
+        label_smoothing: share of each target that is spread over all classes.
+        class_weights: `balanced` makes every class count alike.
+        patience: epochs without improvement after which training stops; None for never.
+        precision: precision of the computation; weights are always float32.
+        seed: seed of weights, clips, batches and dropout.
     """
 
     epochs: int = 25
@@ -33,11 +47,11 @@ class Recipe:
     gradient_accumulation: int = 1
     optimizer: Optimizer = "sgd"
     lr: float = 1e-3
-    momentum: float = 0.9  # of SGD
+    momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Schedule = "steps"
-    warm_up_epochs: float = 0.0
-    clip_gradients: float | None = None
+    warmup_epochs: float = 0.0
+    max_grad_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
     patience: int | None = None
@@ -45,14 +59,14 @@ class Recipe:
     seed: int = 0
 
     def lr_factor(self, epoch: float) -> float:
-        """What the learning rate is multiplied by after so many epochs, parts of one included.
+        """Return the learning-rate factor at a (fractional) epoch.
 
         >>> recipe = Recipe()
         >>> [recipe.lr_factor(epoch) for epoch in (0, 12.9, 13, 23.9, 24)]
         [1.0, 1.0, 0.1, 0.1, 0.01]
         >>> [round(Recipe(schedule="cosine", epochs=2).lr_factor(e), 3) for e in (0, 0.5, 1, 1.5)]
         [1.0, 0.854, 0.5, 0.146]
-        >>> [round(Recipe(warm_up_epochs=2).lr_factor(e), 3) for e in (0, 1, 2)]
+        >>> [round(Recipe(warmup_epochs=2).lr_factor(e), 3) for e in (0, 1, 2)]
         [0.01, 0.505, 1.0]
         """
         done = epoch / self.epochs
@@ -61,18 +75,18 @@ class Recipe:
         else:
             passed = [factor for share, factor in STEPS.items() if done >= share - 1e-9]
             factor = passed[-1] if passed else 1.0
-        if epoch < self.warm_up_epochs:
-            factor *= WARM_UP_FROM + (1 - WARM_UP_FROM) * epoch / self.warm_up_epochs
+        if epoch < self.warmup_epochs:
+            factor *= WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
         return factor
 
     def make_optimizer(
         self, module: nn.Module, lr_scales: Mapping[str, float] | None = None
     ) -> torch.optim.Optimizer:
-        """The optimizer of all parameters that learn.
+        """Create the optimizer of all trainable parameters.
 
         Args:
-            module: whose.
-            lr_scales: what the learning rate of a parameter is multiplied by; 1 for others.
+            module: the model.
+            lr_scales: parameter name → learning-rate factor; 1 for others.
         """
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
@@ -85,7 +99,7 @@ class Recipe:
         return torch.optim.SGD(learning, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def loss_options(self, targets: Tensor, config: TemporalConfig) -> LossOptions:
-        """How the loss is changed, given all the training targets."""
+        """Return the loss options, given all training targets."""
         is_balanced = self.class_weights == "balanced"
         return LossOptions(
             label_smoothing=self.label_smoothing,

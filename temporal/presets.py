@@ -1,29 +1,31 @@
-"""The paper's networks by name: backbone, temporal model, and the recipe that each was trained
-with.
+"""Presets: the paper's networks by name, each with backbone, temporal model and training recipe.
 
 Sources: arXiv 2102.00719, sections 4 and 5, and the configurations in the authors' repository
-    (bomri/SlowFast).
+(bomri/SlowFast).
 """
 
 from dataclasses import dataclass, replace
 
 from ..manifests.errors import SettingsError
-from .choices import Schedule
 from .config import TemporalConfig
-from .optim import Recipe
+from .optim import Recipe, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A network of the paper.
+    """Network of the paper.
+
+    The defaults are those of ViT-B-VTN, which are also those of `TemporalConfig` and `Recipe`.
 
     Attributes:
-        backbone: its timm name.
-        feature_dim: of that backbone.
-        batch_size: clips a training step.
-        schedule: of the learning rate, see `temporal/optim.py`.
-
-    Defaults are ViT-B-VTN's, which are those of `TemporalConfig` and `Recipe`.
+        backbone: timm name of the backbone.
+        feature_dim: dimensions of the backbone's features.
+        num_layers: number of encoder layers.
+        num_heads: number of attention heads.
+        intermediate_dim: dimensions inside each layer's feed-forward network.
+        head_dim: dimensions inside the MLP head.
+        batch_size: clips per training step.
+        schedule: learning-rate schedule, see `temporal/optim.py`.
     """
 
     backbone: str
@@ -36,7 +38,7 @@ class Preset:
     schedule: Schedule = Recipe.schedule
 
     def temporal_config(self, *, num_classes: int) -> TemporalConfig:
-        """The configuration of its temporal model."""
+        """Return the configuration of the network's temporal model for C = `num_classes`."""
         return TemporalConfig(
             feature_dim=self.feature_dim,
             num_classes=num_classes,
@@ -70,18 +72,21 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """A preset by name.
+    """Return a preset by name.
 
     Raises:
         SettingsError: there is no such preset.
     """
     if name not in PRESETS:
-        raise SettingsError(f"--preset {name!r}: give auto, {', '.join(PRESETS)}")
+        raise SettingsError(f"--preset {name!r}: it must be one of auto, {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def preset_for(backbone: str) -> Preset | None:
-    """The first preset with this backbone, if there is one.
+    """Return the first preset with a backbone; None if there is none.
+
+    Args:
+        backbone: timm name, with or without pretraining tag, or `hf-hub:` name of the backbone.
 
     >>> preset_for("hf-hub:timm/resnet50.a1_in1k") is PRESETS["r50-vtn"]
     True
@@ -91,7 +96,10 @@ def preset_for(backbone: str) -> Preset | None:
 
 
 def preset_like(feature_dim: int) -> Preset:
-    """The shape of `vit-b-vtn` on other features: with the most heads, up to 12, that divide them.
+    """Return `vit-b-vtn` adapted to other features, with the most heads, up to 12, that divide D.
+
+    Args:
+        feature_dim: D, dimensions of the features.
 
     >>> preset_like(512).num_heads, preset_like(768).num_heads
     (8, 12)

@@ -1,4 +1,4 @@
-"""Which rows of a manifest take part: those of a split whose features, or frames, can be had."""
+"""Splits: the rows of a manifest's split whose features, or frames, are available."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from ..manifests.manifest import VideoRow
 
 @dataclass(frozen=True, kw_only=True)
 class UsableRows:
-    """A split's rows that can be used, and how many can't.
+    """Usable rows of a split, and the number of those that are not usable.
 
     Attributes:
-        what: they must have: features, or frames.
-        num_partial: of `rows`.
-        num_dropped: partial ones that were left out.
+        split: name of the split.
+        what: what a usable row has, in words: features, or frames.
+        rows: usable rows.
+        num_expected: number of all rows of the split.
+        num_partial: number of partial videos in `rows`.
+        num_dropped: number of partial videos that were left out.
     """
 
     split: str
@@ -27,17 +30,17 @@ class UsableRows:
 
     @property
     def video_ids(self) -> list[str]:
-        """Of the rows."""
+        """Ids of the usable rows."""
         return [row.video_id for row in self.rows]
 
     @property
     def num_missing(self) -> int:
-        """Rows that have none."""
+        """Number of rows without features, or frames."""
         return self.num_expected - len(self.rows) - self.num_dropped
 
     @property
     def gaps(self) -> str:
-        """What is not as it should be, in words; empty where all is."""
+        """Counts of missing and partial videos, in words; empty if there are none."""
         counts = {
             f"without {self.what}": self.num_missing,
             "partial": self.num_partial,
@@ -56,18 +59,18 @@ def usable_rows(
     remedy: str,
     drop_partial: bool = False,
 ) -> UsableRows:
-    """The rows of a split that can be used.
+    """Return the usable rows of a split.
 
     Args:
         statuses: video_id → `ok`, `partial` or `failed`.
-        rows: of the manifest.
-        split: which of them.
-        what: they must have, in words.
-        remedy: where none has it.
-        drop_partial: leave out partial ones.
+        rows: all rows of the manifest.
+        split: name of the split.
+        what: what a usable row has, in words: features, or frames.
+        remedy: advice for the error message if no row is usable.
+        drop_partial: leave out partial videos.
 
     Raises:
-        ManifestError: the split has no rows, or none that can be used.
+        ManifestError: the split has no rows, or no usable ones.
     """
     expected = rows_of_split(rows, split)
     present = [row for row in expected if statuses.get(row.video_id) in ("ok", "partial")]
@@ -88,7 +91,7 @@ def usable_rows(
 
 
 def remedy_for_features(folder: FeatureFolder) -> str:
-    """What helps where none of a split's videos has features."""
+    """Return the advice for a split in which no video has features."""
     return (
         f"extract them into {folder.root}, see {folder.failures} for those that failed, or "
         "leave out --drop-partial if it was given"
@@ -96,16 +99,16 @@ def remedy_for_features(folder: FeatureFolder) -> str:
 
 
 def rows_of_split(rows: Sequence[VideoRow], split: str) -> list[VideoRow]:
-    """The rows of one split.
+    """Return the rows of one split.
 
     Raises:
-        ManifestError: there are none.
+        ManifestError: the split has no rows.
     """
     found = [row for row in rows if row.split == split]
     if not found:
         splits = sorted({row.split for row in rows})
         raise ManifestError(
-            f"split {split!r} has no rows; the manifest has {', '.join(map(repr, splits))}: draw "
-            "splits with `vtnpipe manifest split`, or name another one"
+            f"split {split!r} has no rows; the manifest has {', '.join(map(repr, splits))}: assign "
+            "splits with `vtnpipe manifest split`, or give another one"
         )
     return found

@@ -1,10 +1,11 @@
-"""What a label means: for each task, its classes, its targets and its loss.
+"""Tasks: for each task, the meaning of a label, the classes, the targets and the loss.
 
-- classification: one class a video. Targets [N] int64, logits [N, C]; cross entropy.
-- multi-label: `a|b`, any number of classes. Targets [N, C] float32 of 0 and 1, logits [N, C]; the
-  binary cross entropy of each class.
-- regression: a number. Targets [N] and output [N, 1], float64, in the labels' unit; the squared
-  error, in units of the training labels' variance.
+- classification: a label is one class. Targets [N] int64, logits [N, C]; the loss is the cross
+  entropy.
+- multi-label: a label is any number of classes, `a|b`. Targets [N, C] float32 of 0 and 1, logits
+  [N, C]; the loss is the binary cross entropy, averaged over classes.
+- regression: a label is a number. Targets [N] and outputs [N, 1], float64, in the unit of the
+  labels; the loss is the squared error, in units of the training labels' variance.
 """
 
 import math
@@ -18,12 +19,11 @@ from torch import Tensor
 
 from ..manifests.errors import ManifestError
 from ..manifests.manifest import VideoRow
-from .choices import Task
-from .config import TemporalConfig
+from .config import TaskType, TemporalConfig
 
 
-def label_names(row: VideoRow, task: Task) -> list[str]:
-    """The classes that a row's label names.
+def label_names(row: VideoRow, task: TaskType) -> list[str]:
+    """Return the classes that a row's label names, sorted; none for an empty label.
 
     >>> label_names(VideoRow(video_id="v", path="v.mp4", label="b|a"), "multi-label")
     ['a', 'b']
@@ -33,12 +33,21 @@ def label_names(row: VideoRow, task: Task) -> list[str]:
 
 
 def training_classes(
-    rows: Sequence[VideoRow], usable: Sequence[VideoRow], split: str, task: Task = "classification"
+    rows: Sequence[VideoRow],
+    usable: Sequence[VideoRow],
+    split: str,
+    task: TaskType = "classification",
 ) -> list[str]:
-    """The class order of a training split; empty for regression.
+    """Return the classes of a training split, in the order of the logits; empty for regression.
+
+    Args:
+        rows: all rows of the manifest.
+        usable: usable rows of the training split.
+        split: name of the training split.
+        task: task of the model.
 
     Raises:
-        ManifestError: no row has a label, or a class has no video with features.
+        ManifestError: no row of the split has a label, or a class has no usable row.
     """
     names = sorted({n for row in rows if row.split == split for n in label_names(row, task)})
     if not names:
@@ -49,21 +58,27 @@ def training_classes(
     for name in names:
         if not counts[name]:
             raise ManifestError(
-                f"split {split!r}: no video of class {name!r} can be used, so it can't be "
-                "learned; see to its videos, or remove its rows"
+                f"split {split!r}: no video of class {name!r} can be used, so the class cannot be "
+                "learned; repair its videos, or remove its rows"
             )
     return names
 
 
 def read_targets(
-    rows: Sequence[VideoRow], class_names: Sequence[str], task: Task = "classification"
+    rows: Sequence[VideoRow], class_names: Sequence[str], task: TaskType = "classification"
 ) -> Tensor:
-    """The targets of rows, one after the other; see above for shape and dtype.
+    """Return the targets of rows; the module's docstring gives shape and dtype for each task.
 
-    For multi-label, an empty label is a video of no class.
+    For multi-label, a video with an empty label belongs to no class.
+
+    Args:
+        rows: rows of one split.
+        class_names: [C], in the order of the logits; ignored for regression.
+        task: task of the model.
 
     Raises:
-        ManifestError: a label is none of the classes, or no number; or no row has one.
+        ManifestError: a label is not one of the classes, or not a number; or for multi-label, no
+            row has a label.
     """
     if task == "regression":
         return torch.tensor([_number(row) for row in rows], dtype=torch.float64)
@@ -90,7 +105,7 @@ def _index(row: VideoRow, name: str, order: dict[str, int]) -> int:
     if name not in order:
         known = ", ".join([*order][:5]) + (", …" if len(order) > 5 else "")
         raise ManifestError(
-            f"video_id {row.video_id!r}: label {name!r} is none of the model's {len(order)} "
+            f"video_id {row.video_id!r}: label {name!r} is not one of the model's {len(order)} "
             f"classes ({known}), the labels of its training split; correct it, or add training "
             "videos of that class"
         )
@@ -104,20 +119,20 @@ def _number(row: VideoRow) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ManifestError(
-            f"video_id {row.video_id!r}: label {row.label!r} is not a number, which regression "
-            "needs; correct it"
+            f"video_id {row.video_id!r}: label {row.label!r} is not a finite number, which "
+            "regression needs; correct it"
         )
     return number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossOptions:
-    """What training may change about the loss; evaluation's is always the plain one.
+    """Loss options of training; evaluation always uses the plain loss.
 
     Attributes:
-        label_smoothing: share of a target that goes to all classes alike.
-        class_weights: [C]: of a class's videos (classification), or of a class's presence against
-            its absence (multi-label); None for all alike.
+        label_smoothing: share of a target that is spread over all classes.
+        class_weights: [C] weight of a class's videos (classification), or of a class's presence
+            relative to its absence (multi-label); None for equal weights.
     """
 
     label_smoothing: float = 0.0
@@ -130,7 +145,14 @@ PLAIN = LossOptions()
 def task_losses(
     logits: Tensor, targets: Tensor, config: TemporalConfig, options: LossOptions = PLAIN
 ) -> Tensor:
-    """The loss of each clip, [N], from what the model gives: [N, C]."""
+    """Return the loss of each clip, [N].
+
+    Args:
+        logits: [N, C]; for regression [N, 1].
+        targets: [N] or [N, C]; the module's docstring gives shape and dtype for each task.
+        config: configuration of the temporal model.
+        options: loss options; by default, the plain loss.
+    """
     smoothing, weights = options.label_smoothing, options.class_weights
     if config.task == "classification":
         return F.cross_entropy(
@@ -146,8 +168,15 @@ def task_losses(
 
 
 def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) -> Tensor:
-    """What each clip counts in a mean of losses, [N]: as in torch's cross entropy, its class's
-    weight.
+    """Return per-sample loss weights, [N], for a weighted mean of `task_losses`.
+
+    As in torch's cross entropy, it is the weight of the sample's class in a classification with
+    class weights, else 1.
+
+    Args:
+        targets: [N] or [N, C].
+        config: configuration of the temporal model.
+        options: loss options.
     """
     if config.task != "classification" or options.class_weights is None:
         return torch.ones(len(targets), device=targets.device)
@@ -155,10 +184,14 @@ def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) 
 
 
 def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
-    """Weights [C] that make every class of the training targets count alike.
+    """Return class weights, [C], with which every class of the training targets counts alike.
 
-    For classification N / (C x videos of the class), for multi-label absences / presences; a class
-    without videos counts as one with a single one.
+    They are N / (C x videos of the class) for classification, absences / presences for multi-label.
+    A class without videos counts as a class with one video.
+
+    Args:
+        targets: all training targets, [N] or [N, C].
+        config: configuration of the temporal model.
 
     >>> config = TemporalConfig(feature_dim=12, num_classes=2)
     >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), config).tolist()
@@ -166,21 +199,33 @@ def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
     """
     if config.task == "multi-label":
         present = targets.sum(0)
-        return (len(targets) - present).clamp(min=1) / present.clamp(min=1)  # 0 would forget one
+        # 0 would ignore the class.
+        return (len(targets) - present).clamp(min=1) / present.clamp(min=1)
     counts = torch.bincount(targets, minlength=config.num_classes)
     return len(targets) / (config.num_classes * counts.clamp(min=1))
 
 
-def probabilities(logits: Tensor, task: Task) -> Tensor:
-    """Each class's probability, [..., C]; of regression, nothing: [..., 0]."""
+def probabilities(logits: Tensor, task: TaskType) -> Tensor:
+    """Return the probability of each class, [..., C]; for regression an empty tensor, [..., 0].
+
+    Args:
+        logits: [..., C].
+        task: task of the model.
+    """
     if task == "regression":
         return logits[..., :0]
     return logits.softmax(-1) if task == "classification" else logits.sigmoid()
 
 
-def log_odds(logits: Tensor, index: int, task: Task) -> Tensor:
-    """How sure of one class logits [..., C] are, log(p / (1 - p)), which never saturates; of
-    regression the number itself: [...].
+def log_odds(logits: Tensor, index: int, task: TaskType) -> Tensor:
+    """Return the log odds of one class, log(p / (1 - p)), shape [...].
+
+    Unlike the probability, they never saturate. For regression, return the number itself.
+
+    Args:
+        logits: [..., C].
+        index: number of the class.
+        task: task of the model.
 
     >>> float(log_odds(torch.tensor([40.0, 0.0]), 0, "classification"))
     40.0
@@ -191,8 +236,13 @@ def log_odds(logits: Tensor, index: int, task: Task) -> Tensor:
     return logits[..., index] - others.logsumexp(-1)
 
 
-def decision(logits: Tensor, class_names: Sequence[str], task: Task) -> str:
-    """What a clip's logits [C] say, written as a label is written.
+def decision(logits: Tensor, class_names: Sequence[str], task: TaskType) -> str:
+    """Return the prediction for one clip, written like a label.
+
+    Args:
+        logits: [C].
+        class_names: [C], in the order of the logits; ignored for regression.
+        task: task of the model.
 
     >>> decision(torch.tensor([0.2, 3.0, -1.0]), ["a", "b", "c"], "multi-label")
     'a|b'
@@ -208,5 +258,12 @@ def decision(logits: Tensor, class_names: Sequence[str], task: Task) -> str:
 
 
 def is_decided(logits: Tensor) -> Tensor:
-    """Which classes of several a video is said to have: those of probability 0.5 and more."""
+    """Return the predicted classes of multi-label logits: those of probability 0.5 or more.
+
+    Args:
+        logits: [..., C].
+
+    Returns:
+        [..., C] bool.
+    """
     return logits >= 0

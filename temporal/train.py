@@ -1,8 +1,8 @@
-"""Fitting a model: epochs of training clips, each followed by an evaluation and a checkpoint.
+"""Training: epochs over clips, each followed by a validation and a checkpoint.
 
-A run that was stopped goes on from its last checkpoint, in the middle of an epoch if need be, and
-ends with the same weights: batches follow from (seed, epoch), clips from (seed, epoch, video) and
-dropout's noise from (seed, epoch, step), so a checkpoint needs no state of a generator.
+A stopped run resumes from its last checkpoint, in the middle of an epoch if need be, and ends with
+the same weights: batches follow from (seed, epoch), clips from (seed, epoch, video) and dropout
+from (seed, epoch, step), so a checkpoint needs no generator state.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,305 +20,414 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..manifests.atomic import write_lines
 from ..manifests.errors import ManifestError, SettingsError, StoppedError
-from .batch import Batch
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import RunFolder, load_checkpoint, save_checkpoint
 from .config import TemporalConfig
-from .dataset import ClipDataset, Key
+from .dataset import Batch, ClipDataset, Key, share_of, training_batches
 from .distributed import Accelerator, all_of, max_of, sum_of
-from .inference import Scored, load, run
+from .inference import Scored, data_loader, forward, never
 from .metrics import Metrics, task_metrics
 from .optim import Recipe
-from .order import share_of, training_batches
-from .progress import EpochReport, Keeping, Progress, Watch
-from .run_folder import RunFolder
-from .tasks import clip_weights, task_losses
+from .tasks import LossOptions, clip_weights, task_losses
 
-GO_ON, SAVE, STOP = range(3)
-LOSSES_WAITING = 16  # steps whose losses stay on the device: reading each would wait for it
+CONTINUE, SAVE, STOP = range(3)
+PENDING_LOSSES = 16  # steps whose losses stay on the device, since reading one waits for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """One line of metrics.jsonl.
+
+    Attributes:
+        epoch: number of the epoch, from 1.
+        lr: learning rate of its last step.
+        train_loss: mean loss of the clips that could be read; 0 if none could.
+        num_scored: number of scored validation videos.
+        metrics: validation metrics by name, the decisive one first.
+        videos_per_second: training clips per second.
+        waiting: share of the training time spent waiting for clips.
+        lost: clips and videos that could not be read completely, and why.
+        is_best: whether it is the best epoch so far.
+        confusion: confusion matrix of a classification; not part of the line.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    num_scored: int
+    metrics: dict[str, float | None]
+    videos_per_second: float
+    waiting: float
+    lost: list[str]
+    is_best: bool
+    confusion: list[list[int]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line, with the metrics beside the other values."""
+        values = asdict(replace(self, confusion=None))
+        del values["confusion"]
+        metrics, is_best = values.pop("metrics"), values.pop("is_best")
+        return {**values, **metrics, "is_best": is_best}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Training callbacks: `on_step(epoch, steps done, steps in all)`, `on_epoch(report)`, and
+    `should_stop()`, asked after each step.
+    """
+
+    on_step: Callable[[int, int, int], None] = lambda epoch, done, total: None
+    on_epoch: Callable[[EpochReport], None] = lambda report: None
+    should_stop: Callable[[], bool] = never
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """When checkpoints are written, and how many are kept.
+
+    Attributes:
+        minutes: minutes between checkpoints inside an epoch; there is one after each epoch.
+        num_kept: number of the newest checkpoints that are kept.
+    """
+
+    minutes: float = 10.0
+    num_kept: int = 2
 
 
 @dataclass(kw_only=True)
-class Fit:
-    """A model and what it is fitted with; `run` does it.
+class TrainState:
+    """Position of a training, as stored in a checkpoint beside the state of torch's objects.
 
-    Attributes:
-        model: left with the weights of the last epoch.
-        config: of the task.
-        train: clips to learn from.
-        validate: scores the validation split, the same in every process, by the model as
-            accelerate has prepared it; obeys `watch.should_stop` with a StoppedError. The epoch
-            that is the best by the first of the task's figures becomes the run's model.
-        validation_targets: of that split.
-        save: writes the model's weights to a path.
-        class_names: [C].
-        recipe: how.
-        folder: where; it exists. Only the first process writes.
-        accelerator: see `temporal/distributed.py`.
-        keeping: checkpoints and reading.
-        watch: who looks on.
-        lr_scales: what the learning rate of a parameter is multiplied by; 1 for those not named.
+    `loss_sum`, `weight_sum` and `lost` cover this epoch's steps so far: those of this process, or
+    in a checkpoint those of all processes.
+    """
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the next epoch
+    loss_sum: float = 0.0
+    weight_sum: float = 0.0
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trainer:
+    """What each step needs: model, optimizer and loss, as prepared for this process.
+
+    `network` is the model as accelerate wraps it, `clip_weights` [N] the weight of each clip.
     """
 
     model: nn.Module
+    network: nn.Module
+    optimizer: Any
+    scheduler: LambdaLR
     config: TemporalConfig
-    train: ClipDataset
-    validate: Callable[[nn.Module, Callable[[], bool]], Scored]
-    validation_targets: Tensor
-    save: Callable[[Path], None]
-    class_names: list[str]
     recipe: Recipe
-    folder: RunFolder
+    loss: LossOptions
+    clip_weights: Tensor
     accelerator: Accelerator
-    keeping: Keeping = Keeping()
-    watch: Watch = Watch()
-    lr_scales: Mapping[str, float] = field(default_factory=dict)
 
-    def run(self) -> list[dict[str, Any]]:
-        """Fits from the folder's last checkpoint, or from the beginning.
-
-        Returns:
-            The lines of metrics.jsonl.
-
-        Raises:
-            SettingsError: the loss is not finite.
-            StoppedError: `watch.should_stop` said so; a checkpoint has been written.
-        """
-        self._prepare()
-        progress = self._resume()
-        while progress.epoch < self.recipe.epochs and not self._is_over(progress.lines):
-            self._train_epoch(progress)
-            progress = self._finish_epoch(progress, *self._evaluate(progress))
-        return progress.lines
-
-    def _prepare(self) -> None:
-        self._network, self._optimizer = self.accelerator.prepare(
-            self.model, self.recipe.make_optimizer(self.model, self.lr_scales)
-        )
-        # Not prepared: accelerate would step it once for each process.
-        self._num_steps = math.ceil(len(self.train) / self.recipe.batch_size)
-        self._scheduler = LambdaLR(
-            self._optimizer.optimizer, lambda step: self.recipe.lr_factor(step / self._num_steps)
-        )
-        loss = self.recipe.loss_options(self.train.targets, self.config)
-        self._clip_weights = clip_weights(self.train.targets, self.config, loss)
-        if loss.class_weights is not None:
-            loss = replace(loss, class_weights=loss.class_weights.to(self.accelerator.device))
-        self._loss = loss
-        self._last_checkpoint = time.monotonic()
-
-    def _resume(self) -> Progress:
-        """Takes over the newest checkpoint, if there is one."""
-        state = load_checkpoint(self.folder)
-        progress = Progress()
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._scheduler.load_state_dict(state["scheduler"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            progress = Progress(**state["progress"])
-            if not self.accelerator.is_main_process:
-                # They are those of all.
-                progress.loss_sum, progress.weight_sum, progress.lost = 0.0, 0.0, []
-        if self.accelerator.is_main_process:
-            # Those of the checkpoint, whatever a dying run left there.
-            write_lines(progress.lines, self.folder.metrics)
-        return progress
-
-    def _save(self, progress: Progress) -> None:
-        """Writes a checkpoint."""
-        of_all: dict[str, Any] = {
-            "loss_sum": sum_of(self.accelerator, progress.loss_sum),
-            "weight_sum": sum_of(self.accelerator, progress.weight_sum),
-            "lost": self._all_lost(progress),
-        }
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scheduler": self._scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "progress": asdict(replace(progress, **of_all)),
-            }
-            place = (progress.epoch, progress.step)
-            save_checkpoint(self.folder, place, state, kept=self.keeping.num_checkpoints)
-        self._last_checkpoint = time.monotonic()
-
-    def _stop(self, progress: Progress) -> NoReturn:
-        raise StoppedError(
-            f"{self.folder.root}: stopped in epoch {progress.epoch + 1} after {progress.step} of "
-            f"{self._num_steps} steps, which a checkpoint holds; the same command resumes"
-        )
-
-    def _wish(self) -> int:
-        """What is to be done after a step, as one of the processes wants it."""
-        wish = GO_ON
-        if self.watch.should_stop():
-            wish = STOP
-        elif self.accelerator.is_main_process:
-            seconds = time.monotonic() - self._last_checkpoint
-            wish = SAVE if seconds >= 60 * self.keeping.checkpoint_minutes else GO_ON
-        return max_of(self.accelerator, wish)
-
-    def _is_over(self, lines: list[dict[str, Any]]) -> bool:
-        """Whether the figures have not become better for as long as the recipe has patience."""
-        if self.recipe.patience is None or not lines:
-            return False
-        best = max(line["epoch"] for line in lines if line["is_best"])
-        return bool(lines[-1]["epoch"] - best >= self.recipe.patience)
-
-    def _train_epoch(self, progress: Progress) -> None:
-        """Does the steps of an epoch that are not done yet."""
-        batches = training_batches(
-            self.train.lengths, self.recipe.batch_size, seed=self.recipe.seed, epoch=progress.epoch
-        )[progress.step :]
-        # An empty share becomes a clip that counts nothing: every process takes every step.
-        shares = [share or keys[:1] for keys in batches for share in self._shares(keys)]
-        samples = iter(load(self.train, shares, self.keeping.num_loaders, self.accelerator))
-        losses: list[Tensor] = []
-        self._network.train()
-        then = time.perf_counter()
-        for keys in batches:
-            self._seed(progress)
-            losses.append(self._step(keys, samples, progress))
-            progress.step += 1
-            wish = self._wish()
-            if wish != GO_ON or len(losses) == LOSSES_WAITING or progress.step == self._num_steps:
-                self._add_up(losses, progress)
-            now = time.perf_counter()
-            progress.seconds, then = progress.seconds + now - then, now
-            if wish != GO_ON:
-                self._save(progress)
-            if wish == STOP:
-                self._stop(progress)
-            self.watch.on_step(progress.epoch, progress.step, self._num_steps)
-
-    def _shares(self, keys: list[Key]) -> list[list[Key]]:
-        """This process's clips of each part of a batch."""
+    def shares(self, keys: list[Key]) -> list[list[Key]]:
+        """Return this process's clips of each part of a batch."""
         num_parts, num_processes = self.recipe.gradient_accumulation, self.accelerator.num_processes
         first, count = self.accelerator.process_index, num_parts * num_processes
         return [share_of(keys, index, count) for index in range(first, count, num_processes)]
 
-    def _step(self, keys: list[Key], samples: Iterator[Batch], progress: Progress) -> Tensor:
-        """One step of the optimizer; returns the sum of the losses of this process's clips.
 
-        The gradient is that of the batch's weighted mean loss, whatever the number of processes
-        and parts; a clip that could not be read has a loss of 0.
-        """
-        scale = self.accelerator.num_processes / self._weight(keys)  # DDP takes the mean
-        summed = torch.zeros((), device=self.accelerator.device)
-        shares = self._shares(keys)
-        for number, share in enumerate(shares, 1):
-            begun = time.perf_counter()
-            batch = next(samples)
-            progress.waiting_seconds += time.perf_counter() - begun
-            if share:
-                progress.lost += batch.faults
-                progress.weight_sum += float(self._clip_weights[batch.numbers[batch.is_read]].sum())
-            is_last = number == len(shares)
-            with nullcontext() if is_last else self.accelerator.no_sync(self._network):
-                logits = run(self._network, batch, self.accelerator)
-                targets = batch.targets.to(logits.device)
-                losses = task_losses(logits, targets, self.config, self._loss)
-                loss = (losses * batch.is_read.to(losses)).sum() * bool(share)
-                self.accelerator.backward(loss * scale)
-            summed += loss.detach()
-        if self.recipe.clip_gradients is not None:
-            self.accelerator.clip_grad_norm_(self._network.parameters(), self.recipe.clip_gradients)
-        self._optimizer.step()
-        self._scheduler.step()
-        self._optimizer.zero_grad()
-        return summed
+def train(
+    model: nn.Module,
+    config: TemporalConfig,
+    dataset: ClipDataset,
+    recipe: Recipe,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    *,
+    validate: Callable[[nn.Module, Callable[[], bool]], Scored],
+    validation_targets: Tensor,
+    class_names: list[str],
+    save: Callable[[Path], None],
+    checkpoints: CheckpointPolicy = CheckpointPolicy(),  # frozen
+    callbacks: Callbacks = Callbacks(),  # frozen
+    num_workers: int = 0,
+    lr_scales: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Train a model from the folder's last checkpoint, or from the beginning.
 
-    def _weight(self, keys: list[Key]) -> float:
-        """What the clips of a batch count together."""
-        return float(self._clip_weights[[number for number, _ in keys]].sum())
+    The epoch with the best validation metric becomes the run's model.
 
-    def _seed(self, progress: Progress) -> None:
-        """Seeds dropout's noise."""
-        place = (self.recipe.seed, progress.epoch, progress.step, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+    Args:
+        model: the model; has the weights of the last epoch afterwards.
+        config: configuration of its temporal model.
+        dataset: training clips.
+        recipe: training recipe.
+        folder: existing run folder, which the first process writes to.
+        accelerator: see `temporal/distributed.py`.
+        validate: scores the validation split, the same in every process; raises StoppedError if
+            its second argument returns True.
+        validation_targets: targets of that split.
+        class_names: [C].
+        save: writes the model's weights to a path.
+        checkpoints: when checkpoints are written.
+        callbacks: training callbacks.
+        num_workers: processes that load batches ahead.
+        lr_scales: parameter name → learning-rate factor; 1 for others.
 
-    def _add_up(self, losses: list[Tensor], progress: Progress) -> None:
-        """Empties the list of losses into the sum.
+    Returns:
+        The lines of metrics.jsonl.
 
-        Raises:
-            SettingsError: one of them is not finite.
-        """
-        for loss in torch.stack(losses).tolist():
-            self._check_finite(loss, progress.epoch)
-            progress.loss_sum += loss
-        losses.clear()
+    Raises:
+        SettingsError: the loss is not finite.
+        StoppedError: `callbacks.should_stop` returned True; a checkpoint has been written.
+    """
+    trainer = _prepare(model, config, dataset, recipe, accelerator, lr_scales or {})
+    num_steps = math.ceil(len(dataset) / recipe.batch_size)
+    state = _resume(trainer, folder)
+    last_saved = time.monotonic()
 
-    def _check_finite(self, loss: float, epoch: int) -> None:
-        if not math.isfinite(loss):
-            raise SettingsError(
-                f"--lr {self.recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a "
-                "lower rate, or --clip-gradients, in a new run folder"
-            )
+    while state.epoch < recipe.epochs and not _has_plateaued(state.lines, recipe.patience):
+        batches = training_batches(
+            dataset.lengths, recipe.batch_size, seed=recipe.seed, epoch=state.epoch
+        )[state.step :]
+        # An empty share becomes a clip of weight 0, so that every process takes every step.
+        shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
+        samples = iter(data_loader(dataset, shares, num_workers, accelerator))
+        losses: list[Tensor] = []
+        trainer.network.train()
+        then = time.perf_counter()
+        for keys in batches:
+            torch.manual_seed(_step_seed(recipe.seed, state, accelerator.process_index))
+            losses.append(_step(trainer, keys, samples, state))
+            state.step += 1
+            action = CONTINUE
+            if callbacks.should_stop():
+                action = STOP
+            elif accelerator.is_main_process:
+                is_due = time.monotonic() - last_saved >= 60 * checkpoints.minutes
+                action = SAVE if is_due else CONTINUE
+            action = max_of(accelerator, action)
+            if action != CONTINUE or len(losses) == PENDING_LOSSES or state.step == num_steps:
+                for loss in torch.stack(losses).tolist():
+                    _check_finite(loss, recipe, state.epoch)
+                    state.loss_sum += loss
+                losses.clear()
+            now = time.perf_counter()
+            state.seconds, then = state.seconds + now - then, now
+            if action != CONTINUE:
+                _save_checkpoint(trainer, state, folder, checkpoints)
+                last_saved = time.monotonic()
+            if action == STOP:
+                raise _stopped(folder, state, num_steps)
+            callbacks.on_step(state.epoch, state.step, num_steps)
 
-    def _evaluate(self, progress: Progress) -> tuple[Metrics, int]:
-        """The figures, and of how many videos."""
         try:
-            # Unwrapped: DDP would have processes that have no batch share their buffers, too.
-            network = self.accelerator.unwrap_model(self._network)
-            scored = self.validate(network, self.watch.should_stop)
+            # Unwrapped: DDP would make processes without a batch share their buffers, too.
+            scored = validate(accelerator.unwrap_model(trainer.network), callbacks.should_stop)
         except StoppedError:
-            self._save(progress)
-            self._stop(progress)
-        except ManifestError:  # no video can be reached, by any process
-            self._save(progress)
+            _save_checkpoint(trainer, state, folder, checkpoints)
+            raise _stopped(folder, state, num_steps) from None
+        except ManifestError:  # no process can read any video
+            _save_checkpoint(trainer, state, folder, checkpoints)
             raise
-        if self.accelerator.is_main_process:  # all have the same
-            progress.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
-        targets = self.validation_targets
-        if scored.rows is not None:
-            targets = targets[scored.rows]
-        metrics = task_metrics(scored.logits, targets, self.class_names, self.config)
-        return metrics, len(targets)
-
-    def _all_lost(self, progress: Progress) -> list[str]:
-        """Of all processes."""
-        return [one for part in all_of(self.accelerator, progress.lost) for one in part]
-
-    def _finish_epoch(self, progress: Progress, metrics: Metrics, num_scored: int) -> Progress:
-        """Writes what the epoch has led to; returns where the next one begins."""
-        self._check_finite(metrics.loss, progress.epoch)
-        last_step = progress.epoch + (self._num_steps - 1) / self._num_steps
-        weight_sum = sum_of(self.accelerator, progress.weight_sum)
-        report = EpochReport(
-            epoch=progress.epoch + 1,
-            lr=self.recipe.lr * self.recipe.lr_factor(last_step),
-            train_loss=sum_of(self.accelerator, progress.loss_sum) / (weight_sum or 1.0),
-            num_scored=num_scored,
-            figures={name: getattr(metrics, name) for name in metrics.figures},
-            videos_per_second=round(len(self.train) / progress.seconds, 1),
-            waiting=round(progress.waiting_seconds / progress.seconds, 3),
-            lost=self._all_lost(progress),
-            is_best=_is_best(metrics, num_scored, progress.lines),
-            confusion=getattr(metrics, "confusion", None),
-        )
-        progress.lines.append(report.to_json())
-        if self.accelerator.is_main_process:
-            write_lines(progress.lines, self.folder.metrics)
+        targets = validation_targets if scored.rows is None else validation_targets[scored.rows]
+        metrics = task_metrics(scored.logits, targets, class_names, config)
+        _check_finite(metrics.loss, recipe, state.epoch)
+        if accelerator.is_main_process:  # all processes have the same faults
+            state.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
+        report = _epoch_report(trainer, state, metrics, len(targets), len(dataset), num_steps)
+        lines = [*state.lines, report.to_json()]
+        if accelerator.is_main_process:
+            write_lines(lines, folder.metrics)
             if report.is_best:
-                self.save(self.folder.best)
-            self.save(self.folder.last)
-        progress = Progress(epoch=progress.epoch + 1, lines=progress.lines)
-        self._save(progress)
-        self.watch.on_epoch(report)
-        return progress
+                save(folder.best)
+            save(folder.last)
+        state = TrainState(epoch=state.epoch + 1, lines=lines)
+        _save_checkpoint(trainer, state, folder, checkpoints)
+        last_saved = time.monotonic()
+        callbacks.on_epoch(report)
+    return state.lines
 
 
-def _is_best(metrics: Metrics, num_scored: int, lines: list[dict[str, Any]]) -> bool:
-    """Whether the first of the figures beats that of every earlier line, of those in which as many
-    videos could be scored; where fewer could than before, it says too little.
+def _prepare(
+    model: nn.Module,
+    config: TemporalConfig,
+    dataset: ClipDataset,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    lr_scales: Mapping[str, float],
+) -> _Trainer:
+    network, optimizer = accelerator.prepare(model, recipe.make_optimizer(model, lr_scales))
+    num_steps = math.ceil(len(dataset) / recipe.batch_size)
+    loss = recipe.loss_options(dataset.targets, config)
+    weights = clip_weights(dataset.targets, config, loss)
+    if loss.class_weights is not None:
+        loss = replace(loss, class_weights=loss.class_weights.to(accelerator.device))
+    return _Trainer(
+        model=model,
+        network=network,
+        optimizer=optimizer,
+        # Not prepared: accelerate would step it once for each process.
+        scheduler=LambdaLR(optimizer.optimizer, lambda step: recipe.lr_factor(step / num_steps)),
+        config=config,
+        recipe=recipe,
+        loss=loss,
+        clip_weights=weights,
+        accelerator=accelerator,
+    )
+
+
+def _resume(trainer: _Trainer, folder: RunFolder) -> TrainState:
+    """Load the newest checkpoint, if there is one, and return its position."""
+    checkpoint = load_checkpoint(folder)
+    state = TrainState()
+    if checkpoint is not None:
+        trainer.model.load_state_dict(checkpoint["model"])
+        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
+        trainer.scheduler.load_state_dict(checkpoint["scheduler"])
+        if trainer.accelerator.scaler is not None:
+            trainer.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+        state = TrainState(**checkpoint["progress"])
+        if not trainer.accelerator.is_main_process:  # the sums of all processes count once
+            state.loss_sum, state.weight_sum, state.lost = 0.0, 0.0, []
+    if trainer.accelerator.is_main_process:
+        # A killed run may have written lines after its last checkpoint.
+        write_lines(state.lines, folder.metrics)
+    return state
+
+
+def _save_checkpoint(
+    trainer: _Trainer, state: TrainState, folder: RunFolder, policy: CheckpointPolicy
+) -> None:
+    """Write a checkpoint, with the sums of all processes."""
+    accelerator = trainer.accelerator
+    total = replace(
+        state,
+        loss_sum=sum_of(accelerator, state.loss_sum),
+        weight_sum=sum_of(accelerator, state.weight_sum),
+        lost=_all_lost(accelerator, state),
+    )
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler
+        checkpoint = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "progress": asdict(total),
+        }
+        save_checkpoint(folder, (state.epoch, state.step), checkpoint, kept=policy.num_kept)
+
+
+def _step(
+    trainer: _Trainer, keys: list[Key], samples: Iterator[Batch], state: TrainState
+) -> Tensor:
+    """Take one optimizer step; return the sum of the losses of this process's clips.
+
+    The gradient is that of the batch's weighted mean loss, whatever the number of processes and
+    parts; a clip that could not be read has a loss of 0.
+    """
+    accelerator, recipe = trainer.accelerator, trainer.recipe
+    batch_weight = float(trainer.clip_weights[[number for number, _ in keys]].sum())
+    scale = accelerator.num_processes / batch_weight  # DDP averages over processes
+    summed = torch.zeros((), device=accelerator.device)
+    shares = trainer.shares(keys)
+    for number, share in enumerate(shares, 1):
+        begun = time.perf_counter()
+        batch = next(samples)
+        state.waiting_seconds += time.perf_counter() - begun
+        if share:
+            state.lost += batch.faults
+            state.weight_sum += float(trainer.clip_weights[batch.numbers[batch.is_read]].sum())
+        is_last = number == len(shares)
+        with nullcontext() if is_last else accelerator.no_sync(trainer.network):
+            logits = forward(trainer.network, batch, accelerator)
+            targets = batch.targets.to(logits.device)
+            losses = task_losses(logits, targets, trainer.config, trainer.loss)
+            loss = (losses * batch.is_read.to(losses)).sum() * bool(share)
+            accelerator.backward(loss * scale)
+        summed += loss.detach()
+    if recipe.max_grad_norm is not None:
+        accelerator.clip_grad_norm_(trainer.network.parameters(), recipe.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.scheduler.step()
+    trainer.optimizer.zero_grad()
+    return summed
+
+
+def _step_seed(seed: int, state: TrainState, process_index: int) -> int:
+    """Return the seed of a step's dropout."""
+    place = (seed, state.epoch, state.step, process_index)
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _epoch_report(
+    trainer: _Trainer,
+    state: TrainState,
+    metrics: Metrics,
+    num_scored: int,
+    num_clips: int,
+    num_steps: int,
+) -> EpochReport:
+    accelerator, recipe = trainer.accelerator, trainer.recipe
+    last_step = state.epoch + (num_steps - 1) / num_steps
+    weight_sum = sum_of(accelerator, state.weight_sum)
+    return EpochReport(
+        epoch=state.epoch + 1,
+        lr=recipe.lr * recipe.lr_factor(last_step),
+        train_loss=sum_of(accelerator, state.loss_sum) / (weight_sum or 1.0),
+        num_scored=num_scored,
+        metrics={name: getattr(metrics, name) for name in metrics.names},
+        videos_per_second=round(num_clips / state.seconds, 1),
+        waiting=round(state.waiting_seconds / state.seconds, 3),
+        lost=_all_lost(accelerator, state),
+        is_best=is_best(metrics, num_scored, state.lines),
+        confusion=getattr(metrics, "confusion", None),
+    )
+
+
+def _all_lost(accelerator: Accelerator, state: TrainState) -> list[str]:
+    """Return the clips and videos lost in all processes."""
+    return [one for part in all_of(accelerator, state.lost) for one in part]
+
+
+def is_best(metrics: Metrics, num_scored: int, lines: list[dict[str, Any]]) -> bool:
+    """Return whether the decisive metric beats that of every earlier epoch.
+
+    Only epochs in which as many videos could be scored are compared; an epoch in which fewer could
+    be scored than before is never the best.
     """
     if any(line["num_scored"] > num_scored for line in lines):
         return False
-    decisive = metrics.figures[0]
+    decisive = metrics.names[0]
     sign = -1 if metrics.is_better_lower else 1
     value = sign * getattr(metrics, decisive)
     rivals = [line for line in lines if line["num_scored"] == num_scored]
     return all(value > sign * line[decisive] for line in rivals)
+
+
+def _has_plateaued(lines: list[dict[str, Any]], patience: int | None) -> bool:
+    """Return whether the last `patience` epochs brought no improvement."""
+    if patience is None or not lines:
+        return False
+    best = max(line["epoch"] for line in lines if line["is_best"])
+    return bool(lines[-1]["epoch"] - best >= patience)
+
+
+def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
+    """Refuse to continue with a loss of NaN or infinity.
+
+    Raises:
+        SettingsError: the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise SettingsError(
+            f"--lr {recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a lower "
+            "learning rate, or --max-grad-norm, in a new run folder"
+        )
+
+
+def _stopped(folder: RunFolder, state: TrainState, num_steps: int) -> StoppedError:
+    return StoppedError(
+        f"{folder.root}: stopped in epoch {state.epoch + 1} after {state.step} of {num_steps} "
+        "steps, and saved a checkpoint; the same command resumes"
+    )

@@ -93,7 +93,7 @@ def test_a_backbone_an_encoder_and_a_head_of_ones_own(
         *("my_backbones.py", "my_encoders.py", "my_heads.py")
     }
     monkeypatch.syspath_prepend(own)
-    folder = make_folder(own / "features", "my_backbones:colours")
+    folder = make_folder(own / "features", "my_backbones:colors")
     rows = [
         VideoRow(video_id=f"{split}-{name}", path=str(path), label=name, split=split)
         for name, path in clips.items()

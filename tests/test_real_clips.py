@@ -126,7 +126,7 @@ def test_the_whole_way_on_real_labelled_clips(
     vtnpipe("manifest", "build", shared_videos / "surveillance", "-o", "m.csv")
     shares = ("--train", 0.5, "--val", 0.25, "--test", 0.25)
     vtnpipe("manifest", "split", "m.csv", "-o", "m.csv", *shares)
-    exact = ("--precision", "float32", "--store", "float32")
+    exact = ("--precision", "float32", "--feature-dtype", "float32")
     vtnpipe("extract", "m.csv", "f", "--backbone", "test_vit", "--weights", "none", *exact)
     small = ("--layers", 1, "--heads", 4, "--epochs", 3)
     ran = vtnpipe("train-temporal", "f", "run", *small)

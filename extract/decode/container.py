@@ -1,7 +1,6 @@
-"""Opening video files: by their first bytes, with the demuxers that those allow, at a keyframe
-if need be; packets and frames come out with their errors.
+"""Containers: open video files by their first bytes, seek to keyframes, yield packets and frames.
 
-Only regular local files are opened. This is the only file that imports PyAV to read.
+Only regular local files are opened. No other module imports PyAV for reading.
 """
 
 import itertools
@@ -19,25 +18,24 @@ from av.sidedata.sidedata import Type as SideData
 
 from ...manifests.atomic import read_through
 from ...manifests.errors import VideoError
-from .limits import check_pixels, limits, opening
-from .truncation import TS_HEAD_BYTES, completeness, ts_packet_bytes
+from .limits import MAX_PIXELS, check_pixels, limited_for_opening
+from .truncation import TS_HEAD_BYTES, find_truncation, ts_packet_bytes
 
-av.logging.set_level(
-    av.logging.PANIC
-)  # FFmpeg's lines name no file; what matters is in our reasons
+# FFmpeg's log lines name no file; our reasons say what matters.
+av.logging.set_level(av.logging.PANIC)
 
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
-SEEKABLE = (MOV, MATROSKA)  # others are found by guesses into the file, or not at all
+SEEKABLE = (MOV, MATROSKA)  # in other containers, FFmpeg seeks by guesses
 PLAYLISTS = (b"#extm3u", b"ffconcat", b"<?xml", b"<mpd", b"[playlist]")
 EDGE_PIXELS = 65_536
-US_PER_SECOND = 1_000_000  # of a container's duration
-DISPLAY_MATRIX = SideData.DISPLAYMATRIX  # of a frame's side data
-# Titles and comments need not be UTF-8; PyAV takes them as they are by itself from 19 on.
+US_PER_SECOND = 1_000_000  # units of a container's duration
+DISPLAY_MATRIX = SideData.DISPLAYMATRIX  # kind of side data
+# Titles and comments need not be UTF-8, which PyAV tolerates by itself from version 19 on.
 ANY_METADATA: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
 
-# Where in a file, which bytes, and FFmpeg's demuxers that may open a file that has them there.
+# Offset in a file, bytes at that offset, and FFmpeg's demuxers for such files.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")),
     (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -57,12 +55,12 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 
 
 class Keyframe(NamedTuple):
-    """A packet from which decoding may begin: what follows it in the file is not shown before it.
+    """Packet at which decoding may begin: packets after it in the file are not presented before it.
 
     Attributes:
-        packet: how many packets of the stream come before it in the file.
-        pts: its timestamp, in the stream's units.
-        dts: its decoding time, by which MP4/MOV are searched.
+        packet: number of the stream's packets before it in the file.
+        pts: timestamp, in the stream's units.
+        dts: decoding time, by which MP4/MOV seek.
     """
 
     packet: int
@@ -71,11 +69,11 @@ class Keyframe(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A stretch of a file's packets: from a keyframe, or from the beginning, to a count or the end.
+    """Range of a file's packets: from a keyframe or the beginning, up to a number or the end.
 
     Attributes:
-        keyframe: the first packet; None for the file's first.
-        num_packets: how many; None for all.
+        keyframe: first packet; None for the file's first.
+        num_packets: number of packets; None for all.
     """
 
     keyframe: Keyframe | None = None
@@ -86,8 +84,7 @@ WHOLE = Window()
 
 
 def check_file(path: str) -> str:
-    """Refuses what is no regular local file of a known container; returns the demuxers that may
-    open it.
+    """Refuse all but regular local files of known containers; return FFmpeg's demuxers for it.
 
     Raises:
         VideoError: `missing`, `permission`, `refused`, `empty` or `not-a-video`.
@@ -95,24 +92,26 @@ def check_file(path: str) -> str:
     if "://" in path:
         raise VideoError("refused", f"{path}: a URL; only local files are read: download it first")
     try:
-        if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # a fifo would never open
+        if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # opening a FIFO would block
             with Path(path).open("rb") as file:
                 head = file.read(TS_HEAD_BYTES)
     except PermissionError:
-        raise VideoError("permission", f"{path}: may not be read; check its mode") from None
+        raise VideoError(
+            "permission", f"{path}: no permission to read it; check its mode"
+        ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise VideoError(
             "missing",
-            f"{path}: is not there, or can't be read ({why}); put it there, or correct its path",
+            f"{path}: not found or not readable ({why}); restore it, or correct its path",
         ) from None
     if not is_regular:
-        raise VideoError("refused", f"{path}: not a regular file; give a regular one")
+        raise VideoError("refused", f"{path}: not a regular file; give a video file")
     if not head:
         raise VideoError("empty", f"{path}: 0 bytes; copy it again")
     if head.lstrip(b"\xef\xbb\xbf").lower().startswith(PLAYLISTS):
         raise VideoError(
-            "refused", f"{path}: a playlist, not a video; download what it names, and give that"
+            "refused", f"{path}: a playlist, not a video; download the video and give that"
         )
     if head.startswith(b"version https://git-lfs"):
         raise VideoError(
@@ -125,65 +124,71 @@ def check_file(path: str) -> str:
         return "mpegts"
     raise VideoError(
         "not-a-video",
-        f"{path}: begins like no known video container ({head[:8]!r}); leave it out",
+        f"{path}: its first bytes are no known video container's ({head[:8]!r}); leave it out",
     )
 
 
-def _raise_if_cut_short(path: str, demuxers: str) -> None:
-    if missing := completeness(path, demuxers).num_missing_bytes:
+def _raise_if_truncated(path: str, demuxers: str) -> None:
+    if missing := find_truncation(path, demuxers).num_missing_bytes:
         raise VideoError(
             "truncated",
-            f"{path}: ends {missing:,} bytes too early, before its first frame; copy it again",
+            f"{path}: {missing:,} bytes are missing, before its first frame; copy it again",
         )
 
 
 def absolute(path: str) -> str:
-    """The path as one that no reader can take for an option or a protocol.
+    """Return the path in a form that no reader can take for an option or a protocol.
 
     >>> absolute("/videos/concat:a|b.ts"), absolute("-i.mp4")[:1]
     ('/videos/concat:a|b.ts', '/')
     """
-    return str(Path(path).absolute())  # `..` behind a symbolic link is what the system makes of it
+    return str(Path(path).absolute())  # not resolved: `..` after a symbolic link stays
 
 
 @contextmanager
-def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
-    """Opens a checked file with PyAV; yields (container, best video stream), with one decoding
-    thread.
+def open_best_stream(
+    path: str, max_pixels: int = MAX_PIXELS, **options: str
+) -> Iterator[tuple[Any, Any]]:
+    """Open a file with PyAV, after checks; yield (container, best video stream).
+
+    The stream decodes in one thread.
 
     Args:
-        path: a video file.
-        options: more of FFmpeg's for its demuxer.
+        path: path of the file.
+        max_pixels: pixel limit of a frame.
+        options: further options of FFmpeg's demuxer.
 
     Raises:
-        VideoError: the file can't be opened, or has no video stream or no decoder for it.
+        VideoError: the file cannot be opened, or has no video stream or no decoder for it.
     """
     demuxers = check_file(path)
     options |= {"format_whitelist": demuxers, "protocol_whitelist": "file"}
     try:
-        with opening(path):
+        with limited_for_opening(path):
             container = av.open(absolute(path), options=options, **ANY_METADATA)
     except MemoryError:
         raise VideoError(
             "too-large",
-            f"{path}: passes the memory limit when opened; copy it again, or leave it out",
+            f"{path}: exceeds the memory limit when opened; copy it again, or leave it out",
         ) from None
     except (av.error.FFmpegError, ValueError) as error:
-        _raise_if_cut_short(path, demuxers)
+        _raise_if_truncated(path, demuxers)
         raise VideoError("damaged", f"{path}: cannot be opened ({error}); copy it again") from None
     with container:
         stream: Any = container.streams.best("video")
         if stream is None or stream.codec_context is None:
-            _raise_if_cut_short(path, demuxers)
+            _raise_if_truncated(path, demuxers)
         if stream is None:
             raise VideoError("no-video-stream", f"{path}: has no video stream; leave it out")
         if stream.codec_context is None:
             raise VideoError(
                 "unsupported-codec", f"{path}: no decoder for its video stream; convert it"
             )
-        check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+        check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
         size = Path(path).stat().st_size
-        if container.format.name == MOV and stream.frames > size:  # a list of them would be made
+        if (
+            container.format.name == MOV and stream.frames > size
+        ):  # FFmpeg would allocate a list of them
             raise VideoError(
                 "damaged",
                 f"{path}: its header claims {stream.frames:,} frames in {size:,} bytes; copy it "
@@ -191,40 +196,42 @@ def open_best_stream(path: str, **options: str) -> Iterator[tuple[Any, Any]]:
             )
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
-        # FFmpeg counts the edges, too, that some decoders put around a frame.
-        stream.codec_context.options = {"max_pixels": str(2 * limits().max_pixels + EDGE_PIXELS)}
+        # FFmpeg counts also the edges that some decoders put around a frame.
+        stream.codec_context.options = {"max_pixels": str(2 * max_pixels + EDGE_PIXELS)}
         yield container, stream
 
 
 def rate_of(stream: Any) -> float:
-    """Frames a second, as FFmpeg guesses; 25 where it can't."""
+    """Return frames per second as FFmpeg guesses them; 25 if it cannot."""
     return float(stream.guessed_rate or 25)
 
 
 def time_base_of(stream: Any) -> Fraction:
-    """Seconds a unit of a stream's timestamps; PyAV has None, or a class of its own."""
+    """Return seconds per unit of a stream's timestamps; PyAV has None, or a class of its own."""
     found = stream.time_base or Fraction(1, 1000)
     return Fraction(found.numerator, found.denominator)
 
 
 @contextmanager
-def open_window(path: str, window: Window) -> Iterator[tuple[Any, Any, Iterator[Any]]]:
-    """Opens a checked file at a window; yields (container, best video stream, its packets).
+def open_window(
+    path: str, window: Window, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Any, Any, Iterator[Any]]]:
+    """Open a file at a window; yield (container, best video stream, packets).
 
-    The first packet is the window's keyframe, found by a seek where that lands on it, else by
-    reading on from the file's beginning.
+    The first packet is the window's keyframe, found by a seek if that lands on it, else by reading
+    from the file's beginning.
 
     Raises:
-        VideoError: as `open_best_stream` does, or the keyframe is not in the file.
+        VideoError: as `open_best_stream`.
     """
     keyframe = window.keyframe
     if keyframe is not None:
-        with open_best_stream(path) as (container, stream):
+        with open_best_stream(path, max_pixels) as (container, stream):
             found = _seek(container, stream, keyframe)
             if found is not None:
                 yield container, stream, _limited(found, window)
                 return
-    with open_best_stream(path) as (container, stream):
+    with open_best_stream(path, max_pixels) as (container, stream):
         every = packets(container, stream)
         if keyframe is not None:
             every = itertools.dropwhile(lambda packet: not _is_at(packet, keyframe), every)
@@ -232,7 +239,7 @@ def open_window(path: str, window: Window) -> Iterator[tuple[Any, Any, Iterator[
 
 
 def _seek(container: Any, stream: Any, keyframe: Keyframe) -> Iterator[Any] | None:
-    """The packets from a keyframe on, if a seek lands on it or shortly before it."""
+    """Return the packets from a keyframe on, if a seek lands on it or shortly before it."""
     if container.format.name not in SEEKABLE:
         return None
     is_mov = container.format.name == MOV
@@ -255,53 +262,54 @@ def _is_at(packet: Any, keyframe: Keyframe) -> bool:
 
 
 def _limited(every: Iterator[Any], window: Window) -> Iterator[Any]:
-    """The window's packets: of the stream's own, without the empty one that ends them."""
+    """Return the window's packets, without the empty packet that ends a stream."""
     return itertools.islice((packet for packet in every if packet.size), window.num_packets)
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The stream's packets; an error in the file ends it.
+    """Yield the stream's packets; an error in the file ends them.
 
     Raises:
-        OSError: the error is the disk's.
+        OSError: the disk failed.
     """
     while True:
         try:
             yield from container.demux(stream)
             return
         except av.error.FFmpegError:
-            read_through(Path(container.name))  # FFmpeg calls both an input/output error
+            read_through(Path(container.name))  # FFmpeg reports both as an input/output error
             return
         except IndexError:
-            continue  # PyAV does not know streams that begin in mid-file: one packet of such a one
+            continue  # a packet of a stream that begins in mid-file, which PyAV does not know
 
 
 def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
-    """The frames that the decoder gives out for a packet, or at the end for None; and its error,
-    empty without one.
+    """Return the frames that the decoder outputs for a packet, and its error or "".
+
+    A packet of None flushes the decoder at the end.
     """
     try:
         return stream.codec_context.decode(packet), ""
     except MemoryError:
         name = stream.container.name
         raise VideoError(
-            "too-large", f"{name}: a frame passes the memory limit; leave it out"
+            "too-large", f"{name}: a frame exceeds the memory limit; leave it out"
         ) from None
     except av.error.FFmpegError as error:
         return [], error.strerror or str(error)
 
 
 def image_of(frame: Any, path: str) -> npt.NDArray[np.uint8]:
-    """A decoded frame as RGB, [H, W, 3].
+    """Return a decoded frame as RGB, [H, W, 3] uint8.
 
     Raises:
-        VideoError: there is no memory for that; FFmpeg's scaler has no other reason to fail.
+        VideoError: `too-large`; FFmpeg's scaler fails only for want of memory.
     """
     try:
         image: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     except (MemoryError, av.error.FFmpegError):
         size = f"{frame.width}x{frame.height}"
         raise VideoError(
-            "too-large", f"{path}: a frame of {size} passes the memory limit; leave the file out"
+            "too-large", f"{path}: a frame of {size} exceeds the memory limit; leave the file out"
         ) from None
     return image

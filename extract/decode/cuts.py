@@ -1,11 +1,10 @@
-"""Cutting a video into parts, exactly: each part knows its frames, and where to decode from.
+"""Exact cuts of a video into parts: each part knows its frames, and where decoding begins.
 
-Decoding begins at a keyframe that needs nothing of what came before it (`keyframes.py`), a few
-frames before a part's first one, so that the decoder has settled on how many frames it reorders. In
-other streams it begins two keyframes before: one is what formats promise; the one before it covers
-those that recover slowly after a keyframe (intra refresh). Either way the part's first frame has a
-neighbour to compare times with. Only where packets are damaged may pictures differ from those of a
-reading from the beginning, as what a decoder makes up for them depends on where it began.
+Decoding begins at a keyframe that needs nothing from before it (`probe.is_clean_keyframe`), a few
+frames before the part, so that the decoder has settled on how many frames it reorders. In other
+streams it begins two keyframes before the part: one is what formats promise; the one before covers
+streams that recover slowly after a keyframe (intra refresh). Pictures equal those of reading from
+the beginning, except near damaged packets, whose concealment depends on where decoding began.
 """
 
 from bisect import bisect_right
@@ -16,13 +15,13 @@ import numpy as np
 
 from ...manifests.plan import Cut
 from .container import SEEKABLE, WHOLE, Keyframe, Window
+from .probe import Timeline
 from .sampling import Sampling, select
-from .timeline import Timeline
 
 PREROLL_KEYFRAMES = 2
-SETTLING_FRAMES = 16  # as many as H.264 and HEVC may reorder
-MAX_PREROLL = 4  # times the part before it: decoding is cheap beside a backbone
-MIN_SKIPPED_FRAMES = 64  # opening a file again takes about as long as decoding so many
+SETTLING_FRAMES = 16  # frames that H.264 and HEVC may reorder
+MAX_PREROLL = 4  # times the length of the part before; decoding is cheap beside a backbone
+MIN_SKIPPED_FRAMES = 64  # decoding as many takes about as long as opening a file again
 
 
 def cut_video(
@@ -33,17 +32,17 @@ def cut_video(
     start: float | None = None,
     end: float | None = None,
 ) -> list[Cut]:
-    """Parts of a video; none where it is better left whole.
+    """Return parts of a video; an empty list if it is better left whole.
 
-    Frames that are counted can't be found again without decoding what comes before them, and a part
-    that is much shorter than what must be decoded before it is no gain.
+    Frames that are indexed by counting cannot be found again without decoding all before them, and
+    a part much shorter than what must be decoded before it gains nothing.
 
     Args:
-        info: of the whole file.
-        offsets: where parts are to begin, counted in wanted frames; the first is 0.
-        sampling: which frames are wanted.
+        info: timeline of the whole file.
+        offsets: positions among the wanted frames at which parts begin; the first is 0.
+        sampling: frames taken of the span.
         start: first second of the row's span.
-        end: the second before which it stops.
+        end: second before which the span stops.
     """
     if info.count_reason:
         return []
@@ -64,15 +63,14 @@ def cut_video(
 
 
 def cut_clip(info: Timeline, frames: Sequence[int]) -> list[tuple[Cut | None, list[int]]]:
-    """What is to be decoded for a few frames, and for which of them: pieces between which nothing
-    is read, where that is worth a seek.
+    """Divide a few frames into pieces that are decoded separately, if the gaps are worth a seek.
 
     Args:
-        info: of the whole file.
-        frames: ranks of those wanted, increasing.
+        info: timeline of the whole file.
+        frames: increasing frame indices.
 
     Returns:
-        no cut means that the file is read from its beginning, as where frames are counted.
+        a cut and frame indices for each piece; no cut if the file is read from its beginning.
     """
     pieces = [[int(frames[0])]]
     for before, frame in pairwise(map(int, frames)):
@@ -87,7 +85,7 @@ def cut_clip(info: Timeline, frames: Sequence[int]) -> list[tuple[Cut | None, li
 
 
 def _part(info: Timeline, first: int, stop: int, num_frames: int) -> Cut:
-    """The frames [first, stop), so many of which are wanted."""
+    """Return the part of the frames [first, stop), of which `num_frames` are wanted."""
     window, window_frame = window_around(info, first, stop)
     return Cut(
         start=float(info.times[first]),
@@ -103,13 +101,12 @@ def _part(info: Timeline, first: int, stop: int, num_frames: int) -> Cut:
 
 
 def window_around(info: Timeline, first: int, stop: int) -> tuple[Window, int]:
-    """The packets that the frames [first, stop) and the one after them need, and the rank of the
-    first frame that they present.
+    """Return the packets needed for the frames [first, stop] and the first frame they present.
 
     Args:
-        info: of the whole file.
-        first: rank of a frame.
-        stop: rank after that of the last frame.
+        info: timeline of the whole file.
+        first: index of the first frame.
+        stop: index after that of the last frame.
     """
     if not info.keyframes:
         return WHOLE, 0
@@ -124,7 +121,7 @@ def window_around(info: Timeline, first: int, stop: int) -> tuple[Window, int]:
 
 
 def _keyframe_before(info: Timeline, first: int) -> Keyframe | None:
-    """Where to begin decoding so that a frame comes out right; None for the file's beginning."""
+    """Return where decoding must begin for a frame; None for the file's beginning."""
     pts = info.presented_pts
 
     def last_before(frame: int) -> int:
@@ -132,12 +129,12 @@ def _keyframe_before(info: Timeline, first: int) -> Keyframe | None:
 
     number = last_before(first - 1) - (PREROLL_KEYFRAMES - 1)
     settled = last_before(first - SETTLING_FRAMES)
-    if settled >= 0 and info.keyframes[settled].packet in info.fresh_keyframes:
+    if settled >= 0 and info.keyframes[settled].packet in info.clean_keyframes:
         number = max(number, settled)
     return info.keyframes[number] if number >= 0 else None
 
 
 def window_of(cut: Cut) -> Window:
-    """The packets of a part that stands in a plan."""
+    """Return the packets of a planned part."""
     keyframe = None if cut.keyframe is None else Keyframe(*cut.keyframe)
     return Window(keyframe, cut.num_packets)

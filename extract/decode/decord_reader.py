@@ -1,4 +1,4 @@
-"""decord, where it is known to be right: which files it may read, and how it is watched there."""
+"""decord: the files that it reads correctly, and checks while it reads."""
 
 import importlib.util
 import itertools
@@ -19,21 +19,26 @@ MIN_WIDTH = 64
 
 
 class DecordFaultError(Exception):
-    """decord broke a rule while it read."""
+    """decord gave wrong or too few frames; those that it gave are void."""
 
 
 def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
-    """The first rule that keeps decord from a file, tried on hundreds of odd ones; empty where it
-    may try.
+    """Return the first rule that rules decord out for a file; empty if it may be used.
+
+    The rules come from comparisons on hundreds of odd files.
+
+    Args:
+        info: probe of the file.
+        is_whole: whether frames of the whole file are wanted.
     """
     rules = (
         (info.container not in (MOV, MATROSKA), f"container {info.container}"),
         (not is_whole, "a span is wanted"),
         (info.width < MIN_WIDTH, f"{info.width} pixels wide"),
-        (bool(info.width % 2 or info.height % 2), "an odd size: its chroma comes out otherwise"),
+        (bool(info.width % 2 or info.height % 2), "an odd size, for which its chroma differs"),
         (info.count_reason != "", info.count_reason),
         (bool(info.oddities), ", ".join(info.oddities)),
-        (info.num_beyond_end > 0, "the file ends before its index does"),
+        (info.num_beyond_end > 0, "the file ends before its index"),
         (info.orientation.is_mirrored, "the display matrix mirrors"),
         (importlib.util.find_spec("decord") is None, "decord is not installed"),
     )
@@ -43,11 +48,14 @@ def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
 def read_decord(
     info: VideoInfo, wanted: npt.NDArray[np.int64], on_progress: Callable[[], None]
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Front to back with one thread, never by index: random access returns neighbouring frames on
-    some files.
+    """Yield (position, image) of the wanted frames, read front to back in one thread.
 
-    A packet that gives no frame, and no error either, has decord shift all later ones, and repeat
-    the last to make up the number. So where that is repeated, what packets give is counted.
+    Random access returns neighboring frames on some files. A packet that gives neither a frame nor
+    an error makes decord shift all later frames and repeat the last one to fill up the number; if
+    the last frame is repeated, the packets' frames are counted.
+
+    Raises:
+        DecordFaultError: decord gave wrong or too few frames.
     """
     decord = _import_decord()
     times = info.times
@@ -69,8 +77,8 @@ def read_decord(
         try:
             image = reader.next().asnumpy()
         except (StopIteration, RuntimeError, decord.DECORDError):
-            # Which frame it is, and what decord says, depends on how far its own thread has run.
-            raise DecordFaultError("fails before its end") from None
+            # The frame number and message depend on how far its own thread has run.
+            raise DecordFaultError("fails before the end") from None
         if image.ndim != 3 or image.shape[2] != 3:
             raise DecordFaultError(f"frame {index} has shape {image.shape}")
         if is_wanted[index]:
@@ -78,13 +86,13 @@ def read_decord(
         last.append(image)
     is_repeated = len(last) == 2 and np.array_equal(last[0], last[1])
     if is_repeated and not _gives_every_frame(info, on_progress):
-        raise DecordFaultError("repeats its last frame in place of one that is lost")
+        raise DecordFaultError("repeats its last frame in place of a lost one")
 
 
 def _gives_every_frame(info: VideoInfo, on_progress: Callable[[], None]) -> bool:
-    """Whether each presented timestamp is that of a decoded frame."""
+    """Return whether each presented timestamp is that of a decoded frame."""
     found: set[int] = set()
-    with open_window(info.path, WHOLE) as (_, stream, every):
+    with open_window(info.path, WHOLE, info.max_pixels) as (_, stream, every):
         for packet in itertools.chain(every, [None]):
             on_progress()
             found.update(frame.pts for frame in decode(stream, packet)[0])
@@ -92,9 +100,7 @@ def _gives_every_frame(info: VideoInfo, on_progress: Callable[[], None]) -> bool
 
 
 def _import_decord() -> Any:
-    """Imports decord without the CUDA libraries that it would load beside: 0.8 GB of memory in
-    every process.
-    """
+    """Import decord without the CUDA libraries that it would load: 0.8 GB of memory per process."""
     if "decord" not in sys.modules:
         nvidia = sys.modules.get("nvidia")
         sys.modules["nvidia"] = None  # type: ignore[assignment]  # find_spec then finds none
@@ -111,5 +117,5 @@ def _import_decord() -> Any:
 
 
 def _decord_says(error: BaseException) -> str:
-    """An error's first line without decord's clock and source line: two runs say the same."""
+    """Return an error's first line without decord's clock and source line."""
     return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", first_line(error))[:200]

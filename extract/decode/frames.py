@@ -1,9 +1,8 @@
-"""The frames of one video, exactly: every presented frame, once, upright, with its index and its
-time.
+"""Frames of one video: every wanted presented frame, once, upright, with its index and time.
 
-decord reads a file where it is known to be right, and is checked while it reads; everything else
-goes through PyAV, packet by packet. Either way frames come one at a time, so memory does not grow
-with the video.
+First `select_frames` decides which frames to read, out of which packets; then `read_frames` reads
+them: by decord if that is known to be correct for the file, else by PyAV, packet by packet. Frames
+come one at a time, so memory does not grow with the video.
 """
 
 import itertools
@@ -14,21 +13,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.atomic import FileState, file_state
 from ...manifests.errors import Reason, VideoError
 from ...manifests.plan import Cut
-from ..choices import Decoder
 from .container import Window, decode, image_of, open_window
 from .cuts import window_around, window_of
-from .decord_reader import DecordFaultError, decord_refusal, read_decord
+from .decord_reader import decord_refusal, read_decord
+from .limits import MAX_PIXELS
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
 
+Decoder = Literal["auto", "decord", "pyav"]
+
 
 class Frame(NamedTuple):
-    """One upright frame: image [H, W, 3] uint8 RGB, rank among the presented frames, seconds from
-    the first.
-    """
+    """One upright frame: image [H, W, 3] uint8 RGB, index among the presented frames, seconds."""
 
     image: npt.NDArray[np.uint8]
     frame_index: int
@@ -39,22 +37,16 @@ class Frame(NamedTuple):
         return f"Frame({self.frame_index}, {self.time:.3f} s, {width}x{height})"
 
 
-class Restart(NamedTuple):
-    """decord gave out wrong or too few frames: drop this video's frames so far, they all come
-    again.
-    """
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How reading a video ended.
+    """Result of reading a video.
 
     Attributes:
-        status: `ok`; `partial` where presented frames are missing or concealed; `failed` without
-            any frame.
-        reason: why it is not `ok`.
-        message: the same for a person, with counts.
-        num_lost_frames: presented frames that could not be decoded.
+        status: `ok`; `partial` if presented frames are missing or concealed; `failed` if there is
+            no frame.
+        reason: machine-readable cause of a status other than `ok`.
+        message: the cause in words, with counts.
+        num_lost_frames: number of presented frames that could not be decoded.
         decoder: `decord` or `pyav`.
         decoder_reason: why `auto` did not take decord.
     """
@@ -67,7 +59,31 @@ class Outcome:
     decoder_reason: str = ""
 
 
-def read_frames(
+class Selection(NamedTuple):
+    """Frames to read, and the packets that they need.
+
+    Attributes:
+        info: probe of the file, or of the window that a cut names.
+        wanted: [S] positions of the frames in `info`, increasing.
+        first_frame: frame index of the first frame in `info`.
+        window: packets to read.
+        start: seconds at which the frames begin; None for the file's beginning.
+        end: seconds before which they end; None for the file's end.
+        is_whole: whether they are frames of the whole file, chosen by sampling alone.
+        is_part: whether a cut restricts them.
+    """
+
+    info: VideoInfo
+    wanted: npt.NDArray[np.int64]
+    first_frame: int
+    window: Window
+    start: float | None
+    end: float | None
+    is_whole: bool
+    is_part: bool
+
+
+def select_frames(
     path: str,
     *,
     start: float | None = None,
@@ -75,53 +91,53 @@ def read_frames(
     sampling: Sampling = EVERY_FRAME,
     cut: Cut | None = None,
     frames: Sequence[int] | None = None,
-    decoder: Decoder = "auto",
-    on_probe: Callable[[int], None] = lambda num_frames: None,
+    probe_whole: Callable[[str], VideoInfo] | None = None,
+    max_pixels: int = MAX_PIXELS,
     on_progress: Callable[[], None] = lambda: None,
-) -> Generator[Frame | Restart, None, Outcome]:
-    """Yields the wanted ones of the presented frames with start <= time < end, and returns how it
-    ended.
-
-    Frames come in the decoder's order, which is that of their timestamps but in some damaged files;
-    whoever gathers them sorts by index. Broken packets are skipped, and counted.
+) -> Selection:
+    """Select the presented frames with start <= time < end, sampled, or those of given indices.
 
     Args:
-        path: a video file.
+        path: path of the file.
         start: first second of the span; None for the beginning.
-        end: the second before which it stops; None for the end.
-        sampling: which of the span's frames.
-        cut: a part of them, of which alone the packets are read.
-        frames: ranks of those that are wanted instead, increasing; `cut` holds them, if there is
-            one.
-        decoder: `auto` takes decord where it is known to be right.
-        on_probe: called once, before the first frame, with how many are wanted.
-        on_progress: called often while the file is read without giving frames.
+        end: second before which the span stops; None for the end.
+        sampling: frames taken of the span.
+        cut: part of the span whose frames alone are wanted.
+        frames: increasing frame indices, in place of the sampling; a cut contains them.
+        probe_whole: probes a whole file; by default `probe`.
+        max_pixels: pixel limit of a frame.
+        on_progress: called often while the file is read.
 
     Raises:
-        VideoError: no frame can be had of it.
+        VideoError: the file cannot be read, or has no such frame.
     """
     if cut is None:
-        info, window_frame, part = _probe_once(path, on_progress), 0, None
+        if probe_whole is None:
+            info = probe(path, max_pixels=max_pixels, on_progress=on_progress)
+        else:
+            info = probe_whole(path)
+        first_frame, part = 0, None
     else:
-        window, window_frame = window_of(cut), cut.window_frame
-        info = probe(path, window, origin_pts=cut.origin_pts, on_progress=on_progress)
-        part = range(cut.first_frame - window_frame, cut.stop_frame - window_frame)
+        info = probe(
+            path,
+            window_of(cut),
+            origin_pts=cut.origin_pts,
+            max_pixels=max_pixels,
+            on_progress=on_progress,
+        )
+        first_frame = cut.window_frame
+        part = range(cut.first_frame - first_frame, cut.stop_frame - first_frame)
         if info.times[part.start : part.start + 1].tolist() != [cut.start]:
-            remedy = "give --redo-changed" if frames is None else "give the command again"
-            raise VideoError("damaged", f"{path}: has changed since it was looked at; {remedy}")
-    is_whole = start is None and end is None and cut is None and frames is None
-    refusal = _refusal_of_decord(info, decoder, is_whole=is_whole, is_part=cut is not None)
+            raise _changed(path, "give --redo-changed" if frames is None else "rerun the command")
     if info.num_presented == 0:
         reason: Reason = "truncated" if info.num_beyond_end else "no-frames"
         raise VideoError(reason, f"{path}: its video stream has no frames; leave it out")
     if frames is None:
         wanted = select(info.times, sampling, start=start, end=end, part=part)
     else:
-        wanted = np.asarray(frames, dtype=np.int64) - window_frame
+        wanted = np.asarray(frames, dtype=np.int64) - first_frame
         if wanted[-1] >= info.num_presented:
-            raise VideoError(
-                "damaged", f"{path}: has changed since it was looked at; give the command again"
-            )
+            raise _changed(path, "rerun the command")
     if not len(wanted):
         until = "…" if end is None else f"{end:g}"
         raise VideoError(
@@ -130,79 +146,79 @@ def read_frames(
             f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; correct start and "
             "end, or leave it out",
         )
-    on_probe(len(wanted))
-    if decoder == "decord" or (decoder == "auto" and not refusal):
-        try:
-            for index, image in read_decord(info, wanted, on_progress):
-                yield Frame(image, index, float(info.times[index]))
-            return Outcome(status="ok", decoder="decord")
-        except DecordFaultError as fault:
-            if decoder == "decord":
-                raise VideoError(
-                    "damaged", f"{path}: decord: {fault}; try --decoder auto"
-                ) from None
-            refusal = f"decord: {fault}"
-            yield Restart()
+    is_whole = start is None and end is None and cut is None and frames is None
     if cut is None:
         window, _ = window_around(info, int(wanted[0]), int(wanted[-1]) + 1)
     else:
-        start = cut.start
-    if frames is not None:  # what the file does not hold beyond them is not missing
+        window, start = window_of(cut), cut.start
+    if frames is not None:  # frames beyond them that the file does not have are not lost
         end = float(info.times[wanted[-1]])
-    reading = _Reading(info, window, wanted, window_frame, start, end)
-    return (yield from _read_pyav(reading, on_progress, decoder_reason=refusal))
+    return Selection(
+        info=info,
+        wanted=wanted,
+        first_frame=first_frame,
+        window=window,
+        start=start,
+        end=end,
+        is_whole=is_whole,
+        is_part=cut is not None,
+    )
 
 
-def _refusal_of_decord(info: VideoInfo, decoder: Decoder, *, is_whole: bool, is_part: bool) -> str:
-    """Why `auto` does not take decord; empty where it does, and for another decoder.
+def _changed(path: str, remedy: str) -> VideoError:
+    return VideoError("damaged", f"{path}: changed since it was probed; {remedy}")
+
+
+def read_frames(
+    selection: Selection,
+    decoder: Decoder = "auto",
+    *,
+    decoder_reason: str = "",
+    on_progress: Callable[[], None] = lambda: None,
+) -> Generator[Frame, None, Outcome]:
+    """Yield the selected frames, and return the outcome.
+
+    Frames come in the decoder's order, which is that of their timestamps except in some damaged
+    files: sort them by index. Broken packets are skipped and counted.
+
+    Args:
+        selection: frames to read.
+        decoder: `auto` takes decord if that is known to be correct for the file.
+        decoder_reason: why `auto` is not given, for the outcome.
+        on_progress: called often while the file is read.
 
     Raises:
-        VideoError: decord is asked for, and would get the file wrong without a word.
+        VideoError: no frame can be decoded, or decord is asked for and would be wrong.
+        DecordFaultError: decord, taken by `auto`, gave wrong or too few frames; those that it gave
+            are void, and PyAV must read the video.
     """
-    if decoder != "decord":
-        return decord_refusal(info, is_whole=is_whole) if decoder == "auto" else ""
-    refusal = decord_refusal(info, is_whole=not is_part)
-    if refusal:
-        raise VideoError(
-            "refused", f"{info.path}: decord would get it wrong ({refusal}); give --decoder auto"
-        )
-    return ""
+    info = selection.info
+    if decoder == "decord":
+        # A span is read from the file's beginning; only a part would be wrong.
+        if refusal := decord_refusal(info, is_whole=not selection.is_part):
+            raise VideoError(
+                "refused",
+                f"{info.path}: decord would be wrong ({refusal}); give --decoder auto",
+            )
+    elif decoder == "auto":
+        decoder_reason = decord_refusal(info, is_whole=selection.is_whole)
+    if decoder == "decord" or (decoder == "auto" and not decoder_reason):
+        for index, image in read_decord(info, selection.wanted, on_progress):
+            yield Frame(image, index, float(info.times[index]))
+        return Outcome(status="ok", decoder="decord")
+    return (yield from _read_by_pyav(selection, on_progress, decoder_reason=decoder_reason))
 
 
-_last_probed: dict[tuple[str, FileState], VideoInfo] = {}
-
-
-def _probe_once(path: str, on_progress: Callable[[], None]) -> VideoInfo:
-    """Probes a whole file, but not again for the next span of the same one."""
-    key = (path, file_state(path))
-    if key not in _last_probed:  # of a file that is not there, this says what is wrong
-        info = probe(path, on_progress=on_progress)
-        _last_probed.clear()
-        _last_probed[key] = info
-    return _last_probed[key]
-
-
-class _Reading(NamedTuple):
-    """What PyAV is to read: wanted frames [S] by their place in `info`, out of a window."""
-
-    info: VideoInfo
-    window: Window
-    wanted: npt.NDArray[np.int64]
-    first_frame: int  # rank in the file of the first frame in `info`
-    start: float | None
-    end: float | None
-
-
-def _read_pyav(
-    reading: _Reading, on_progress: Callable[[], None], *, decoder_reason: str
+def _read_by_pyav(
+    selection: Selection, on_progress: Callable[[], None], *, decoder_reason: str
 ) -> Generator[Frame, None, Outcome]:
-    """Packet by packet; errors are skipped, and what is missing at the end is counted."""
-    info, wanted = reading.info, reading.wanted
+    """Read packet by packet; skip errors, and count what is missing at the end."""
+    info, wanted = selection.info, selection.wanted
     is_ranked = not info.count_reason
     is_missing = np.zeros(info.num_presented, dtype=bool)
     is_missing[wanted] = True
     num_decoded, num_errors, num_concealed, first_error = 0, 0, 0, ""
-    with open_window(info.path, reading.window) as (_, stream, every):
+    with open_window(info.path, selection.window, info.max_pixels) as (_, stream, every):
         for packet in itertools.chain(every, [None]):
             on_progress()
             frames, error = decode(stream, packet)
@@ -218,18 +234,18 @@ def _read_pyav(
                 num_concealed += bool(frame.is_corrupt)
                 image = info.orientation.apply(image_of(frame, info.path))
                 time = _time(info, position, frame.pts)
-                yield Frame(image, reading.first_frame + position, time)
+                yield Frame(image, selection.first_frame + position, time)
             if not is_ranked and wanted[-1] < num_decoded < info.num_presented:
                 break
-    # Where frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
+    # If frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
     num_missing = int(is_missing.sum())
     num_rows = len(wanted) - num_missing
     num_lost = num_missing if is_ranked else min(num_errors, num_missing)
-    if not is_ranked:  # frames that no packet stood for: some packet could not be told from others
+    if not is_ranked:  # more frames than packets: some packets could not be told apart
         num_lost += max(0, num_decoded - info.num_presented)
     num_beyond_end = 0
-    if info.num_beyond_end and (reading.end is None or reading.end > info.times[-1]):
-        num_beyond_end = max(1, info.num_beyond_end_in(reading.start, reading.end))
+    if info.num_beyond_end and (selection.end is None or selection.end > info.times[-1]):
+        num_beyond_end = max(1, info.num_beyond_end_in(selection.start, selection.end))
         num_lost += num_beyond_end
     if num_rows == 0:
         detail = f" ({first_error})" if first_error else ""
@@ -242,7 +258,7 @@ def _read_pyav(
         return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)
     faults = [
         f"{num_lost} of {num_rows + num_lost} frames could not be decoded" if num_lost else "",
-        f"{num_concealed} have parts that the decoder made up" if num_concealed else "",
+        f"{num_concealed} are partly concealed by the decoder" if num_concealed else "",
         first_error,
     ]
     return Outcome(
@@ -256,7 +272,7 @@ def _read_pyav(
 
 
 def _rank(info: VideoInfo, pts: int | None) -> int:
-    """Rank of a timestamp among the presented ones; -1 for one that is not among them."""
+    """Return the rank of a timestamp among the presented ones; -1 if it is not among them."""
     if pts is None:
         return -1
     rank = int(np.searchsorted(info.presented_pts, pts))
@@ -264,9 +280,7 @@ def _rank(info: VideoInfo, pts: int | None) -> int:
 
 
 def _time(info: VideoInfo, position: int, pts: int | None) -> float:
-    """Seconds of the frame at `position`: its own timestamp, or what its place in the order says
-    without one.
-    """
+    """Return the seconds of a frame: by its timestamp, or by its position without one."""
     if info.count_reason == NOT_UNIQUE and pts is not None:
         return float(info.seconds(np.array([pts]))[0])
     return float(info.times[position])

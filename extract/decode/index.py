@@ -1,12 +1,10 @@
-"""An index of video files: the timeline of each, in one file that is read through a memory map.
+"""Index of video files: the timeline of each, in one file that is read through a memory map.
 
-    index.safetensors
-        files          JSON, as bytes: path → size, mtime, and the timeline without its arrays,
-                       but for the range of each in those below; or why it has none
-        presented_pts  (N,) int64, all files' arrays end to end; packet_pts as well
-        keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is a fresh one
-
-Only what is asked for is read.
+index.safetensors
+files          JSON, as bytes: path → size, mtime, and the timeline without its arrays,
+except for their ranges in the arrays below; or why it has none
+presented_pts  (N,) int64, all files' arrays end to end; packet_pts likewise
+keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is clean
 """
 
 import json
@@ -23,59 +21,56 @@ import safetensors
 import safetensors.numpy
 
 from ...manifests.atomic import FileState, write_bytes
-from ...manifests.errors import FeaturesError
-from .frames import Outcome
-from .pool import DecodingChildren
-from .protocol import Answer, Survey
-from .timeline import Timeline
+from ...manifests.errors import FeaturesError, VideoError
+from .pool import DecoderPool
+from .probe import Timeline
+from .protocol import TimelineRequest
 
 NO_DTS = np.iinfo(np.int64).min
 ARRAYS = ("presented_pts", "packet_pts", "keyframes")
 
 
 class Unreadable(NamedTuple):
-    """A file without a timeline, and why."""
+    """Cause of a missing timeline."""
 
     reason: str
     message: str
 
 
-def survey(paths: Sequence[str], num_children: int) -> Iterator[tuple[str, Timeline | Unreadable]]:
-    """Reads the packets of files, several at a time; yields each file's timeline, or why it has
-    none.
-    """
-    with DecodingChildren(max(1, min(num_children, len(paths)))) as children:
-        for number, event in children.run([Survey(path) for path in paths]):
-            path = paths[number]
-            if isinstance(event, Answer):
-                yield path, event.value
-            elif isinstance(event, Outcome) and event.status == "failed":
-                yield path, Unreadable(event.reason, event.message)
+def read_timelines(
+    paths: Sequence[str], num_processes: int
+) -> Iterator[tuple[str, Timeline | Unreadable]]:
+    """Read the packets of files, several at a time; yield each timeline, or why there is none."""
+    with DecoderPool(max(1, min(num_processes, len(paths)))) as pool:
+        for number, answer in pool.ask([TimelineRequest(path) for path in paths]):
+            if isinstance(answer, VideoError):
+                answer = Unreadable(answer.reason, str(answer))
+            yield paths[number], answer
 
 
 def write_index(
     path: Path,
     states: Mapping[str, FileState],
-    surveyed: Iterable[tuple[str, Timeline | Unreadable]],
+    timelines: Iterable[tuple[str, Timeline | Unreadable]],
 ) -> None:
-    """Writes the index of files, atomically.
+    """Write the index of files atomically.
 
     Args:
-        path: of the index.
-        states: of the files before they were read.
-        surveyed: what was found in each.
+        path: path of the index.
+        states: size and time of each file before it was read.
+        timelines: path and timeline of each file, or why it has none.
     """
     files: dict[str, Any] = {}
     arrays: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in ARRAYS}
     counts = dict.fromkeys(ARRAYS, 0)
-    for name, found in surveyed:
+    for name, found in timelines:
         if isinstance(found, Unreadable):
             files[name] = {"state": states[name], "fault": found}
             continue
         values = found.to_json()
-        fresh = set(values.pop("fresh_keyframes"))
+        clean = set(values.pop("clean_keyframes"))
         keyframes = [
-            (key.packet, key.pts, NO_DTS if key.dts is None else key.dts, key.packet in fresh)
+            (key.packet, key.pts, NO_DTS if key.dts is None else key.dts, key.packet in clean)
             for key in values.pop("keyframes")
         ]
         ranges = {}
@@ -99,39 +94,39 @@ def write_index(
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """An index on disk; only what is asked for is read.
+    """Index on disk; only what is asked for is read.
 
     Attributes:
-        path: of the index.
+        path: path of the index.
     """
 
     path: Path
 
     def covers(self, states: Mapping[str, FileState]) -> bool:
-        """Whether it is there, and holds these files as they are now."""
+        """Return whether the index exists and contains these files in their present states."""
         if not self.path.exists():
             return False
         return {name: FileState(*one["state"]) for name, one in self._files.items()} == dict(states)
 
     def state(self, name: str) -> FileState:
-        """A file as it was when it was read."""
+        """Return the size and time of a file when it was read."""
         return FileState(*self._files[name]["state"])
 
     def fault(self, name: str) -> Unreadable | None:
-        """Why a file has no timeline."""
+        """Return why a file has no timeline; None if it has one."""
         fault = self._files[name].get("fault")
         return None if fault is None else Unreadable(*fault)
 
     def num_presented(self, name: str) -> int:
-        """How many frames a file presents; reads no arrays."""
+        """Return the number of presented frames of a file, without reading arrays."""
         return int(self._files[name]["timeline"]["num_presented"])
 
     def num_beyond_end(self, name: str) -> int:
-        """How many samples of its index a file does not hold."""
+        """Return the number of frames of a file beyond its end."""
         return int(self._files[name]["timeline"]["num_beyond_end"])
 
     def timeline(self, name: str) -> Timeline:
-        """The timeline of a file that has one."""
+        """Return the timeline of a readable file."""
         entry = self._files[name]
         arrays = {key: self._slice(key, *ends) for key, ends in entry["ranges"].items()}
         keyframes = arrays.pop("keyframes").tolist()
@@ -142,7 +137,7 @@ class VideoIndex:
                 "keyframes": [
                     (n, pts, None if dts == NO_DTS else dts) for n, pts, dts, _ in keyframes
                 ],
-                "fresh_keyframes": [packet for packet, _, _, is_fresh in keyframes if is_fresh],
+                "clean_keyframes": [packet for packet, _, _, is_clean in keyframes if is_clean],
             }
         )
 
@@ -168,10 +163,8 @@ class VideoIndex:
         try:
             yield
         except (OSError, ValueError, safetensors.SafetensorError) as error:
-            if isinstance(error, FeaturesError):
-                raise
             raise FeaturesError(
-                f"{self.path}: cannot be read ({error}); remove it, and it is made again"
+                f"cannot read {self.path} ({error}); remove it, and it is written again"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:

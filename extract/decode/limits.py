@@ -1,4 +1,4 @@
-"""What a file may take of the process that decodes it: memory, time without progress, pixels."""
+"""Resource limits of a decoder process: memory, time without progress, pixels per frame."""
 
 import resource
 from collections.abc import Iterator
@@ -8,62 +8,53 @@ from pathlib import Path
 
 from ...manifests.errors import VideoError
 
-# An index has up to about 100 bytes in memory for a frame of at least 8 bytes in the file. A header
-# of 2 kB that claims 50 million frames would have 2 GB made ready for them.
+MAX_PIXELS = 40_000_000  # per frame; 8K has 33 million
+# An index takes up to about 100 bytes in memory per frame, which has at least 8 bytes in the file.
+# A header of 2 kB that claims 50 million frames would allocate 2 GB.
 OPENING_BYTES = 256 * 2**20
 OPENING_BYTES_PER_BYTE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of a decoding process.
+    """Limits of a decoder process.
 
     Attributes:
-        memory_bytes: of its own memory, the frames that it hands over not counted.
-        stall_seconds: without progress, after which it is ended.
-        max_pixels: of a frame; 8K is 33 million.
+        memory_bytes: private memory, without the shared memory for frames.
+        stall_seconds: time without progress after which the process is killed.
+        max_pixels: pixels per frame.
     """
 
     memory_bytes: int = 4 * 2**30
     stall_seconds: float = 120.0
-    max_pixels: int = 40_000_000
+    max_pixels: int = MAX_PIXELS
 
 
-_in_force = Limits()
-
-
-def limits() -> Limits:
-    """Those that this process keeps."""
-    return _in_force
-
-
-def check_pixels(path: str, width: int, height: int) -> None:
-    """Refuses frames that are too large.
-
-    Raises:
-        VideoError: they are.
-    """
-    if width * height > _in_force.max_pixels:
-        raise VideoError(
-            "too-large",
-            f"{path}: frames of {width}x{height} are over the limit of "
-            f"{_in_force.max_pixels / 1e6:g} megapixels; leave it out, or raise extract's "
-            "--max-megapixels if you trust the file",
-        )
-
-
-def keep(given: Limits) -> None:
-    """Makes this process keep limits; it can't go back."""
-    global _in_force
-    _in_force = given
-    resource.setrlimit(resource.RLIMIT_DATA, (given.memory_bytes, given.memory_bytes))
+def apply_memory_limit(memory_bytes: int) -> None:
+    """Limit the memory of this process (irreversible), and write no core dumps."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def check_pixels(path: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse frames that are too large.
+
+    Raises:
+        VideoError: `too-large`.
+    """
+    if width * height > max_pixels:
+        raise VideoError(
+            "too-large",
+            f"{path}: frames of {width}x{height} exceed the limit of {max_pixels / 1e6:g} "
+            "megapixels; leave it out, or raise extract's --max-megapixels if you trust the file",
+        )
+
+
 @contextmanager
-def opening(path: str) -> Iterator[None]:
-    """A context in which a process that keeps a memory limit takes no more than a file of that size
-    can need for its index: what claims more fails there, at no cost.
+def limited_for_opening(path: str) -> Iterator[None]:
+    """Lower the memory limit to what a file of that size can need for its index.
+
+    It does nothing in a process without a memory limit.
     """
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     if most == resource.RLIM_INFINITY:

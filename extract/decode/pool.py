@@ -1,9 +1,8 @@
-"""Video files are opened in child processes: requests in, chunks of uint8 frames or answers out, in
-the order of the requests.
+"""Decoder pool: sends requests to decoder processes and yields frames or answers, in order.
 
-A child that dies or hangs costs the video at hand one more try, and then only that video; other
-videos and the worker process, which holds the backbone, never notice. Children live on between
-tasks, and end with the worker.
+A process that dies or hangs costs the video at hand one more try and then only that video; other
+videos, and the worker process that holds the backbone, never notice. Processes live on between
+tasks and end with the worker.
 """
 
 import contextlib
@@ -15,54 +14,69 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
-from ...manifests.errors import StoppedError
+from ...manifests.errors import StoppedError, VideoError
 from .frames import Outcome
 from .limits import Limits
 from .protocol import (
     Chunk,
-    Decode,
-    Event,
-    Probed,
+    DecodeEvent,
+    DecodeRequest,
+    Message,
+    Question,
     Request,
-    Restarted,
+    Selected,
+    SharedFrames,
+    receive,
+    send,
     to_answer,
     to_message,
 )
-from .shared_memory import Message, Ring, receive, send
 
-QUEUED_ROWS = 2  # that a child has at a time: it opens the next while the last are fetched
+QUEUED_REQUESTS = 2  # per process: the next file is opened while the last frames are fetched
 MAX_TRIES = 2
-START_SECONDS = 120.0  # until a child is ready
-MAX_STARTS = 3  # of a child that something kills before it is ready
-
+START_SECONDS = 120.0  # until a process is ready
+MAX_STARTS = 3  # of a process that is killed before it is ready
 
 _START = (
-    # The parent's own search path: `-m` would put the current folder first, whatever lies there.
+    # With the parent's own search path: `-m` would put the current folder first.
     "import sys; sys.path[:] = {path!r}; from vtnpipe.extract.decode.process import main; main()"
 )
 
 
+class DecodeAgain(Exception):  # noqa: N818  # a request to the caller, not an error
+    """Frames of a video were handed over, but the video must be decoded again, another way.
+
+    Whoever took its frames discards them and calls `decode` again, with `request` in place of the
+    request of that number: the same with another decoder, or an `Outcome` that decides it.
+    """
+
+    def __init__(self, number: int, request: DecodeRequest | Outcome) -> None:
+        super().__init__(number, request)
+        self.number = number
+        self.request = request
+
+
 class _NotStartedError(Exception):
-    """A child ended before it was ready; the arguments are its exit code and its last words."""
+    """A process ended before it was ready; the arguments are its exit code and last output."""
 
 
-class _GoneError(Exception):
-    """The child died or stalled; the argument is the reason code and what happened."""
+class _LostError(Exception):
+    """A process died, stalled or gave up; the arguments are the reason code and a description."""
 
 
-class _Child:
-    """One decoding process, with the numbers of the rows that it has been sent, in order."""
+class _Process:
+    """One decoder process, with the numbers of the requests sent to it, in order."""
 
     def __init__(self, limits: Limits) -> None:
-        self.ring = Ring(limits.max_pixels)
-        self.rows: deque[int] = deque()
+        self.frames = SharedFrames(limits.max_pixels)
+        self.numbers: deque[int] = deque()
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
-        inherited = (theirs.fileno(), self.ring.descriptor, lifeline)
+        inherited = (theirs.fileno(), self.frames.descriptor, lifeline)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `kill`
         self.process = subprocess.Popen(
             [
@@ -80,7 +94,7 @@ class _Child:
         try:
             if not self.connection.poll(START_SECONDS):
                 self.process.kill()
-            receive(self.connection)  # `ready`: from here on, it is a video that a death is due to
+            receive(self.connection)  # `ready`: from here on, a death is due to a video
         except (EOFError, OSError):
             code = self.process.wait()
             self._errors.seek(0)
@@ -89,14 +103,14 @@ class _Child:
             raise _NotStartedError(code, last) from None
 
     def next_message(self, stall_seconds: float) -> Message:
-        """Waits for the child's next message.
+        """Wait for the next message.
 
         Raises:
-            _GoneError: it died, or sent nothing for so long.
+            _LostError: the process died, or sent nothing for `stall_seconds`.
         """
         try:
             if not self.connection.poll(stall_seconds):
-                raise _GoneError(
+                raise _LostError(
                     "stalled",
                     f"no progress for {stall_seconds:g} s; leave it out, or raise extract's "
                     "--stall-seconds if the disk is slow",
@@ -104,12 +118,12 @@ class _Child:
             return receive(self.connection)
         except (EOFError, OSError):
             code = self.process.wait()
-            raise _GoneError(
-                "crashed", f"the decoding process ended with code {code}; leave it out"
+            raise _LostError(
+                "crashed", f"the decoder process ended with code {code}; leave it out"
             ) from None
 
     def send(self, message: Message) -> None:
-        """Sends a message; that the child is gone shows when it is next waited for."""
+        """Send a message; a dead process shows when its next message is waited for."""
         with contextlib.suppress(ConnectionError):
             send(self.connection, message)
 
@@ -118,25 +132,28 @@ class _Child:
         self.process.wait()
         self.connection.close()
         os.close(self._lifeline)
-        os.close(self.ring.descriptor)
+        os.close(self.frames.descriptor)
         self._errors.close()
 
 
-class DecodingChildren:
-    """A few decoding processes, started when they are first needed.
+class DecoderPool:
+    """Decoder processes, started when first needed.
 
     Args:
-        num_children: how many.
-        limits: of each one.
+        num_processes: number of processes.
+        limits: limits of each process.
+
+    Attributes:
+        busy_seconds: time that the processes spent decoding, added up.
     """
 
-    def __init__(self, num_children: int = 1, limits: Limits | None = None) -> None:
-        self._children: list[_Child | None] = [None] * num_children
-        self._finalizer = weakref.finalize(self, _end_all, self._children)  # also at exit
+    def __init__(self, num_processes: int = 1, limits: Limits | None = None) -> None:
+        self._processes: list[_Process | None] = [None] * num_processes
+        self._finalizer = weakref.finalize(self, _kill_all, self._processes)  # also at exit
         self._limits = limits or Limits()
-        self.busy_seconds = 0.0  # of the children, added up, without waiting for room
+        self.busy_seconds = 0.0
 
-    def __enter__(self) -> "DecodingChildren":
+    def __enter__(self) -> "DecoderPool":
         return self
 
     def __exit__(
@@ -149,130 +166,195 @@ class DecodingChildren:
 
     @property
     def pids(self) -> list[int]:
-        """Process numbers of the children that were started."""
-        return [child.process.pid for child in self._children if child is not None]
+        """Process ids of the processes that have started."""
+        return [one.process.pid for one in self._processes if one is not None]
 
     def close(self) -> None:
-        """Ends the children; they start again when they are needed."""
-        _end_all(self._children)
+        """Kill the processes; they start again when needed."""
+        _kill_all(self._processes)
 
-    def run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
-        """Sends out the first requests, and returns what yields (row, event) of each one in turn; a
-        row's last event is its `Outcome`.
+    def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Any]]:
+        """Yield (number, answer) of each question, in order; a VideoError is an answer, too."""
+        answer: Any = None
+        for number, event in self._run(questions):
+            if not isinstance(event, Outcome):
+                answer = event
+            elif event.status == "ok":
+                yield number, answer
+            else:
+                yield number, VideoError(event.reason or "damaged", event.message)
 
-        Row r is answered by child r modulo their number, ahead of its turn as far as its ring has
-        room: so the order of events does not depend on timing.
+    def decode(
+        self, requests: Sequence[DecodeRequest | Outcome]
+    ) -> Generator[tuple[int, DecodeEvent]]:
+        """Send the first requests, and return a generator of (number, event).
+
+        Requests are answered in order, request r by process r modulo their number, ahead of its
+        turn as far as there are slots: the order of events does not depend on timing.
+
+        Args:
+            requests: what to decode; an `Outcome` stands for a video that is decided already.
+
+        Raises:
+            DecodeAgain: frames that were handed over are void; see there.
         """
-        for row in range(min(len(requests), QUEUED_ROWS * len(self._children))):
-            self._request(row, requests[row])
         return self._run(requests)
 
-    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
-        stride = len(self._children)
+    def decode_repeating(
+        self, requests: Sequence[DecodeRequest | Outcome]
+    ) -> Iterator[tuple[int, DecodeEvent]]:
+        """Yield the events of `decode`; a video that must be decoded again sends its frames again.
+
+        For callers that index frames by frame_index; all frames of a failed video are void.
+        """
+        remaining = list(requests)
+        first = 0
+        while True:
+            try:
+                for number, event in self.decode(remaining[first:]):
+                    yield first + number, event
+                return
+            except DecodeAgain as again:
+                first += again.number
+                remaining[first] = again.request
+
+    def _run(self, requests: Sequence[Request | Outcome]) -> Generator[tuple[int, Any]]:
+        for number in range(min(len(requests), QUEUED_REQUESTS * len(self._processes))):
+            self._request(number, requests[number])
+        return self._events_of_all(requests)
+
+    def _events_of_all(self, requests: Sequence[Request | Outcome]) -> Generator[tuple[int, Any]]:
+        ahead = QUEUED_REQUESTS * len(self._processes)
         is_finished = False
         try:
-            for row in range(len(requests)):
-                for event in self._row(row, requests):
-                    yield row, event
-                if row + QUEUED_ROWS * stride < len(requests):
-                    later = row + QUEUED_ROWS * stride
-                    self._request(later, requests[later])
+            for number in range(len(requests)):
+                for event in self._events_of_one(number, requests):
+                    yield number, event
+                if number + ahead < len(requests):
+                    self._request(number + ahead, requests[number + ahead])
             is_finished = True
         finally:
-            if not is_finished:  # what the children still send belongs to nobody
+            if not is_finished:  # what the processes still send belongs to nobody
                 self.close()
 
-    def _row(self, row: int, requests: Sequence[Request]) -> Iterator[Event]:
-        """The events of one row, with another try if its child is lost; by PyAV, where decord may
-        go.
-        """
-        number = row % len(self._children)
-        request = requests[row]
-        lost = ""
-        for attempt in range(1, MAX_TRIES + 1):
-            child = self._child(number)
-            try:
-                for event in self._events(child, request):
-                    if isinstance(event, Outcome) and lost and not event.decoder_reason:
-                        event = replace(event, decoder_reason=lost)
-                    yield event
-                child.rows.popleft()
-                return
-            except _GoneError as gone:
-                reason, what = gone.args
-                lost = f"{reason} with the first try: {what}"
-            waiting = list(child.rows)[1:]
-            self._end(number)
-            if attempt < MAX_TRIES:
-                if isinstance(request, Decode) and request.decoder == "auto":
-                    request = request._replace(decoder="pyav")
-                self._request(row, request)
-                for again in waiting:
-                    self._request(again, requests[again])
-                yield Restarted()
-        for again in waiting:
-            self._request(again, requests[again])
-        yield Outcome(status="failed", reason=reason, message=f"{request.path}: {what}")
+    def _events_of_one(self, number: int, requests: Sequence[Request | Outcome]) -> Iterator[Any]:
+        """Yield the events of one request, after another try if its process is lost.
 
-    def _events(self, child: _Child, request: Request) -> Iterator[Event]:
+        Raises:
+            DecodeAgain: frames that were handed over are void.
+        """
+        request = requests[number]
+        if isinstance(request, Outcome):
+            yield request
+            return
+        may_retry = not (isinstance(request, DecodeRequest) and request.decoder_reason)
+        has_frames = False
         while True:
-            message = child.next_message(self._limits.stall_seconds)
-            kind = message.pop("kind")
+            process = self._process(number)
+            outcome = None
+            try:
+                for event in self._events(process, request):
+                    if isinstance(event, Outcome):
+                        outcome = event
+                    else:
+                        has_frames |= isinstance(event, Chunk)
+                        yield event
+                process.numbers.popleft()
+            except _LostError as lost:
+                reason, description = lost.args
+                waiting = list(process.numbers)[1:]
+                self._kill(number)
+                if may_retry:
+                    may_retry = False
+                    request = _retried(request, f"{reason} at the first try: {description}")
+                    if has_frames:
+                        assert isinstance(request, DecodeRequest)
+                        raise DecodeAgain(number, request) from None
+                    self._request(number, request)
+                else:
+                    message = f"{request.path}: {description}"
+                    outcome = Outcome(status="failed", reason=reason, message=message)
+                for later in waiting:
+                    self._request(later, requests[later])
+            if outcome is not None:
+                if has_frames and outcome.status == "failed":
+                    raise DecodeAgain(number, outcome)
+                yield outcome
+                return
+
+    def _events(self, process: _Process, request: Request) -> Iterator[Any]:
+        """Yield what a process sends for its first request, the outcome last."""
+        while True:
+            message = process.next_message(self._limits.stall_seconds)
+            kind = message["kind"]
             if kind == "chunk":
                 slot = message["slot"]
-                images = child.ring.frames(slot, tuple(message["shape"]))
+                images = process.frames.frames(slot, tuple(message["shape"]))
                 yield Chunk(images, message["frame_index"], message["timestamps"])
-                child.send({"slot": slot})
-            elif kind == "probe":
-                yield Probed(message["num_frames"])
-            elif kind == "restart":
-                yield Restarted()
+                process.send({"slot": slot})
+            elif kind == "selected":
+                yield Selected(message["num_frames"])
             elif kind == "answer":
+                assert not isinstance(request, DecodeRequest)
                 yield to_answer(request, message["value"])
+            elif kind == "retry":
+                raise _LostError("damaged", message["reason"])
             elif kind == "end":
                 self.busy_seconds += message["seconds"]
                 yield Outcome(**message["outcome"])
                 return
 
-    def _child(self, number: int) -> _Child:
-        child = self._children[number]
-        if child is None:
-            child = self._children[number] = _start(self._limits)
-        return child
+    def _process(self, number: int) -> _Process:
+        """Return the process that answers a request, started if need be."""
+        index = number % len(self._processes)
+        process = self._processes[index]
+        if process is None:
+            process = self._processes[index] = _start(self._limits)
+        return process
 
-    def _request(self, row: int, request: Request) -> None:
-        child = self._child(row % len(self._children))
-        child.rows.append(row)
-        child.send(to_message(request))
+    def _request(self, number: int, request: Request | Outcome) -> None:
+        if not isinstance(request, Outcome):
+            process = self._process(number)
+            process.numbers.append(number)
+            process.send(to_message(request))
 
-    def _end(self, number: int) -> None:
-        child, self._children[number] = self._children[number], None
-        if child is not None:
-            child.kill()
+    def _kill(self, number: int) -> None:
+        index = number % len(self._processes)
+        process, self._processes[index] = self._processes[index], None
+        if process is not None:
+            process.kill()
 
 
-def _start(limits: Limits) -> _Child:
-    """A child that is ready.
+def _retried(request: Request, reason: str) -> Request:
+    """Return the request of a second try: by PyAV, if the decoder may be chosen."""
+    if not isinstance(request, DecodeRequest):
+        return request
+    decoder = "pyav" if request.decoder == "auto" else request.decoder
+    return request._replace(decoder=decoder, decoder_reason=reason)
+
+
+def _start(limits: Limits) -> _Process:
+    """Start a process and wait until it is ready.
 
     Raises:
         StoppedError: it does not start.
     """
     for attempt in range(1, MAX_STARTS + 1):
         try:
-            return _Child(limits)
+            return _Process(limits)
         except _NotStartedError as error:
             code, last = error.args
             if code >= 0 or attempt == MAX_STARTS:  # it ended by itself, or is killed each time
                 raise StoppedError(
-                    f"the decoding process does not start (code {code}): {last}; see `vtnpipe "
+                    f"the decoder process does not start (code {code}): {last}; see `vtnpipe "
                     "doctor`"
                 ) from None
     raise AssertionError
 
 
-def _end_all(children: list[_Child | None]) -> None:
-    """Kills what is alive of a list of children, and leaves it empty of them."""
-    for number, child in enumerate(children):
-        children[number] = None
-        if child is not None:
-            child.kill()
+def _kill_all(processes: list[_Process | None]) -> None:
+    """Kill the processes of a list, and replace them by None."""
+    for index, process in enumerate(processes):
+        processes[index] = None
+        if process is not None:
+            process.kill()

@@ -1,22 +1,41 @@
-"""What a decoding child is asked for, and the events that answer it."""
+"""Protocol between a worker and its decoder processes: requests, events, messages, shared frames.
 
+Frames pass through an anonymous file in memory (memfd), divided into slots: it leaves nothing
+behind when a process is killed, and does not depend on the size of /dev/shm. Messages are JSON,
+since a process that decodes hostile files is never trusted with a pickle.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Callable
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ...manifests.plan import Cut
-from ..choices import Decoder
-from .frames import Outcome
-from .glance import Glance
+from .frames import Decoder, Outcome
+from .probe import Timeline
+from .quick_probe import QuickProbe
 from .sampling import EVERY_FRAME, Sampling
-from .shared_memory import Message
-from .timeline import Timeline
+
+NUM_SLOTS = 4  # chunks that a process may decode ahead
+CHUNK_BYTES = 16 * 2**20
+CHUNK_FRAMES = 32
+
+Message = dict[str, Any]
 
 
-class Decode(NamedTuple):
-    """A request for the frames of a file, or of a span of it in seconds, or of a part of that."""
+class DecodeRequest(NamedTuple):
+    """Request for the frames of a file, of a span of it in seconds, or of a part of that.
+
+    Attributes:
+        frames: increasing frame indices, in place of the sampling.
+        decoder_reason: why this is a second try; empty for a first one.
+    """
 
     path: str
     start: float | None = None
@@ -24,81 +43,76 @@ class Decode(NamedTuple):
     sampling: Sampling = EVERY_FRAME
     cut: Cut | None = None
     decoder: Decoder = "auto"
-    frames: list[int] | None = None  # ranks of those wanted, in place of a sampling
+    frames: list[int] | None = None
+    decoder_reason: str = ""
 
 
-class Look(NamedTuple):
-    """A request for a `Glance` at a file."""
+class QuickProbeRequest(NamedTuple):
+    """Request for a `QuickProbe` of a file."""
 
     path: str
     with_orientation: bool = False
 
 
-class CutUp(NamedTuple):
-    """A request for the parts, a list of `Cut`, of a file or of a span of it in seconds."""
+class CutRequest(NamedTuple):
+    """Request for the parts, a list of `Cut`, of a file or of a span of it in seconds.
+
+    `offsets` are the positions among the wanted frames at which the parts begin.
+    """
 
     path: str
-    offsets: list[int]  # where they are to begin, counted in wanted frames
+    offsets: list[int]
     sampling: Sampling = EVERY_FRAME
     start: float | None = None
     end: float | None = None
 
 
-class Survey(NamedTuple):
-    """A request for the `Timeline` of a file."""
+class TimelineRequest(NamedTuple):
+    """Request for the `Timeline` of a file."""
 
     path: str
 
 
-Request = Decode | Look | CutUp | Survey
-_KINDS: dict[str, type[Request]] = {
-    "decode": Decode,
-    "glance": Look,
-    "cut": CutUp,
-    "survey": Survey,
+Question = QuickProbeRequest | CutRequest | TimelineRequest
+Request = DecodeRequest | Question
+_REQUESTS: dict[str, type[Request]] = {
+    "decode": DecodeRequest,
+    "quick-probe": QuickProbeRequest,
+    "cut": CutRequest,
+    "timeline": TimelineRequest,
 }
-_WORDS = {kind: word for word, kind in _KINDS.items()}
+_NAMES = {request: name for name, request in _REQUESTS.items()}
 
 
-class Answer(NamedTuple):
-    """To a `Look`, a `CutUp` or a `Survey`."""
-
-    value: Any
-
-
-class Probed(NamedTuple):
-    """The video was looked at: how many frames it presents."""
+class Selected(NamedTuple):
+    """First event of a video: the number of frames that are wanted."""
 
     num_frames: int
 
 
 class Chunk(NamedTuple):
-    """Frames of a video: images [n, H, W, 3] uint8, valid until the next event is asked for."""
+    """Some frames of a video: images [n, H, W, 3] uint8, valid until the next event is taken."""
 
     images: npt.NDArray[np.uint8]
     frame_index: list[int]
     timestamps: list[float]  # seconds
 
 
-class Restarted(NamedTuple):
-    """The video begins again: its chunks so far are void."""
-
-
-Event = Answer | Probed | Chunk | Restarted | Outcome
+DecodeEvent = Selected | Chunk | Outcome  # a video's last event is its Outcome
 
 
 def to_message(request: Request) -> Message:
-    """The request as JSON takes it to the child."""
-    message = {"what": _WORDS[type(request)], **request._asdict()}
-    if isinstance(request, Decode | CutUp):
+    """Return a request as JSON values."""
+    message = {"request": _NAMES[type(request)], **request._asdict()}
+    if isinstance(request, DecodeRequest | CutRequest):
         message["sampling"] = asdict(request.sampling)
     return message
 
 
 def from_message(message: Message) -> Request:
-    """The request that a child gets as JSON."""
+    """Return the request of a message."""
     values = dict(message)
-    kind = _KINDS[values.pop("what")]
+    kind = _REQUESTS[values.pop("request")]
     if "sampling" in values:
         values["sampling"] = Sampling(**values["sampling"])
     if values.get("cut") is not None:
@@ -106,10 +120,67 @@ def from_message(message: Message) -> Request:
     return kind(**values)
 
 
-def to_answer(request: Request, value: Any) -> Answer:
-    """What a child's JSON means."""
-    if isinstance(request, Look):
-        return Answer(Glance(*value))
-    if isinstance(request, Survey):
-        return Answer(Timeline.from_json(value))
-    return Answer(list(map(Cut.from_json, value)))
+_ANSWERS: dict[type[Question], Callable[[Any], Any]] = {
+    QuickProbeRequest: lambda value: QuickProbe(*value),
+    CutRequest: lambda value: [Cut.from_json(one) for one in value],
+    TimelineRequest: Timeline.from_json,
+}
+
+
+def to_answer(question: Question, value: Any) -> Any:
+    """Return the answer to a question from its JSON values."""
+    return _ANSWERS[type(question)](value)
+
+
+def send(connection: Connection, message: Message) -> None:
+    """Send one message; raises OSError if the other side is gone."""
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def receive(connection: Connection) -> Message:
+    """Wait for one message; raises EOFError or OSError if the other side is gone."""
+    message: Message = json.loads(connection.recv_bytes())
+    return message
+
+
+class SharedFrames:
+    """Slots of shared memory; each holds one chunk of frames [n, H, W, 3] uint8.
+
+    Pages exist only once they are used.
+
+    Attributes:
+        slot_bytes: size of a slot; any frame within the pixel limit fits.
+        descriptor: file descriptor of the memory.
+    """
+
+    def __init__(self, max_pixels: int, descriptor: int | None = None) -> None:
+        """Map the memory behind a file descriptor, or create it."""
+        self.slot_bytes = 3 * max_pixels
+        size = NUM_SLOTS * self.slot_bytes
+        if descriptor is None:
+            descriptor = os.memfd_create("vtnpipe-frames")
+            os.ftruncate(descriptor, size)
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, size)
+
+    def frames(self, slot: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+        """Return the first frames of a slot, [n, H, W, 3], as a view.
+
+        Args:
+            slot: number of the slot.
+            shape: (n, H, W).
+        """
+        array = np.frombuffer(
+            self._memory, np.uint8, count=3 * int(np.prod(shape)), offset=slot * self.slot_bytes
+        )
+        return array.reshape(*shape, 3)
+
+
+def frames_per_chunk(height: int, width: int, slot_bytes: int = CHUNK_BYTES) -> int:
+    """Return the number of frames of a size that one chunk holds, at least one.
+
+    >>> frames_per_chunk(240, 320), frames_per_chunk(1080, 1920)
+    (32, 2)
+    """
+    most_bytes = min(CHUNK_BYTES, slot_bytes)
+    return max(1, min(CHUNK_FRAMES, most_bytes // (3 * height * width)))

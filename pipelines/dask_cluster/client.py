@@ -1,6 +1,4 @@
-"""Where stage one's tasks run: opening a Dask client to workers of this machine, of a scheduler
-that is there already, or of batch jobs.
-"""
+"""Dask clients: of workers on this machine, of a running scheduler, or of batch jobs."""
 
 import contextlib
 import importlib.util
@@ -12,24 +10,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import dask
+import dask.config
+from distributed import CancelledError, Client, LocalCluster
+from distributed import TimeoutError as DaskTimeoutError
+from distributed.comm.core import CommClosedError
+from distributed.security import Security
+
 from ...manifests.errors import SettingsError, StoppedError, first_line
-from ..console import in_words
-from ..extraction.scheduler import present_workers
-from .batch_jobs import LOOK_SECONDS, JobKeeper, in_a_line
-from .jobqueue import (
-    ENVIRONMENT,
-    GPU,
-    THREADS_PER_WORKER,
-    ClusterSettings,
-    cluster_arguments,
-    workers_per_job,
-)
+from ..console import duration_text
+from .jobqueue import ENVIRONMENT, GPU, THREADS_PER_WORKER, ClusterSettings, cluster_arguments
 
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 10.0
-WAIT_SECONDS = 5.0  # for more workers, once one has come
-SAY_SECONDS = 60.0
-# How often a task's worker may die before it is suspected: those of batch jobs often do.
+WAIT_SECONDS = 5.0  # for more workers, once one has connected
+REPORT_SECONDS = 60.0
+# Times that a task's worker may die before the task is suspected; workers of batch jobs often do.
 MAX_DEATHS, MAX_DEATHS_OF_JOBS = 2, 10
 
 
@@ -37,26 +33,22 @@ MAX_DEATHS, MAX_DEATHS_OF_JOBS = 2, 10
 def open_client(
     settings: ClusterSettings | None = None,
     *,
-    num_workers: int | None = None,
+    num_workers: int = 1,
     logs: str | Path = ".",
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Any]:
-    """Opens a Dask client to at least one worker.
+    """Open a Dask client that has at least one worker.
 
     Args:
-        settings: where the workers are; by default, this machine's own processes, on loopback only.
-        num_workers: processes, of this machine or of each batch job; None for a job's own number.
-        logs: folder of the logs of batch jobs.
-        say: is told what is waited for.
+        settings: where the workers are; by default on this machine, listening on loopback only.
+        num_workers: worker processes of this machine.
+        logs: folder of the batch jobs' logs.
+        say: prints what is waited for.
 
     Raises:
         SettingsError: there is no such scheduler or batch system, or a library is missing.
-        StoppedError: the scheduler is gone while its client is used.
+        StoppedError: the connection to the scheduler was lost.
     """
-    import dask
-    from distributed import CancelledError, Client
-    from distributed.comm.core import CommClosedError
-
     settings = settings or ClusterSettings()
     config = {
         "distributed.comm.timeouts.connect": "60s",
@@ -73,50 +65,68 @@ def open_client(
                 yield client
             except (CancelledError, CommClosedError) as error:
                 raise StoppedError(
-                    f"the connection to the Dask scheduler was lost ({first_line(error)}); the "
-                    "same command resumes, once there is one"
+                    f"lost the connection to the Dask scheduler ({first_line(error)}); start one, "
+                    "and the same command resumes"
                 ) from None
             return
         security = _security() if settings.tls else None
         if settings.is_here:
-            cluster = stack.enter_context(_local_cluster(num_workers or 1, security))
+            cluster = stack.enter_context(_local_cluster(num_workers, security))
             client = stack.enter_context(Client(cluster))
             client.wait_for_workers(1)
         else:
-            keeper = stack.enter_context(
-                _batch_cluster(settings, num_workers, Path(logs), security, say)
-            )
-            say(f"{settings.cluster}: {settings.jobs} jobs; their logs are in {logs}")
-            client = stack.enter_context(Client(keeper.cluster))
-            _wait_for_workers(client, keeper, say, logs)
+            cluster = stack.enter_context(_job_cluster(settings, Path(logs), security))
+            say(f"{settings.cluster}: submitted {settings.jobs} jobs; their logs are in {logs}")
+            client = stack.enter_context(Client(cluster))
+            _wait_for_workers(client, len(cluster.plan), logs, say)
         yield client
 
 
-# Gives a client, opened when it is first asked for: to so many workers of this machine, or to those
-# that the settings name.
-GetClient = Callable[[int | None], Any]
+def present_workers(client: Any) -> dict[str, Any]:
+    """Return address → information of all workers that the client's scheduler has now.
+
+    `client.scheduler_info()` is a copy in which workers may be missing since distributed 2026.
+
+    Raises:
+        CommClosedError: the scheduler is gone.
+    """
+    if client.scheduler is None:
+        raise CommClosedError("the client is closed")
+    workers: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
+    return workers
 
 
-@contextlib.contextmanager
-def client_when_needed(
-    settings: ClusterSettings, logs: Path, say: Callable[[str], None]
-) -> Iterator[GetClient]:
-    """Yields what gives the client of a whole run, always the same one; see `open_client`."""
-    with contextlib.ExitStack() as stack:
-        opened: list[Any] = []
+def job_script(settings: ClusterSettings, logs: str) -> str:
+    """Return the script that `open_client` would submit for each job.
 
-        def get_client(num_workers: int | None) -> Any:
-            if not opened:
-                client = open_client(settings, num_workers=num_workers, logs=logs, say=say)
-                opened.append(stack.enter_context(client))
-            return opened[0]
+    Args:
+        settings: settings with a batch system.
+        logs: text that stands for the folder of logs.
 
-        yield get_client
+    Raises:
+        SettingsError: the workers are not batch jobs, or a library is missing.
+    """
+    if settings.cluster == "local":
+        raise SettingsError("--cluster local: has no jobs; give --cluster slurm, for instance")
+    job_class = _jobqueue_class(settings).job_cls
+    address, security = "tcp://SCHEDULER:PORT", None
+    if settings.tls:
+        names = {"tls_ca_file": "ca_file", "tls_worker_cert": "cert", "tls_worker_key": "key"}
+        security = _security(**{key: f"{logs}/.tls/{name}" for key, name in names.items()})
+        address = "tls://SCHEDULER:PORT"
+    with TemporaryDirectory() as folder:  # dask-jobqueue creates the folder of logs
+        job = _created(job_class, settings, folder, address, name="NAME", security=security)
+        script: str = job.job_script().replace(folder, logs)
+    return script
 
 
-def _local_cluster(num_workers: int, security: Any) -> Any:
-    from distributed import LocalCluster
+def dashboard_text(client: Any) -> str:
+    """Return the address of the dashboard, in words."""
+    needs = "" if importlib.util.find_spec("bokeh") else " (needs bokeh: pip install bokeh)"
+    return f"dashboard {client.dashboard_link}{needs}"
 
+
+def _local_cluster(num_workers: int, security: Security | None) -> Any:
     return LocalCluster(
         n_workers=num_workers,
         threads_per_worker=THREADS_PER_WORKER,
@@ -125,21 +135,18 @@ def _local_cluster(num_workers: int, security: Any) -> Any:
         protocol="tls://" if security else None,
         security=security,
         dashboard_address=f"{LOOPBACK}:0",
-        resources={GPU: 1},  # harmless where there is none: then nothing asks for one
+        resources={GPU: 1},  # of no effect on a CPU: nothing asks for it
         memory_limit=None,
         silence_logs=logging.CRITICAL,
     )
 
 
 def _client_of(scheduler: str, *, is_secret: bool) -> Any:
-    """A client of a scheduler that is there already.
+    """Return a client of a running scheduler.
 
     Raises:
-        SettingsError: nobody answers there.
+        SettingsError: no scheduler answers, or it has no workers.
     """
-    from distributed import Client
-    from distributed.security import Security
-
     security = Security(require_encryption=True) if is_secret else None
     try:
         path = Path(scheduler)
@@ -149,22 +156,20 @@ def _client_of(scheduler: str, *, is_secret: bool) -> Any:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SettingsError(
             f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); give its address "
-            "(tcp://HOST:PORT, or tls:// with --tls) or the file that it was started with"
+            "(tcp://HOST:PORT, or tls:// with --tls) or its scheduler file"
         ) from None
     if not workers:
         client.close()
         raise SettingsError(
-            f"--scheduler {scheduler}: it has no workers; start some with `dask worker "
-            f"{scheduler} --nworkers CORES --nthreads {THREADS_PER_WORKER} --memory-limit 0`, or "
-            f"one a GPU with --resources {GPU}=1"
+            f"--scheduler {scheduler}: has no workers; start some with `dask worker {scheduler} "
+            f"--nworkers CORES --nthreads {THREADS_PER_WORKER} --memory-limit 0`, or one per GPU "
+            f"with --resources {GPU}=1"
         )
     return client
 
 
-def _security(**files: str) -> Any:
-    """Certificates in files, or of Dask's own making, for this run."""
-    from distributed.security import Security
-
+def _security(**files: str) -> Security:
+    """Return security by the given certificate files, or by temporary certificates."""
     try:
         return Security(require_encryption=True, **files) if files else Security.temporary()
     except ImportError:
@@ -174,134 +179,83 @@ def _security(**files: str) -> Any:
 
 
 @contextlib.contextmanager
-def _batch_cluster(
-    settings: ClusterSettings,
-    num_workers: int | None,
-    logs: Path,
-    security: Any,
-    say: Callable[[str], None],
-) -> Iterator[JobKeeper]:
-    """Starts a scheduler here, and has the batch system run jobs of workers.
+def _job_cluster(settings: ClusterSettings, logs: Path, security: Security | None) -> Iterator[Any]:
+    """Start a scheduler here, and submit jobs of workers.
 
     Raises:
-        SettingsError: it refuses them, or is not on this machine.
+        SettingsError: the batch system refuses them, or is not on this machine.
     """
-    from tornado.ioloop import PeriodicCallback
-
     with contextlib.ExitStack() as stack:
-        arguments = _jobqueue_arguments(settings, num_workers, logs)
+        options: dict[str, Any] = {}
         if security is not None:
             logs.mkdir(parents=True, exist_ok=True)
-            # Its own folder: readable by nobody else, shared with the jobs, gone in the end.
-            arguments["shared_temp_directory"] = stack.enter_context(
+            # A folder of its own: private, shared with the jobs, removed at the end.
+            options["shared_temp_directory"] = stack.enter_context(
                 TemporaryDirectory(prefix=".tls-", dir=logs)
             )
-        with _without_default_walltime(settings):
-            cluster = _jobqueue_class(settings)(
-                **arguments,
-                security=security,
-                silence_logs=logging.CRITICAL,
-                scheduler_options={"dashboard_address": f"{LOOPBACK}:0"},
-            )
+        cluster = _created(
+            _jobqueue_class(settings),
+            settings,
+            str(logs.absolute()),
+            **options,
+            security=security,
+            silence_logs=logging.CRITICAL,
+            scheduler_options={"dashboard_address": f"{LOOPBACK}:0"},
+        )
         stack.enter_context(cluster)
-        per_job = workers_per_job(settings.job, num_workers)
-        keeper = JobKeeper(cluster, settings.cluster, settings.num_jobs, per_job, say)
         try:
-            cluster.sync(keeper.look)
+            cluster.scale(jobs=settings.jobs)
+            cluster.sync(cluster._correct_state)  # submits now, so that a refusal is raised here
         except (OSError, RuntimeError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = lines[lines.index("stderr:") + 1 :] if "stderr:" in lines else lines
             raise SettingsError(
-                f"--cluster {settings.cluster}: a job can't be submitted ({in_a_line(error)}); see "
-                "what it asks for: `vtnpipe cluster script` with the options of the job"
+                f"--cluster {settings.cluster}: cannot submit a job ({'; '.join(said)}); see "
+                "`vtnpipe cluster script` with the same options"
             ) from None
-        looks = PeriodicCallback(keeper.go_on, LOOK_SECONDS * 1000)
-        cluster.loop.add_callback(looks.start)
-        stack.callback(cluster.loop.add_callback, looks.stop)
-        yield keeper
-
-
-def _without_default_walltime(settings: ClusterSettings) -> Any:
-    """A context in which a job without a walltime has its queue's, not dask-jobqueue's half hour,
-    of which its workers would not know.
-    """
-    import dask
-
-    _jobqueue_class(settings)  # imported in the context, its defaults would end with that
-    return dask.config.set({f"jobqueue.{settings.cluster}.walltime": None})
-
-
-def _jobqueue_arguments(
-    settings: ClusterSettings, num_workers: int | None, logs: Path
-) -> dict[str, Any]:
-    assert settings.cluster != "local"
-    return cluster_arguments(settings.cluster, settings.job, num_workers, str(logs.absolute()))
+        yield cluster
 
 
 def _jobqueue_class(settings: ClusterSettings) -> Any:
     try:
-        import dask_jobqueue
+        import dask_jobqueue  # an optional dependency
     except ImportError:
         raise SettingsError(
             f"--cluster {settings.cluster}: needs dask-jobqueue; pip install dask-jobqueue"
         ) from None
-    names = {"htcondor": "HTCondorCluster"}
+    names = {"htcondor": "HTCondorCluster", "moab": "MoabCluster"}
     return getattr(dask_jobqueue, names.get(settings.cluster, f"{settings.cluster.upper()}Cluster"))
 
 
-def job_script(settings: ClusterSettings, num_workers: int | None, logs: str) -> str:
-    """The script that `open_client` would submit for each job.
-
-    Args:
-        settings: of a batch system.
-        num_workers: of each job; None for a job's own number.
-        logs: what stands for the folder of logs.
+def _created(
+    jobqueue_class: Any, settings: ClusterSettings, logs: str, *values: Any, **options: Any
+) -> Any:
+    """Create a cluster or a job from the settings.
 
     Raises:
-        SettingsError: the workers are not batch jobs, or a library is missing.
+        SettingsError: the class refuses an argument.
     """
-    if settings.cluster == "local":
-        raise SettingsError("--cluster local: there is no job; give --cluster slurm, for instance")
-    job_class = _jobqueue_class(settings).job_cls
-    address, security = "tcp://SCHEDULER:PORT", None
-    if settings.tls:
-        names = {"tls_ca_file": "ca_file", "tls_worker_cert": "cert", "tls_worker_key": "key"}
-        security = _security(**{key: f"{logs}/.tls/{name}" for key, name in names.items()})
-        address = "tls://SCHEDULER:PORT"
-    # dask-jobqueue makes the folder of logs, whatever is then submitted.
-    with TemporaryDirectory() as folder, _without_default_walltime(settings):
-        arguments = _jobqueue_arguments(settings, num_workers, Path(folder))
-        job = job_class(address, name="NAME", security=security, **arguments)
-        script: str = job.job_script().replace(folder, logs)
-    return script
+    try:
+        return jobqueue_class(*values, **cluster_arguments(settings, logs), **options)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"cluster: {first_line(error)}; the keys are the arguments of dask-jobqueue's "
+            f"{_jobqueue_class(settings).__name__}"
+        ) from None
 
 
 def _wait_for_workers(
-    client: Any, keeper: JobKeeper, say: Callable[[str], None], logs: str | Path
+    client: Any, num_expected: int, logs: str | Path, say: Callable[[str], None]
 ) -> None:
-    """Returns when a worker is there, and a few seconds later if there are to be more.
-
-    Raises:
-        SettingsError: jobs end before their workers come.
-    """
-    from distributed import TimeoutError as TooLate
-
-    begun = said = time.monotonic()
+    """Wait until a worker has connected, and a few seconds more if there are to be several."""
+    begun = time.monotonic()
     while not present_workers(client):
-        if fault := keeper.check():
-            raise SettingsError(f"--cluster: {fault}; {logs} says why")
-        now = time.monotonic()
-        if now - said > SAY_SECONDS:
-            said = now
-            say(
-                f"no worker has come for {in_words(now - begun)}: are the jobs still in the queue? "
-                f"If not, {logs} says why"
-            )
-        with contextlib.suppress(TooLate):
-            client.wait_for_workers(1, timeout=LOOK_SECONDS)
-    with contextlib.suppress(TooLate):
-        client.wait_for_workers(len(keeper.cluster.plan), timeout=WAIT_SECONDS)
-
-
-def dashboard(client: Any) -> str:
-    """Where to look at the workers, in words."""
-    needs = "" if importlib.util.find_spec("bokeh") else " (needs bokeh: pip install bokeh)"
-    return f"dashboard {client.dashboard_link}{needs}"
+        with contextlib.suppress(DaskTimeoutError):
+            client.wait_for_workers(1, timeout=REPORT_SECONDS)
+            break
+        say(
+            f"no worker has connected for {duration_text(time.monotonic() - begun)}; if the jobs "
+            f"are not in the queue any more, {logs} tells why"
+        )
+    with contextlib.suppress(DaskTimeoutError):
+        client.wait_for_workers(num_expected, timeout=WAIT_SECONDS)

@@ -1,196 +1,381 @@
-"""From rows to tasks: a look at every file, parts for long videos, tasks of about equal work."""
+"""Planning: the one function that writes plans, and how rows become tasks.
+
+Rows that no plan holds as they are now are probed quickly, long videos are cut into parts, and rows
+are packed into tasks of about equal work. No cluster and no measurement is needed.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
-from ...manifests.plan import PlannedRow, TaskSize, pack
-from ..processors import num_cpus
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from ...extract.decode.glance import Glance
-    from ...extract.decode.limits import Limits
-    from ...extract.decode.sampling import Sampling
+from ...extract.cores import num_cpus
+from ...extract.decode.limits import Limits
+from ...extract.decode.pool import DecoderPool
+from ...extract.decode.protocol import CutRequest, QuickProbeRequest
+from ...extract.decode.quick_probe import QuickProbe
+from ...extract.decode.sampling import Sampling
+from ...extract.device import num_gpus
+from ...manifests.atomic import write_bytes
+from ...manifests.errors import (
+    FeaturesError,
+    SettingsError,
+    StorageError,
+    VideoError,
+)
+from ...manifests.feature_folder import Extraction, FeatureFolder, check_spec, write_extraction
+from ...manifests.feature_store import FeatureStore
+from ...manifests.manifest import VideoRow, read_manifest, write_manifest
+from ...manifests.plan import (
+    PlannedRow,
+    Task,
+    TaskSize,
+    pack,
+    read_plans,
+    rows_to_plan,
+    with_current_paths,
+    write_plan,
+)
+from ..dask_cluster.jobqueue import workers_per_job
+from .failure_limit import FailureLimit
+from .feature_spec import NewExtraction
+from .settings import ExtractSettings
 
-CHILDREN_PER_CPU = 2  # that look at files: part of their time they wait for the disk
-MAX_KINDS = 100  # of codecs, sizes and the like that are noted
-CUT_FROM = 1.5  # tasks' worth of frames in one video
+PROCESSES_PER_CPU = 2  # for quick probes, which wait for the disk half of the time
+MAX_PROPERTIES = 100  # values of each file property that a plan records
 
-TASK_SECONDS = 90.0
-MIN_TASK_SECONDS = 2.0
-TASKS_PER_WORKER = 8  # at least, where that makes no task shorter than that
-TAIL_TASKS_PER_WORKER = 2  # whose work is divided into eighths
+DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 128}
+# Frames of a task: one to two minutes of ViT-B/16 on one core, half a minute on a fast GPU.
+TASK_FRAMES = {"cpu": 1024, "cuda": 65_536}
+MIN_TASK_FRAMES = {"cpu": 64, "cuda": 2048}
+TASKS_PER_WORKER = 8  # at least, unless tasks become shorter than MIN_TASK_FRAMES
+TAIL_TASKS_PER_WORKER = 2  # whose frames are divided into eighths
+ASSUMED_WORKERS = 16  # of a scheduler elsewhere
 MAX_SHARD_BYTES = 256 * 2**20
+CUT_FROM = 1.5  # size of a video, in tasks, from which on it is cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LookedAt:
-    """A row, and what a look at its file told.
+class ProbedRow:
+    """A row with its quick probe.
 
     Attributes:
-        row: with the number of frames wanted of it.
-        glance: None where the file can't be opened.
-        reason: why it can't.
-        message: the same for a person.
+        row: the row, with its number of wanted frames.
+        probe: quick probe of the file; None if it cannot be opened.
+        error: why it cannot be opened.
     """
 
     row: PlannedRow
-    glance: "Glance | None"
-    reason: str = ""
-    message: str = ""
+    probe: QuickProbe | None
+    error: VideoError | None = None
 
 
-def look_at_files(
-    rows: Sequence[PlannedRow],
-    sampling: "Sampling",
-    limits: "Limits | None" = None,
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All tasks of a feature folder.
+
+    Attributes:
+        tasks: tasks of all plans, oldest plan first.
+        store: features stored before.
+        rows: rows of the folder's manifest.
+        probed: rows that this call planned.
+    """
+
+    tasks: list[Task]
+    store: FeatureStore
+    rows: list[VideoRow]
+    probed: list[ProbedRow]
+
+    @property
+    def pending(self) -> list[Task]:
+        """Tasks without a shard."""
+        return pending_tasks(self.tasks, self.store.folder)
+
+
+def plan_extraction(
+    folder: FeatureFolder,
+    rows: list[VideoRow],
+    settings: ExtractSettings,
+    new: NewExtraction,
+    console: Console,
     *,
     with_orientation: bool = False,
-) -> list[LookedAt]:
-    """Looks at the files of rows, each file once, several at a time.
+) -> Plan:
+    """Create the folder if it is new, and write a plan for the rows that no plan holds yet.
 
     Args:
-        rows: which.
-        sampling: of their frames.
-        limits: of what a file may take; by default, `Limits()`.
+        folder: the feature folder, locked.
+        rows: rows of the manifest.
+        settings: settings of `extract`.
+        new: specification, device and weights.
+        console: for messages.
+        with_orientation: probe also how frames are turned.
+
+    Raises:
+        VtnpipeError: the folder contains something else, a file has changed, or too many files
+            cannot be opened.
+    """
+    create_folder(folder, new, settings)
+    store, tasks, unplanned = read_state(folder, rows, settings)
+    all_rows = _refresh_manifest(folder, rows)
+    probed: list[ProbedRow] = []
+    if unplanned:
+        sampling = Sampling.from_spec(new.extraction.spec)
+        probed = probe_rows(unplanned, sampling, settings.limits, with_orientation=with_orientation)
+        unreadable = [one.error for one in probed if one.error is not None]
+        FailureLimit(settings.max_failures, len(rows)).count(
+            Counter(error.reason for error in unreadable), str(unreadable[0]) if unreadable else ""
+        )
+        size = task_size(probed, settings, new)
+        divided = divide(probed, sampling, size, settings.limits, may_cut=settings.may_cut)
+        tasks += write_plan(
+            folder,
+            divided,
+            fingerprint=store.fingerprint,
+            batch_size=settings.batch_size or DEFAULT_BATCH_SIZE[_device_type(new.device)],
+            properties=file_properties(probed),
+        )
+    return Plan(tasks=tasks, store=store, rows=all_rows, probed=probed)
+
+
+def existing_plan(
+    folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings
+) -> Plan | None:
+    """Return the plan if it holds all rows already; None if there is something to plan or note.
+
+    Raises:
+        VtnpipeError: the folder contains something else, or a file has changed.
+    """
+    store, tasks, unplanned = read_state(folder, rows, settings)
+    if unplanned or not folder.manifest.exists():
+        return None
+    noted = read_manifest(folder.manifest)
+    if not set(rows) <= set(noted):
+        return None  # a label has changed
+    return Plan(tasks=tasks, store=store, rows=noted, probed=[])
+
+
+def read_state(
+    folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings
+) -> tuple[FeatureStore, list[Task], list[PlannedRow]]:
+    """Return the stored features, the tasks of all plans, and the rows that need a task.
+
+    Raises:
+        VtnpipeError: a plan is damaged, or a file has changed.
+    """
+    store = FeatureStore(folder.root)
+    tasks = read_plans(folder, store.fingerprint)
+    paths = {row.video_id: row.path for row in rows}
+    pending = {task.name: with_current_paths(task, paths) for task in pending_tasks(tasks, folder)}
+    tasks = [pending.get(task.name, task) for task in tasks]
+    if settings.decoder == "decord" and any(
+        row.cut for task in pending.values() for row in task.rows
+    ):
+        raise SettingsError(
+            "--decoder decord: the plan cuts long videos into parts, which decord cannot decode "
+            "exactly; give --decoder auto, or extract into a new folder"
+        )
+    unplanned = rows_to_plan(
+        rows,
+        tasks,
+        store.outcomes,
+        pending={row.video_id for task in pending.values() for row in task.rows},
+        counting=store.plans,
+        retry=settings.reasons_to_retry,
+        redo_changed=settings.redo_changed,
+    )
+    return store, tasks, unplanned
+
+
+def pending_tasks(tasks: Sequence[Task], folder: FeatureFolder) -> list[Task]:
+    """Return the tasks without a shard."""
+    return [task for task in tasks if not task.shard(folder).exists()]
+
+
+def create_folder(folder: FeatureFolder, new: NewExtraction, settings: ExtractSettings) -> None:
+    """Create the folder: weights first, then extraction.json.
+
+    Raises:
+        SettingsError: its shards would be too large.
+        FeaturesError: it cannot be written, or another run has created it with other settings.
+    """
+    most = max_task_frames(new.extraction)
+    if settings.shard_frames != "auto" and int(settings.shard_frames) > most:
+        raise SettingsError(
+            f"--shard-frames {settings.shard_frames}: features of "
+            f"{new.extraction.bytes_per_frame} bytes per frame would make a shard of more than 256 "
+            f"MiB; give at most {most}, or auto"
+        )
+    if folder.extraction.exists():
+        check_spec(folder, new.extraction.spec)
+    else:
+        assert new.weights is not None
+        try:
+            write_bytes(new.weights, folder.backbone)
+            write_extraction(folder, new.extraction)
+        except StorageError as error:
+            raise FeaturesError(f"{error}; nothing has been extracted yet") from None
+    for path in (folder.plans, folder.shards):
+        path.mkdir(exist_ok=True)
+
+
+def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[VideoRow]:
+    """Write manifest.csv, the given rows and then those of earlier runs, and return them."""
+    given = {row.video_id for row in rows}
+    earlier = read_manifest(folder.manifest) if folder.manifest.exists() else []
+    rows = rows + [row for row in earlier if row.video_id not in given]
+    write_manifest(rows, folder.manifest)
+    return rows
+
+
+def probe_rows(
+    rows: Sequence[PlannedRow],
+    sampling: Sampling,
+    limits: Limits | None = None,
+    *,
+    with_orientation: bool = False,
+) -> list[ProbedRow]:
+    """Probe the files of rows quickly, each file once, several at a time.
+
+    Args:
+        rows: the rows.
+        sampling: frames taken of each row.
+        limits: limits of each decoder process; by default `Limits()`.
         with_orientation: decode each file's first frame, too.
     """
-    from ...extract.decode.frames import Outcome
-    from ...extract.decode.pool import DecodingChildren
-    from ...extract.decode.protocol import Answer, Look
-
     paths = list(dict.fromkeys(row.path for row in rows if row.size is not None))
-    glances: dict[str, Glance] = {}
-    faults: dict[str, tuple[str, str]] = {}
-    num_children = min(len(paths), CHILDREN_PER_CPU * num_cpus())
-    with DecodingChildren(max(1, num_children), limits) as children:
-        for number, event in children.run([Look(path, with_orientation) for path in paths]):
-            if isinstance(event, Answer):
-                glances[paths[number]] = event.value
-            elif isinstance(event, Outcome) and event.status == "failed":
-                faults[paths[number]] = (event.reason, event.message)
-    return [_looked_at(row, glances.get(row.path), faults, sampling) for row in rows]
-
-
-def _looked_at(
-    row: PlannedRow,
-    glance: "Glance | None",
-    faults: dict[str, tuple[str, str]],
-    sampling: "Sampling",
-) -> LookedAt:
-    if glance is None:
-        reason, message = faults.get(
-            row.path,
-            ("missing", f"{row.path}: is not there, or can't be reached; correct its path"),
-        )
-        return LookedAt(row=row, glance=None, reason=reason, message=message)
-    return LookedAt(
-        row=row._replace(num_frames=wanted_frames(row, glance, sampling)), glance=glance
-    )
-
-
-def kinds_of(looked_at: Iterable[LookedAt]) -> dict[str, dict[str, int]]:
-    """What readable files are: `codec` → `h264` → how many, the most frequent first."""
-    counts: dict[str, Counter[str]] = {}
-    for one in looked_at:
-        if (glance := one.glance) is None:
+    num_processes = max(1, min(len(paths), PROCESSES_PER_CPU * num_cpus()))
+    questions = [QuickProbeRequest(path, with_orientation) for path in paths]
+    with DecoderPool(num_processes, limits) as pool:
+        answers = {paths[number]: answer for number, answer in pool.ask(questions)}
+    probed = []
+    for row in rows:
+        found = answers.get(row.path)
+        if isinstance(found, QuickProbe):
+            planned = row._replace(num_frames=wanted_frames(row, found, sampling))
+            probed.append(ProbedRow(row=planned, probe=found))
             continue
-        for what, value in (
-            ("container", glance.container.split(",")[0]),
-            ("codec", glance.codec),
-            ("size", f"{glance.width}x{glance.height}"),
-            ("frames/s", f"{glance.fps:.4g}"),
-            ("rotation", glance.orientation),
-            ("estimate", "" if glance.is_counted else f"by {glance.source}"),
+        missing = VideoError("missing", f"{row.path}: not found or not reachable; correct its path")
+        probed.append(ProbedRow(row=row, probe=None, error=found or missing))
+    return probed
+
+
+def file_properties(probed: Iterable[ProbedRow]) -> dict[str, dict[str, int]]:
+    """Count properties of readable files, the most frequent first: `codec` → `h264` → number."""
+    counts: dict[str, Counter[str]] = {}
+    for one in probed:
+        if (found := one.probe) is None:
+            continue
+        for name, value in (
+            ("container", found.container.split(",")[0]),
+            ("codec", found.codec),
+            ("size", f"{found.width}x{found.height}"),
+            ("frames/s", f"{found.fps:.4g}"),
+            ("rotation", found.orientation),
+            ("estimate", "" if found.is_counted else f"by {found.source}"),
         ):
             if value:
-                counts.setdefault(what, Counter())[value] += 1
-    return {what: dict(found.most_common(MAX_KINDS)) for what, found in counts.items()}
+                counts.setdefault(name, Counter())[value] += 1
+    return {name: dict(values.most_common(MAX_PROPERTIES)) for name, values in counts.items()}
 
 
-def wanted_frames(row: PlannedRow, glance: "Glance", sampling: "Sampling") -> int:
-    """How many frames are wanted of a row, by a look at its file; at least one."""
-    end = glance.seconds if row.end is None else min(row.end, glance.seconds)
+def wanted_frames(row: PlannedRow, probe: QuickProbe, sampling: Sampling) -> int:
+    """Estimate the number of frames taken of a row; at least one."""
+    end = probe.seconds if row.end is None else min(row.end, probe.seconds)
     seconds = max(0.0, end - (row.start or 0.0))
-    num_frames = glance.num_frames * min(1.0, seconds / (glance.seconds or 1.0))
+    num_frames = probe.num_frames * min(1.0, seconds / (probe.seconds or 1.0))
     if sampling.fps is not None:
         num_frames = min(num_frames, seconds * sampling.fps)
-    return max(1, ceil(num_frames / sampling.every))
+    return max(1, ceil(num_frames / sampling.frame_stride))
 
 
-def most_frames(bytes_per_frame: int) -> int:
-    """Of a task, so that its shard has at most 256 MiB of features."""
-    return max(1, int(MAX_SHARD_BYTES / (CUT_FROM * bytes_per_frame)))
+def max_task_frames(extraction: Extraction) -> int:
+    """Return the frames of a task whose shard has at most 256 MiB of features."""
+    return max(1, int(MAX_SHARD_BYTES / (CUT_FROM * extraction.bytes_per_frame)))
 
 
 def task_size(
-    num_frames: int,
-    *,
-    frames_per_second: float,
-    bytes_per_frame: int,
-    num_workers: int,
+    probed: Sequence[ProbedRow], settings: ExtractSettings, new: NewExtraction
 ) -> TaskSize:
-    """Tasks of one and a half minutes, of less where there is too little work for all workers, of
-    at most 256 MiB of features; towards the end eighths of that.
-
-    Args:
-        num_frames: in all.
-        frames_per_second: of one worker.
-        bytes_per_frame: of features.
-        num_workers: among whom the work is divided.
-    """
-    most = min(TASK_SECONDS * frames_per_second, most_frames(bytes_per_frame))
-    least = min(MIN_TASK_SECONDS * frames_per_second, most)
-    size = max(least, min(most, num_frames / (TASKS_PER_WORKER * num_workers)))
-    return TaskSize(
-        num_frames=max(1, int(size)),
-        num_tail_frames=round(TAIL_TASKS_PER_WORKER * num_workers * size),
-        num_frames_in_tail=max(1, int(max(size / 8, least))),
+    """Return the frames per task: as given, else by device, number of frames and workers."""
+    if settings.shard_frames != "auto":
+        return TaskSize(int(settings.shard_frames))
+    return automatic_task_size(
+        sum(one.row.num_frames for one in probed),
+        device=new.device,
+        num_workers=settings.parts[1] * expected_workers(settings, new.device),
+        most=max_task_frames(new.extraction),
     )
 
 
+def automatic_task_size(num_frames: int, *, device: str, num_workers: int, most: int) -> TaskSize:
+    """Return the size of tasks that keep all workers busy; towards the end, eighths of it.
+
+    Args:
+        num_frames: number of frames to extract.
+        device: device of the backbone.
+        num_workers: workers that share the frames.
+        most: largest number of frames of a shard.
+    """
+    kind = _device_type(device)
+    most = min(TASK_FRAMES[kind], most)
+    least = min(MIN_TASK_FRAMES[kind], most)
+    size = max(least, min(most, num_frames // (TASKS_PER_WORKER * num_workers)))
+    return TaskSize(
+        num_frames=size,
+        num_tail_frames=TAIL_TASKS_PER_WORKER * num_workers * size,
+        num_frames_in_tail=max(size // 8, least),
+    )
+
+
+def expected_workers(settings: ExtractSettings, device: str) -> int:
+    """Return the number of workers that will share the tasks, as far as it is known here."""
+    if settings.is_here:
+        return settings.workers or (num_cpus() if device == "cpu" else num_gpus(device))
+    if settings.scheduler is not None:
+        return ASSUMED_WORKERS
+    return settings.jobs * workers_per_job(settings)
+
+
+def _device_type(device: str) -> str:
+    return device.partition(":")[0]
+
+
 def divide(
-    looked_at: Sequence[LookedAt],
-    sampling: "Sampling",
+    probed: Sequence[ProbedRow],
+    sampling: Sampling,
     size: TaskSize,
-    limits: "Limits | None" = None,
+    limits: Limits | None = None,
     *,
     may_cut: bool = True,
 ) -> list[list[PlannedRow]]:
-    """Tasks for rows: long videos are cut into parts, unless they may not be; short ones share a
-    task.
-    """
+    """Divide rows into tasks: long videos are cut into parts if they may be, short ones packed."""
     if not may_cut:
-        return pack([one.row for one in looked_at], size)
-    return pack(list(_cut_long(looked_at, sampling, size, limits)), size)
+        return pack([one.row for one in probed], size)
+    return pack(list(_cut_long(probed, sampling, size, limits)), size)
 
 
 def _cut_long(
-    looked_at: Sequence[LookedAt], sampling: "Sampling", size: TaskSize, limits: "Limits | None"
+    probed: Sequence[ProbedRow], sampling: Sampling, size: TaskSize, limits: Limits | None
 ) -> Iterator[PlannedRow]:
-    """The rows, of which long ones come in parts."""
-    from ...extract.decode.pool import DecodingChildren
-    from ...extract.decode.protocol import Answer, CutUp
-
-    num_left = sum(one.row.num_frames for one in looked_at)
-    requests: dict[int, CutUp] = {}
-    for index, one in enumerate(looked_at):
+    """Yield the rows, long ones as parts."""
+    num_left = sum(one.row.num_frames for one in probed)
+    requests: dict[int, CutRequest] = {}
+    for index, one in enumerate(probed):
         row = one.row
         offsets = _offsets(row.num_frames, num_left, size)
         if len(offsets) > 1:
-            requests[index] = CutUp(row.path, offsets, sampling, row.start, row.end)
+            requests[index] = CutRequest(row.path, offsets, sampling, row.start, row.end)
         num_left -= row.num_frames
-    cuts = {}
-    with DecodingChildren(max(1, min(len(requests), num_cpus())), limits) as children:
-        numbers = list(requests)
-        for number, event in children.run(list(requests.values())):
-            if isinstance(event, Answer):
-                cuts[numbers[number]] = event.value
-    for index, one in enumerate(looked_at):
-        parts = cuts.get(index)
-        if not parts:  # short, or better left whole; what can't be read fails in its task, by name
+    with DecoderPool(max(1, min(len(requests), num_cpus())), limits) as pool:
+        answers = dict(
+            zip(requests, (answer for _, answer in pool.ask(list(requests.values()))), strict=True)
+        )
+    for index, one in enumerate(probed):
+        parts = answers.get(index)
+        if not isinstance(parts, list) or not parts:  # left whole; an error recurs in its task
             yield one.row
             continue
         for number, part in enumerate(parts):
@@ -200,7 +385,7 @@ def _cut_long(
 
 
 def _offsets(num_frames: int, num_left: int, size: TaskSize) -> list[int]:
-    """Where the parts of a video begin, counted in wanted frames; one for a short video."""
+    """Return where the parts of a video begin, in wanted frames; one for a short video."""
     offsets = [0]
     while num_frames - offsets[-1] > CUT_FROM * size.at(num_left):
         part = size.at(num_left)

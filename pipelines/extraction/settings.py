@@ -1,136 +1,123 @@
-"""The settings of `vtnpipe extract`, and of what looks ahead at one: `plan`, `cluster script`."""
+"""Settings of `vtnpipe extract`, `plan` and `cluster script`."""
 
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from ...extract.choices import Decoder, Precision, Store, Views
+from ...extract.decode.frames import Decoder
 from ...extract.decode.limits import Limits
 from ...extract.decode.sampling import Sampling
+from ...extract.device import PrecisionChoice
+from ...extract.preprocessing import Views
 from ...manifests.errors import Reason, SettingsError
-from .. import common_settings
 from ..dask_cluster.jobqueue import ClusterSettings
-from ..settings import above, at_least, auto_or_at_least, setting
-from .feature_spec import DEFAULT_BACKBONE
-from .giving_up import is_failure_limit, is_time_budget
+from ..settings import above, at_least, auto_or_at_least, decoder_setting, setting
+from .failure_limit import check_failure_limit
+
+DEFAULT_BACKBONE = "vit_base_patch16_224"
+FeatureDtype = Literal["float16", "float32"]
 
 _PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
 
-def _is_part(value: str) -> str:
-    """The rule that a value of --part breaks."""
+def _check_part(value: str) -> str:
+    """Return the rule that a value of --part breaks, or ""."""
     found = _PART.fullmatch(value)
-    is_one = found is not None and int(found[1]) <= int(found[2])
-    return "" if is_one else "it must be I/N, from 1/N to N/N"
+    is_valid = found is not None and int(found[1]) <= int(found[2])
+    return "" if is_valid else "must be I/N, from 1/N to N/N"
 
 
-def _is_retry(value: str) -> str:
-    """The rule that a value of --retry breaks."""
+def _check_retry(value: str) -> str:
+    """Return the rule that a value of --retry breaks, or ""."""
     known = (*get_args(Reason), "all")
-    is_fine = all(word in known for word in value.split(","))
-    return "" if is_fine else f"it must be of {', '.join(known)}"
+    is_valid = all(word in known for word in value.split(","))
+    return "" if is_valid else f"must be of {', '.join(known)}"
 
 
-# What is not kept with the features: how this run is to end, and how much of the work it does.
-_OF_RUN = ("part", "finish", "retry", "max_failures", "time_budget")
+# Options of one run, which are not recorded with the features.
+_OF_RUN = ("part", "finish", "retry", "max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractSettings(ClusterSettings):
-    """The settings of `vtnpipe extract`."""
+    """Settings of `vtnpipe extract`."""
 
     backbone: str | None = setting(
         None,
-        help=f"A timm name, hf-hub: names included, or package.module:factory; by default the "
-        f"model's that --weights names, else {DEFAULT_BACKBONE}.",
+        help="timm name, hf-hub: name, or package.module:factory; by default that of the model in "
+        f"--weights, else {DEFAULT_BACKBONE}.",
         metavar="NAME",
     )
     weights: str = setting(
         "pretrained",
         help="pretrained, none (random, always the same), a safetensors or PyTorch file, or a "
-        "model folder, whose backbone and preprocessing are taken.",
+        "model folder, whose backbone and preprocessing are used.",
         metavar="pretrained|none|FILE|MODEL",
     )
-    precision: Precision = setting(
+    precision: PrecisionChoice = setting(
         "auto",
-        help="Of the backbone. auto: the folder's; of a new one bfloat16 where CPU or GPU has it, "
-        "else float16 on a GPU, float32 on a CPU.",
+        help="Precision of the backbone. auto: the folder's; for a new folder bfloat16 if CPU or "
+        "GPU supports it, else float16 on a GPU, float32 on a CPU.",
     )
-    store: Store = setting("float16", help="Precision of the stored features.")
-    device: str = common_settings.device("Where the backbone runs.")
-    decoder: Decoder = common_settings.decoder()
+    feature_dtype: FeatureDtype = setting("float16", help="Dtype of the stored features.")
+    decoder: Decoder = decoder_setting()
     fps: float | None = setting(
         None,
-        help="Take so many frames a second, those nearest to a steady rate; by default, "
-        "every frame.",
+        help="Frames per second to take, nearest to a steady rate; by default every frame.",
         check=above(0),
     )
-    every: int = setting(1, help="Take only every Nth frame.", check=at_least(1))
+    frame_stride: int = setting(1, help="Take every Nth frame.", check=at_least(1))
     views: Views = setting(
-        "centre",
-        help="Of each frame; flip adds the mirrored centre, three-crop is left, centre and right.",
+        "center",
+        help="Views of each frame; flip adds the mirrored center, three-crop is left, center, "
+        "right.",
     )
     pool: str | None = setting(
         None,
-        help="How a timm model makes one vector of a frame, where it offers more than its own way: "
-        "token, avg, max, avgmax, ...",
+        help="Pooling of a timm model, in place of its own: token, avg, max, avgmax, ...",
         metavar="NAME",
     )
     shard_frames: str = setting(
         "auto",
-        help="Frames of a task, whose features become one shard; auto: one to two minutes of work.",
+        help="Frames per task, whose features become one shard.",
         check=auto_or_at_least(1),
         metavar="auto|N",
     )
     batch_size: int | None = setting(
         None,
-        help="Images that go through the backbone at once; by default, measured.",
+        help="Images per backbone call; by default 16 on a CPU, 128 on a GPU.",
         check=at_least(1),
     )
-    compile: bool = setting(False, help="Compile the backbone: minutes at first, faster then.")
-    workers: int | None = setting(
-        None,
-        help="Worker processes, of this machine or of each batch job; by default one per core, or "
-        "one per GPU.",
-        check=at_least(1),
-    )
+    compile: bool = setting(False, help="Compile the backbone: slow to start, faster afterwards.")
     threads: int | None = setting(
         None,
         help="Threads of each worker on a CPU; by default the cores divided by the workers.",
         check=at_least(1),
     )
-    decoding_children: int | None = setting(
+    decoder_processes: int | None = setting(
         None,
-        help="Processes of each worker that decode; by default, as many as keep the backbone busy.",
+        help="Decoder processes of each worker; by default 1 beside a CPU backbone, else one per "
+        "core.",
         check=at_least(1),
     )
-    redo_changed: bool = setting(
-        False, help="Extract videos again whose file or span has changed since."
-    )
+    redo_changed: bool = setting(False, help="Extract videos again whose file or span has changed.")
     retry: str | None = setting(
         None,
         help="Extract failed and partial videos again whose reason in failures.csv is one of these "
         "(separated by commas), or all of them.",
-        check=_is_retry,
+        check=_check_retry,
         metavar="REASONS|all",
     )
     max_failures: str = setting(
         "50%",
-        help="Stop when more videos fail than this number, or than this share of the manifest's; a "
+        help="Stop if more videos fail than this number, or than this share of the manifest's; a "
         "share counts from ten failures on.",
-        check=is_failure_limit,
+        check=check_failure_limit,
         metavar="N|P%",
-    )
-    time_budget: str | None = setting(
-        None,
-        help="Begin no task that would end later than so long after the start, and stop then: "
-        "[[DAYS-]HOURS:]MINUTES:SECONDS.",
-        check=is_time_budget,
-        metavar="TIME",
     )
     stall_seconds: float = setting(
         Limits.stall_seconds,
-        help="Give up a video that makes no progress for so long.",
+        help="Give up a video without progress for so long.",
         check=above(0),
     )
     max_megapixels: float = setting(
@@ -140,13 +127,13 @@ class ExtractSettings(ClusterSettings):
     )
     part: str | None = setting(
         None,
-        help="Run only tasks I, I+N, I+2N, ...: for job arrays, whose jobs share the folder "
-        "and need no scheduler. The last to end writes the report.",
-        check=_is_part,
+        help="Run only tasks I, I+N, I+2N, ...: for job arrays, whose jobs share the folder and "
+        "need no scheduler. The last one to end writes the report.",
+        check=_check_part,
         metavar="I/N",
     )
     finish: bool = setting(
-        False, help="Run nothing: write the report of parts, or say what they still have to do."
+        False, help="Run nothing: write the report of parts, or tell which tasks are missing."
     )
 
     def __post_init__(self) -> None:
@@ -156,38 +143,34 @@ class ExtractSettings(ClusterSettings):
                 f"--part {self.part} with --finish, --cluster or --scheduler: a part runs on its "
                 "own machine; leave out one of the two"
             )
-        if not self.is_here and self.device.startswith("cuda:"):
-            raise SettingsError(
-                f"--device {self.device} with workers elsewhere: each has a GPU of its own; give "
-                "--device cuda"
-            )
-        Sampling(fps=self.fps, every=self.every)
+        Sampling(fps=self.fps, frame_stride=self.frame_stride)
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Which part this is, from 0, and of how many."""
+        """Number of this part, from 0, and number of parts."""
         number, of = (self.part or "1/1").split("/")
         return int(number) - 1, int(of)
 
     @property
     def may_cut(self) -> bool:
-        """Whether parts of a video may be decoded by themselves: decord begins at the beginning."""
+        """Whether videos may be cut into parts; decord decodes from a file's beginning."""
         return self.decoder != "decord"
 
     @property
     def reasons_to_retry(self) -> frozenset[str]:
-        """Those of `retry`."""
+        """Reasons of `retry`."""
         words = frozenset((self.retry or "").split(",")) - {""}
         return frozenset(get_args(Reason)) if "all" in words else words
 
     @property
     def limits(self) -> Limits:
-        """Of each decoding process."""
+        """Limits of each decoder process."""
         max_pixels = int(self.max_megapixels * 1e6)
         return Limits(stall_seconds=self.stall_seconds, max_pixels=max_pixels)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is kept with the features: not where they were made, nor a job's environment."""
-        elsewhere = {field.name for field in fields(ClusterSettings)} | set(_OF_RUN)
-        return {name: value for name, value in asdict(self).items() if name not in elsewhere}
+        """Settings recorded with the features; not where they were computed, nor the jobs."""
+        left_out = {field.name for field in fields(ClusterSettings)} - {"device", "workers"}
+        left_out |= set(_OF_RUN)
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

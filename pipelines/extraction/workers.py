@@ -1,91 +1,87 @@
-"""Who computes: how many worker processes, and with how many threads each."""
+"""Workers of an extraction: how many, with how many threads and decoder processes each."""
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...extract.cores import num_cpus
+from ...extract.device import num_gpus
 from ...manifests.errors import SettingsError
 from ..dask_cluster.jobqueue import workers_per_job
-from ..processors import num_cpus, num_gpus
-from .scheduler import on_each_worker, workers_of
+from .scheduler import run_on_each_worker, workers_with_device
+from .settings import ExtractSettings
 
-if TYPE_CHECKING:
-    from .settings import ExtractSettings
-
-MIN_WORKER_FRAMES = 256  # less is done before another worker has started
+MIN_WORKER_FRAMES = 256  # for fewer frames, starting another worker takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who computes: processes, each with its threads on a CPU or with a GPU.
+    """Worker processes, each with threads on a CPU or with a GPU.
 
     Attributes:
-        device: on which.
-        num_workers: processes; of batch jobs, as many as may come.
-        num_threads: of each, on a CPU.
-        num_cpus: cores for each one and its decoding children.
-        is_elastic: whether they come and go.
-        reason: for the log.
+        device: device of the backbone.
+        num_workers: number of worker processes.
+        num_threads: threads of each worker, on a CPU.
+        num_decoder_processes: decoder processes of each worker.
+        description: the same in words, with the reason.
     """
 
     device: str
     num_workers: int
     num_threads: int
-    num_cpus: int = 1
-    is_elastic: bool = False
-    reason: str
+    num_decoder_processes: int
+    description: str
 
 
-def choose_workers(settings: "ExtractSettings", device: str, num_frames: int) -> Workers:
-    """One worker per core or per GPU, and no more than the work is worth, unless settings say."""
+def local_workers(settings: ExtractSettings, device: str, num_frames: int) -> Workers:
+    """Choose one worker per core or per GPU, but no more than the frames are worth."""
     is_cpu = device == "cpu"
     most = num_cpus() if is_cpu else num_gpus(device)
     num_workers = settings.workers or max(1, min(most, num_frames // MIN_WORKER_FRAMES))
-    num_threads = settings.threads or max(1, num_cpus() // num_workers)
     if settings.workers:
-        reason = "asked for"
+        reason = "as given"
     elif num_workers < most:
         reason = f"no more for {num_frames:,} frames"
     else:
         reason = "one per core, the fastest way to use them" if is_cpu else "one per GPU"
-    threads = f", {num_threads} thread{'s' if num_threads > 1 else ''} each" if is_cpu else ""
-    return Workers(
-        device=device,
-        num_workers=num_workers,
-        num_threads=num_threads,
-        num_cpus=max(1, num_cpus() // num_workers),
-        reason=f"workers: {num_workers}{threads}; {reason}",
-    )
+    return _workers(settings, device, num_workers, num_cpus() // num_workers, reason)
 
 
-def workers_elsewhere(client: Any, settings: "ExtractSettings", device: str) -> Workers:
-    """Those of a scheduler or of batch jobs, one per Dask worker.
+def remote_workers(client: Any, settings: ExtractSettings, device: str) -> Workers:
+    """Return the workers of a scheduler or of batch jobs.
 
     Raises:
         SettingsError: a GPU is asked for, and no worker has one.
     """
-    hosts = workers_of(client, device.split(":")[0])
+    hosts = workers_with_device(client, device)
     if not hosts:
         raise SettingsError(
-            f"device {device}: no worker has a GPU; give the jobs some (gpus: in the cluster: "
-            "section), or start workers with `dask worker ... --resources GPU=1`"
+            f"--device {device}: no worker has a GPU; start workers with `dask worker ... "
+            "--resources GPU=1`"
         )
-    on_host = Counter(hosts.values())
-    most = len(hosts)
-    words = f"workers: {len(hosts)} on {len(on_host)} hosts"
+    workers_by_host = Counter(hosts.values())
     if settings.cluster == "local":
-        cores, sharing = min(on_each_worker(client, num_cpus)), max(on_host.values())
+        cores = min(run_on_each_worker(client, num_cpus)) // max(workers_by_host.values())
     else:
-        cores, sharing = settings.job.cores, workers_per_job(settings.job, settings.workers)
-        most = max(most, settings.num_jobs[1] * sharing)
-        words += f", up to {most}"
-    share = max(1, cores // sharing)
-    num_threads = settings.threads or share
+        cores = (settings.job or {}).get("cores", 1) // workers_per_job(settings)
+    reason = f"on {len(workers_by_host)} hosts"
+    return _workers(settings, device, len(hosts), cores, reason)
+
+
+def _workers(
+    settings: ExtractSettings, device: str, num_workers: int, cores: int, reason: str
+) -> Workers:
+    """Return workers with `cores` cores each."""
+    cores = max(1, cores)
+    num_threads = settings.threads or cores
+    default_processes = 1 if device == "cpu" else max(1, cores - 1)
+    num_processes = settings.decoder_processes or default_processes
+    threads = f"{num_threads} threads and " if device == "cpu" else ""
     return Workers(
         device=device,
-        num_workers=most,
+        num_workers=num_workers,
         num_threads=num_threads,
-        num_cpus=share,
-        is_elastic=True,
-        reason=words + (f", {num_threads} threads each" if device == "cpu" else ""),
+        num_decoder_processes=num_processes,
+        description=f"workers: {num_workers} ({reason}), {threads}{num_processes} decoder "
+        "processes each",
     )

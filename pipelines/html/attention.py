@@ -2,39 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ...manifests.times import seconds_edges
-from ...temporal.batch import frame_positions
 from ...temporal.model import TemporalClassifier
+from ..inference.video_classifier import VideoFeatures
 from .plots import Axis, Tick
 from .thumbnails import Thumbnail
 
 MAX_BARS = 400  # of an attention strip; frames share them where they are more
 MAX_WEIGHTS = 60_000  # of a strip, so that a page of many layers and heads stays small
 WIDTH, HEIGHT = 1000, 100  # of its drawing, which is stretched
-
-
-class SeenVideo(NamedTuple):
-    """A video as a temporal model takes it."""
-
-    features: Tensor  # [V, T, D]
-    timestamps: npt.NDArray[np.float64]  # [T]
-    frame_index: npt.NDArray[np.int64]  # [T]
-
-    def positions(self, position_fps: float | None) -> Tensor:
-        """[T], on the features' device."""
-        places = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
-        return torch.from_numpy(places).to(self.features.device)
-
-    def to(self, device: str) -> "SeenVideo":
-        """With its features on a device."""
-        return self._replace(features=self.features.to(device))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,7 +163,7 @@ def bar_starts(num_frames: int, most: int = MAX_BARS) -> npt.NDArray[np.int64]:
     return np.arange(count) * num_frames // count
 
 
-def attention_of(model: TemporalClassifier, seen: SeenVideo) -> Attention | None:
+def attention_of(model: TemporalClassifier, seen: VideoFeatures) -> Attention | None:
     """[CLS]'s attention in one video, the mean over its views; None where the model has no [CLS].
 
     Args:

@@ -101,7 +101,7 @@ class Confusion:
 
     @property
     def together(self) -> list[int]:
-        """An order of all classes in which those that are confused are neighbours: each is
+        """An order of all classes in which those that are confused are neighbors: each is
         followed by the one that is confused with it most, of those that are left.
         """
         either = (self.counts + self.counts.T).astype(np.float64)
@@ -130,19 +130,6 @@ class Confusion:
                 "videos": np.argsort(-self.totals, kind="stable").tolist(),
             },
         }
-
-    def image(self) -> npt.NDArray[np.uint8]:
-        """A picture [H, W, 3]: a cell is the darker the larger its share of its row is.
-
-        Cells are as large as makes the picture about 400 pixels wide.
-        """
-        share = self.counts / np.maximum(1, self.totals)[:, None]
-        grey = np.uint8(255) - np.round(255 * np.sqrt(share)).astype(np.uint8)
-        coloured = np.repeat(grey[..., None], 3, axis=-1)
-        is_wrong = ~np.eye(len(self.classes), dtype=bool)
-        coloured[is_wrong, 0] = 255  # what is wrong is red
-        scale = max(1, 400 // len(self.classes))
-        return np.kron(coloured, np.ones((scale, scale, 1), dtype=np.uint8))
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from ...manifests.atomic import atomic_path
 from ...manifests.times import seconds_edges
-from ..explain import Explanation
+from .explain_page import Explanation
 from .thumbnails import Thumbnail
 
 INCHES_WIDE, DPI = 11.0, 150
@@ -33,9 +35,6 @@ def write_figure(
     Returns:
         whether its font has all letters of the names.
     """
-    from matplotlib.figure import Figure
-    from PIL import Image, ImageOps
-
     attention = found.attention
     layers = [] if attention is None else [attention.layer(n) for n in range(attention.num_layers)]
     edges = seconds_edges(found.timestamps)

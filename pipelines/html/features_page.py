@@ -1,8 +1,5 @@
-"""The extraction's part of `vtnpipe report`: what failed, what the videos are, how fast it went,
-and whether the features look sound.
-"""
+"""Features page of `vtnpipe report`: failures, file properties, throughput, feature statistics."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.atomic import read_json
-from ...manifests.feature_folder import FeatureFolder
+from ...manifests.failures import Failure, read_failures
+from ...manifests.feature_folder import FeatureSpec
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
-from ...manifests.plan import read_kinds, read_sizes
+from ...manifests.plan import read_file_properties, read_file_sizes
 from ...manifests.times import frame_rate, seconds_edges
-from ..inference.figures import counts_text
+from ..console import counts_text
 from .attention import Strip
 from .page import Table, cell, table
 from .plots import Chart, histogram, line_chart
@@ -29,7 +27,7 @@ MAX_SAMPLED_FRAMES = 50_000  # for the statistics
 MAX_SAMPLED_VIDEOS = 200
 MAX_NORM_LINES = 5
 MAX_NORM_POINTS = 400
-SAME = 0.999  # cosine of neighbours from which on they are near-duplicates
+SAME = 0.999  # cosine of neighbors from which on they are near-duplicates
 DEAD = 1e-6  # standard deviation, as a share of the largest dimension's
 MAX_DEAD_LISTED = 20
 MAX_REPEATS = 20
@@ -48,7 +46,7 @@ class Statistics:
 class ExtractionSection:
     """What a page shows of a feature folder; the names are the template's."""
 
-    figures: list[dict[str, str]]
+    metrics: list[dict[str, str]]
     facts: list[tuple[str, str]]
     reasons: Table
     failures: Table
@@ -71,19 +69,19 @@ def extraction_section(
         rows: of its manifest, by video_id.
         num_frames: pictures of each partial video.
     """
-    folder, identity = store.folder, store.extraction["identity"]
+    folder, spec = store.folder, store.spec
     statuses = Counter(store.statuses.values())
     entries = [entry for parts in store.entries.values() for entry in parts]
     times = [store.times(video_id)[1] for video_id in _spread(list(store), 20_000)]
     run = read_json(folder.report, "remove it") if folder.report.exists() else {}
-    pace = run.get("pace") or {}
-    failures = _failures(folder)
+    throughput = run.get("throughput") or run.get("pace") or {}  # vtnpipe 0.1: pace
+    failures = read_failures(folder.failures)
     size = sum(path.stat().st_size for path in folder.shards.glob("*.h5"))
     total = sum(entry.length for entry in entries)
     shape = " x ".join(map(str, store.row_shape))
-    reasons = Counter((one["status"], one["reason"]) for one in failures)
+    reasons = Counter((one.status, one.reason) for one in failures)
     return ExtractionSection(
-        figures=[
+        metrics=[
             {"name": f"videos {status}", "value": f"{statuses[status]:,}"}
             for status in ("ok", "partial", "failed")
         ]
@@ -93,12 +91,12 @@ def extraction_section(
         ],
         facts=[
             ("folder", str(folder.root.absolute())),
-            ("backbone", f"{identity['backbone']}, weights {store.extraction['weights']}"),
+            ("backbone", f"{spec.backbone}, weights {store.extraction.weights}"),
             (
                 "features",
-                f"{shape} {identity['store']} a frame, computed in {identity['precision']}",
+                f"{shape} {spec.feature_dtype} per frame, computed in {spec.precision}",
             ),
-            ("frames taken", _sampling_words(identity)),
+            ("frames taken", _sampling_words(spec)),
             (
                 "videos",
                 f"{len(store.entries.keys() & rows.keys()):,} of {len(rows):,} in the manifest are "
@@ -116,7 +114,7 @@ def extraction_section(
         failures=table(
             "Video, Status, Reason, Message, Lost frames",
             [
-                (one["video_id"], one["status"], one["reason"], one["message"], lost(one))
+                (one.video_id, one.status, one.reason, one.message, one.num_lost_frames)
                 for one in failures[:MAX_FAILURES]
             ],
             f"{min(len(failures), MAX_FAILURES):,} of {len(failures):,} lines of failures.csv",
@@ -132,33 +130,21 @@ def extraction_section(
             "What, Is, Files",
             [
                 (what, value, count)
-                for what, counts in read_kinds(folder).items()
+                for what, counts in read_file_properties(folder).items()
                 for value, count in counts.most_common(12)
             ],
         ),
-        limit=pace.get("limit", ""),
-        throughput=[_throughput(pace)] if pace else [],
-        stages=_stages(pace),
+        limit=throughput.get("limit", ""),
+        throughput=[_throughput_chart(throughput)] if throughput else [],
+        stages=_stages(throughput),
         statistics=_statistics(store),
     )
 
 
-def _sampling_words(identity: dict[str, Any]) -> str:
-    frames = "every frame" if identity["every"] == 1 else f"one in {identity['every']}"
-    frames = frames if identity["fps"] is None else f"{identity['fps']:g} a second"
-    return f"{frames}; views: {', '.join(identity['views'])}"
-
-
-def lost(failure: dict[str, str]) -> int:
-    """Of a line of failures.csv."""
-    return int(failure["num_lost_frames"])
-
-
-def _failures(folder: FeatureFolder) -> list[dict[str, str]]:
-    if not folder.failures.exists():
-        return []
-    with folder.failures.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _sampling_words(spec: FeatureSpec) -> str:
+    frames = "every frame" if spec.frame_stride == 1 else f"one in {spec.frame_stride}"
+    frames = frames if spec.fps is None else f"{spec.fps:g} per second"
+    return f"{frames}; views: {', '.join(spec.views)}"
 
 
 def _counts(values: Iterable[str]) -> str:
@@ -173,17 +159,17 @@ def _spread(values: list[str], most: int) -> list[str]:
 def _partial(
     store: FeatureStore,
     rows: dict[str, VideoRow],
-    failures: Sequence[dict[str, str]],
+    failures: Sequence[Failure],
     num_frames: int,
 ) -> list[Strip]:
     """Strips of partial videos."""
     chosen = {
-        one["video_id"]: one
+        one.video_id: one
         for one in failures
-        if one["status"] == "partial" and one["video_id"] in store and one["video_id"] in rows
+        if one.status == "partial" and one.video_id in store and one.video_id in rows
     }
     shown = list(chosen)[:MAX_PARTIAL]
-    sizes = read_sizes(store.folder, shown)
+    sizes = read_file_sizes(store.folder, shown)
     times = {video_id: store.times(video_id) for video_id in shown}
     wanted = {
         video_id: Wanted.of(
@@ -199,8 +185,9 @@ def _partial(
         Strip(
             name=video_id,
             lines=[
-                f"{chosen[video_id]['reason']}: {chosen[video_id]['message']}",
-                f"{len(times[video_id][0]):,} frames stored, {lost(chosen[video_id]):,} lost",
+                f"{chosen[video_id].reason}: {chosen[video_id].message}",
+                f"{len(times[video_id][0]):,} frames stored, "
+                f"{chosen[video_id].num_lost_frames:,} lost",
             ],
             thumbnails=found.thumbnails,
             edges=seconds_edges(times[video_id][1]),
@@ -210,9 +197,9 @@ def _partial(
     ]
 
 
-def _throughput(pace: dict[str, Any]) -> Chart | None:
-    rates = pace.get("frames_per_second_over_time") or []
-    step = pace.get("seconds_of_tasks", 0.0) / max(1, len(rates))
+def _throughput_chart(throughput: dict[str, Any]) -> Chart | None:
+    rates = throughput.get("frames_per_second_over_time") or []
+    step = throughput.get("seconds_of_tasks", 0.0) / max(1, len(rates))
     points = [(round((number + 0.5) * step, 2), rate) for number, rate in enumerate(rates)]
     return line_chart(
         "Throughput",
@@ -222,8 +209,8 @@ def _throughput(pace: dict[str, Any]) -> Chart | None:
     )
 
 
-def _stages(pace: dict[str, Any]) -> Table:
-    stages: dict[str, float] = pace.get("seconds_by_stage", {})
+def _stages(throughput: dict[str, Any]) -> Table:
+    stages: dict[str, float] = throughput.get("seconds_by_stage", {})
     total = sum(stages.values()) or 1.0
     rows = [
         (stage, cell(seconds, "{:,.1f}"), cell(seconds / total, "{:.1%}"))
@@ -233,7 +220,7 @@ def _stages(pace: dict[str, Any]) -> Table:
 
 
 def _statistics(store: FeatureStore) -> Statistics:
-    """Norms, near-duplicates and dead dimensions, of neighbouring frames of videos evenly among
+    """Norms, near-duplicates and dead dimensions, of neighboring frames of videos evenly among
     all.
     """
     ids = _spread(list(store), MAX_SAMPLED_VIDEOS)
@@ -241,7 +228,7 @@ def _statistics(store: FeatureStore) -> Statistics:
         return Statistics(facts=[], charts=[], repeats=table("Video", []))
     at_most = max(2, MAX_SAMPLED_FRAMES // len(ids))
     D = store.row_shape[-1]
-    norms, neighbours, repeats, broken = [], [], [], Counter[str]()
+    norms, neighbors, repeats, broken = [], [], [], Counter[str]()
     count, total, squares = 0, np.zeros(D), np.zeros(D)
     for video_id in ids:
         features = _middle(store, video_id, at_most)
@@ -251,20 +238,20 @@ def _statistics(store: FeatureStore) -> Statistics:
             features = features[is_finite]
         cosine = _cosines(features)
         norms.append(np.linalg.norm(features, axis=1))
-        neighbours.append(cosine)
+        neighbors.append(cosine)
         count += len(features)
         total += features.sum(0)
         squares += (features**2).sum(0)
         if (cosine > SAME).any():
             share = cell(float((cosine > SAME).mean()), "{:.1%}")
             repeats.append((video_id, len(features), share))
-    every, near = np.concatenate(norms), np.concatenate(neighbours)
+    every, near = np.concatenate(norms), np.concatenate(neighbors)
     repeats.sort(key=lambda row: -(row[2].value or 0))
     facts = [
         (
             "looked at",
             f"{count:,} frames of {len(ids):,} videos, evenly among all: at most {at_most:,} "
-            "neighbouring ones of each",
+            "neighboring ones of each",
         )
     ]
     if broken:
@@ -274,7 +261,7 @@ def _statistics(store: FeatureStore) -> Statistics:
         facts.append(("norms", f"{every.min():.3g} to {every.max():.3g}, mean {every.mean():.3g}"))
     if len(near):
         share = (near > SAME).mean()
-        facts.append(("neighbouring frames alike", f"{share:.2%} have a cosine above {SAME}"))
+        facts.append(("neighboring frames alike", f"{share:.2%} have a cosine above {SAME}"))
     if count > 1:
         facts.append(("dead dimensions", _dead(total / count, squares / count)))
     series = {video_id: _norms_over_time(store, video_id) for video_id in ids[:MAX_NORM_LINES]}
@@ -308,7 +295,7 @@ def _dead(mean: npt.NDArray[np.float64], square: npt.NDArray[np.float64]) -> str
 
 
 def _middle(store: FeatureStore, video_id: str, most: int) -> npt.NDArray[np.float64]:
-    """So many neighbouring frames from a video's middle, of its first view: [t, D]."""
+    """So many neighboring frames from a video's middle, of its first view: [t, D]."""
     num_frames = store.num_frames(video_id)
     first = max(0, (num_frames - most) // 2)
     return _rows(store, video_id, np.arange(first, min(num_frames, first + most)))

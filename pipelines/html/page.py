@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from ...manifests.atomic import atomic_text
 
 
@@ -61,8 +63,6 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         template: of `templates/`.
         values: that it shows; everything is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = Path(__file__).parent / "templates"
     environment = Environment(
         loader=FileSystemLoader(folder),

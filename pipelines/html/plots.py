@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 360, 210  # of a chart; a phone shows it as it is, so text stays readable
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34  # margins
@@ -103,8 +104,6 @@ class Axis:
 
     def ticks(self, *, is_share: bool = False, is_whole: bool = False) -> list[Tick]:
         """Round values along it."""
-        from matplotlib.ticker import MaxNLocator
-
         locator = MaxNLocator(MAX_TICKS, integer=is_whole, min_n_ticks=1)
         values = [
             value

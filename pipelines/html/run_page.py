@@ -1,6 +1,4 @@
-"""A run's part of `vtnpipe report`: figures, curves, confusion, classes, and videos with what [CLS]
-attends to.
-"""
+"""Run page of `vtnpipe report`: metrics, curves, confusion, classes, and videos with attention."""
 
 import json
 from collections.abc import Sequence
@@ -10,24 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...extract.decode.protocol import Decode
+from ...extract.decode.protocol import DecodeRequest
 from ...extract.decode.sampling import Sampling
-from ...manifests.atomic import read_json
 from ...manifests.errors import FeaturesError
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
-from ...manifests.plan import read_sizes
+from ...manifests.plan import read_file_sizes
 from ...manifests.times import seconds_edges
+from ...temporal.checkpoint import RunFolder
 from ...temporal.feature_reader import check_finite
 from ...temporal.metrics import METRICS
-from ...temporal.run_folder import RunFolder
 from ...temporal.tasks import decision, is_decided, probabilities, task_losses
-from ..inference.figures import figure_parts
+from ..console import metric_parts
 from ..inference.predictions import Predictions
-from ..inference.video_classifier import video_features
+from ..inference.video_classifier import VideoFeatures, extract_features
 from ..models.model_folder import NetworkConfig, load_temporal
 from ..models.network import VideoTransformerNetwork
-from .attention import SeenVideo, Strip, attention_of
+from .attention import Strip, attention_of
 from .confusion import Confusion, wilson_interval
 from .page import Cell, Table, cell, table
 from .plots import Chart, line_chart, number_text, scatter_chart
@@ -44,7 +41,7 @@ class RunSection:
     """What a page shows of a run; the names are the template's."""
 
     facts: list[tuple[str, str]]
-    figures: list[dict[str, str]]
+    metrics: list[dict[str, str]]
     counts: str
     has_gaps: bool
     curves: list[Chart]
@@ -56,7 +53,7 @@ class RunSection:
     worst: list[Strip]
     best: list[Strip]
     settings: list[tuple[str, str]]
-    identity: list[tuple[str, str]]
+    spec: list[tuple[str, str]]
     strips_words: str
 
 
@@ -65,6 +62,7 @@ def run_section(
     config: NetworkConfig,
     predictions: Predictions | None,
     strips: tuple[list[Strip], list[Strip]],
+    begun: dict[str, Any],
 ) -> RunSection:
     """What there is to show of a run.
 
@@ -72,14 +70,15 @@ def run_section(
         files: the run or model folder.
         config: of its model.
         predictions: of the split that is shown; None where there are none.
-        strips: of its worst and of its best videos.
+        strips: strips of its worst and of its best videos.
+        begun: settings that the run was begun with.
     """
     lines = read_lines(files)
     record = {} if predictions is None else predictions.record
     metrics, intervals = record.get("metrics", {}), record.get("intervals", {})
     counts = record.get("counts", {"expected": 0, "scored": 0, "missing": 0, "partial": 0})
-    names = METRICS[config.temporal.task].figures if metrics else ()
-    parts = [figure_parts(name, metrics[name], intervals.get(name)) for name in names]
+    names = METRICS[config.temporal.task].names if metrics else ()
+    parts = [metric_parts(name, metrics[name], intervals.get(name)) for name in names]
     confusion = None
     if "confusion" in metrics:
         matrix = np.array(metrics["confusion"], dtype=np.int64)
@@ -87,7 +86,7 @@ def run_section(
     worst, best = strips
     return RunSection(
         facts=_facts(config, lines, record),
-        figures=[
+        metrics=[
             {"name": name, "value": value, "interval": f"95%: {words}" if words else ""}
             for name, value, words in parts
         ],
@@ -102,8 +101,8 @@ def run_section(
         scatter=_scatter(config, predictions),
         worst=worst,
         best=best,
-        settings=_words(read_begun(files)),
-        identity=_words(config.identity),
+        settings=_words(begun),
+        spec=_words(config.spec.to_json()),
         strips_words=ATTENTION_WORDS if any(one.attention for one in worst + best) else "",
     )
 
@@ -125,14 +124,14 @@ def read_lines(files: RunFolder) -> list[dict[str, Any]]:
 def _facts(
     config: NetworkConfig, lines: list[dict[str, Any]], record: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    temporal, identity, names = config.temporal, config.identity, config.class_names
+    temporal, names = config.temporal, config.class_names
     encoder = temporal.encoder
     if encoder in ("longformer", "full"):
         layers = "1 layer" if temporal.num_layers == 1 else f"{temporal.num_layers} layers"
         encoder += f", {layers} of {temporal.num_heads} heads"
         encoder += f", window {temporal.attention_window}" if temporal.encoder != "full" else ""
     found = [
-        ("backbone", str(identity["backbone"])),
+        ("backbone", config.spec.backbone),
         ("temporal model", f"{encoder}; features of {temporal.feature_dim}"),
         ("task", temporal.task + (f", {len(names):,} classes" if names else "")),
     ]
@@ -153,13 +152,13 @@ def curves(config: NetworkConfig, lines: list[dict[str, Any]]) -> list[Chart]:
 
     def of(*names: str) -> dict[str, Any]:
         return {
-            figure_parts(name, None)[0]: [(line["epoch"], line[name]) for line in lines]
+            metric_parts(name, None)[0]: [(line["epoch"], line[name]) for line in lines]
             for name in names
         }
 
     training = {"training": [(line["epoch"], line["train_loss"]) for line in lines]}
     loss = training | {"validation": [(line["epoch"], line["loss"]) for line in lines]}
-    others = [name for name in METRICS[config.temporal.task].figures if name != "loss"]
+    others = [name for name in METRICS[config.temporal.task].names if name != "loss"]
     is_share = config.temporal.task != "regression"
     rate = {"learning rate": [(line["epoch"], line["lr"]) for line in lines]}
     over: dict[str, Any] = {"x_label": "epoch", "is_whole": True}
@@ -272,7 +271,7 @@ def video_strips(
     else:
         temporal = load_temporal(files, config).to(device)
         seen = {video_id: seen_in(store, video_id) for video_id in ids}
-        sizes = read_sizes(store.folder, ids)
+        sizes = read_file_sizes(store.folder, ids)
     wanted = {
         video_id: Wanted.of(
             rows[video_id],
@@ -302,24 +301,24 @@ def video_strips(
     return strips
 
 
-def seen_in(store: FeatureStore, video_id: str) -> SeenVideo:
+def seen_in(store: FeatureStore, video_id: str) -> VideoFeatures:
     """A video's stored features."""
     video = store[video_id]
     check_finite(video_id, video.features, store)
     features = torch.from_numpy(video.features.astype(np.float32))
     features = features[:, None] if features.ndim == 2 else features
-    return SeenVideo(features.transpose(0, 1), video.timestamps, video.frame_index)
+    return VideoFeatures(features.transpose(0, 1), video.timestamps, video.frame_index)
 
 
-def seen_by(network: VideoTransformerNetwork, rows: Sequence[VideoRow]) -> dict[str, SeenVideo]:
+def seen_by(network: VideoTransformerNetwork, rows: Sequence[VideoRow]) -> dict[str, VideoFeatures]:
     """Videos' features as a network computes them; not of those that can't be decoded."""
-    sampling = Sampling.from_identity(network.config.identity)
-    requests = [Decode(row.path, row.start, row.end, sampling) for row in rows]
-    pieces = video_features(network, requests)
+    sampling = Sampling.from_spec(network.config.spec)
+    requests = [DecodeRequest(row.path, row.start, row.end, sampling) for row in rows]
+    pieces = extract_features(network, requests)
     return {
-        row.video_id: piece.seen
+        row.video_id: piece.features
         for row, piece in zip(rows, pieces, strict=True)
-        if len(piece.times)
+        if len(piece.timestamps)
     }
 
 
@@ -340,11 +339,3 @@ def prediction_lines(config: NetworkConfig, predictions: Predictions, number: in
     words = ", ".join(f"{names[index]} {float(shares[index]):.1%}" for index in top)
     verdict = "right" if is_right else "wrong"
     return [f"label {label or 'none'}, predicted {said or 'none'}: {verdict}", words]
-
-
-def read_begun(files: RunFolder) -> dict[str, Any]:
-    """What a run was begun with; nothing for a model that was not trained here."""
-    if not files.settings.exists():
-        return {}
-    found: dict[str, Any] = read_json(files.settings, "put it back")
-    return found

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from rich.console import Console
 
+from ...extract.cores import num_cpus
 from ...extract.decode.frames import Outcome
 from ...extract.decode.index import VideoIndex
-from ...extract.decode.pool import DecodingChildren
-from ...extract.decode.protocol import Chunk, Decode
+from ...extract.decode.pool import DecoderPool
+from ...extract.decode.protocol import Chunk, DecodeRequest
 from ...extract.decode.sampling import Sampling
 from ...manifests.manifest import VideoRow
 from ...manifests.times import seconds_edges
 from ..inference.clip_reader import IndexedVideos, index_videos
-from ..processors import num_cpus
 
 HEIGHT = 96  # pixels
 MAX_WIDTH = 256  # of a panorama
@@ -104,7 +105,7 @@ def thumbnails(wanted: Mapping[str, Wanted], *, height: int = HEIGHT) -> dict[st
         videos = IndexedVideos(
             rows={row.video_id: row for row in rows}, index=index, sampling=Sampling()
         )
-        requests: list[Decode] = []
+        requests: list[DecodeRequest] = []
         owners: list[str] = []
         for video_id, one in wanted.items():
             notes[video_id] = _why_none(one, index)
@@ -112,8 +113,8 @@ def thumbnails(wanted: Mapping[str, Wanted], *, height: int = HEIGHT) -> dict[st
                 pieces = videos.requests(video_id, np.unique(one.ranks))
                 requests += pieces
                 owners += [video_id] * len(pieces)
-    with DecodingChildren(max(1, min(len(requests), num_cpus()))) as children:
-        for number, event in children.run(requests):
+    with DecoderPool(max(1, min(len(requests), num_cpus()))) as pool:
+        for number, event in pool.decode_repeating(requests):
             if isinstance(event, Chunk):
                 for rank, image in zip(event.frame_index, event.images, strict=True):
                     found[owners[number]][rank] = _jpeg_uri(image, height)
@@ -149,8 +150,6 @@ def _why_none(wanted: Wanted, index: VideoIndex) -> str:
 
 def _jpeg_uri(image: npt.NDArray[np.uint8], height: int) -> str:
     """An image [H, W, 3] as a small JPEG."""
-    from PIL import Image
-
     picture: Any = Image.fromarray(image)
     picture.thumbnail((MAX_WIDTH * height // HEIGHT, height), Image.Resampling.LANCZOS)
     file = io.BytesIO()

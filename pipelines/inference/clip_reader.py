@@ -1,4 +1,4 @@
-"""Clips decoded from video files on the fly: what finetuning reads in place of stored features."""
+"""Clips decoded from video files on the fly, in place of stored features (finetuning)."""
 
 import os
 import time
@@ -13,26 +13,25 @@ from torch import Tensor
 
 from ...extract.augmentation import Augmentation
 from ...extract.backbone import evaluation_transform
-from ...extract.choices import Decoder
+from ...extract.cores import num_cpus
 from ...extract.decode.cuts import cut_clip
-from ...extract.decode.frames import Outcome
-from ...extract.decode.index import Unreadable, VideoIndex, survey, write_index
-from ...extract.decode.pool import DecodingChildren
-from ...extract.decode.protocol import Chunk, Decode, Restarted
+from ...extract.decode.frames import Decoder, Outcome
+from ...extract.decode.index import Unreadable, VideoIndex, read_timelines, write_index
+from ...extract.decode.pool import DecoderPool
+from ...extract.decode.probe import Timeline
+from ...extract.decode.protocol import Chunk, DecodeRequest
 from ...extract.decode.sampling import Sampling, select
-from ...extract.decode.timeline import Timeline
 from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import FileState, file_state
+from ...manifests.failures import Failure
 from ...manifests.manifest import VideoRow
 from ...temporal.clips import Clip, Frames, Times
 from ...temporal.dataset import Read
 from ..console import CountProgress
-from ..extraction.failures import Failure
-from ..extraction.planning import CHILDREN_PER_CPU
-from ..processors import num_cpus
 
-WAITING_SECONDS = 1.0
-NUM_AUGMENTATIONS = 2**32  # ways to look at a clip
+PROCESSES_PER_CPU = 2  # that read timelines, which waits for the disk half of the time
+WAIT_SECONDS = 1.0
+NUM_AUGMENTATIONS = 2**32  # different augmentations of a clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +39,10 @@ class IndexedVideos:
     """Rows of a manifest with the timelines of their files.
 
     Attributes:
-        rows: by video_id.
-        index: of their files.
-        sampling: which of a row's frames are used.
-        decoder: that decodes them; `auto` is PyAV for single frames.
+        rows: video_id → row.
+        index: index of the files.
+        sampling: frames taken of each row.
+        decoder: decoder option; `auto` is PyAV for single frames.
     """
 
     rows: dict[str, VideoRow]
@@ -52,33 +51,34 @@ class IndexedVideos:
     decoder: Decoder = "auto"
 
     def times(self, video_id: str) -> tuple[Frames, Times]:
-        """Ranks in the file [T] and timestamps [T] of a row's frames."""
+        """Return frame_index [T] and timestamps [T] of a row's frames."""
         row = self.rows[video_id]
         times = self.index.timeline(row.path).times
-        ranks = select(times, self.sampling, start=row.start, end=row.end)
-        return ranks, times[ranks]
+        frame_index = select(times, self.sampling, start=row.start, end=row.end)
+        return frame_index, times[frame_index]
 
     def num_frames(self, video_id: str) -> int:
-        """T of a row; without reading its timeline where that is the whole file."""
+        """Return T of a row, without reading the timeline if the row is its whole file."""
         row = self.rows[video_id]
         if row.start is None and row.end is None and self.sampling == Sampling():
             return self.index.num_presented(row.path)
         return len(self.times(video_id)[0])
 
     def state(self, video_id: str) -> FileState:
-        """Of a row's file, when it was indexed."""
+        """Return the size and time of a row's file when it was indexed."""
         return self.index.state(self.rows[video_id].path)
 
-    def requests(self, video_id: str, ranks: Frames) -> list[Decode]:
-        """What is to be decoded for some frames of a row, increasing."""
+    def requests(self, video_id: str, frame_index: Frames) -> list[DecodeRequest]:
+        """Return requests for some frames of a row, increasing, one per piece of the file."""
         row = self.rows[video_id]
-        pieces = cut_clip(self.index.timeline(row.path), ranks.tolist())
+        pieces = cut_clip(self.index.timeline(row.path), frame_index.tolist())
         return [
-            Decode(row.path, cut=cut, frames=piece, decoder=self.decoder) for cut, piece in pieces
+            DecodeRequest(row.path, cut=cut, frames=piece, decoder=self.decoder)
+            for cut, piece in pieces
         ]
 
     def failures(self) -> list[Failure]:
-        """Rows without frames, and rows with fewer than their file's index promises."""
+        """Return rows without frames, and rows with fewer than their file's index promises."""
         return list(filter(None, map(self._failure, self.rows.values())))
 
     def _failure(self, row: VideoRow) -> Failure | None:
@@ -99,16 +99,16 @@ class IndexedVideos:
         return None
 
 
-class VideoReader:
-    """Decodes clips, and augments them; a `ClipReader`.
+class VideoClipReader:
+    """Decodes and augments clips; a `ClipReader`.
 
-    Each process that reads has a decoding child of its own, so that a file that hangs or crashes
-    its decoder costs a clip.
+    Each process that reads has a decoder process of its own, so that a file that hangs or crashes
+    its decoder costs one clip.
 
     Args:
-        videos: to read from.
-        preprocessing: what is done to frames in evaluation.
-        augmentation: what is done instead; None for none.
+        videos: videos to read from.
+        preprocessing: preprocessing of evaluation.
+        augmentation: augmentation in its place; None for none.
     """
 
     def __init__(
@@ -120,31 +120,31 @@ class VideoReader:
         self._videos = videos
         self._transform = evaluation_transform(preprocessing, "cpu")
         self._augmentation = augmentation
-        # By process: those that a fork inherits are kept, as whoever forgets them ends them.
-        self._children: dict[int, DecodingChildren] = {}
+        # By process id: a fork inherits its parent's pool, which would be killed if forgotten.
+        self._pools: dict[int, DecoderPool] = {}
 
     @property
     def num_views(self) -> int:
-        """1, or as many as there are seeds of an augmentation."""
+        """Number of views: 1, or the number of different augmentations."""
         return 1 if self._augmentation is None else NUM_AUGMENTATIONS
 
     def times(self, video_id: str) -> tuple[Frames, Times]:
-        """Ranks in the file [T] and timestamps [T] of a video's frames."""
+        """Return frame_index [T] and timestamps [T] of a video's frames."""
         return self._videos.times(video_id)
 
     def num_frames(self, video_id: str) -> int:
-        """T of a video."""
+        """Return T of a video."""
         return self._videos.num_frames(video_id)
 
     def read(self, clips: Sequence[Clip]) -> Read:
-        """Frames [B, T, 3, h, w] uint8, padded with black."""
-        requests: list[Decode] = []
-        owners: list[int] = []
-        places: list[dict[int, int]] = []  # of each clip: rank → place in it
+        """Return the frames of clips, [B, T, 3, h, w] uint8, padded with zeros."""
+        requests: list[DecodeRequest] = []
+        owners: list[int] = []  # number of the clip of each request
+        positions: list[dict[int, int]] = []  # of each clip: frame index → position in the clip
         for number, (video_id, frames, _) in enumerate(clips):
-            ranks = self._videos.times(video_id)[0][frames]
-            places.append({rank: place for place, rank in enumerate(ranks.tolist())})
-            pieces = self._videos.requests(video_id, np.sort(ranks))
+            frame_index = self._videos.times(video_id)[0][frames]
+            positions.append({index: place for place, index in enumerate(frame_index.tolist())})
+            pieces = self._videos.requests(video_id, np.sort(frame_index))
             requests += pieces
             owners += [number] * len(pieces)
         height, width = self._transform.preprocessing.input_size[1:]
@@ -152,61 +152,59 @@ class VideoReader:
         inputs = torch.zeros(len(clips), longest, 3, height, width, dtype=torch.uint8)
         is_lost = torch.ones(len(clips), longest, dtype=torch.bool)
         faults: dict[int, str] = {}
-        for request, event in self._child().run(requests):
+        for request, event in self._pool().decode_repeating(requests):
             number = owners[request]
             if isinstance(event, Chunk):
-                rows = [places[number][rank] for rank in event.frame_index]
+                places = [positions[number][index] for index in event.frame_index]
                 images = torch.from_numpy(event.images)
-                inputs[number, rows] = self._prepare(images, clips[number].view)
-                is_lost[number, rows] = False
-            elif isinstance(event, Restarted):
-                again = requests[request].frames or ()
-                is_lost[number, [places[number][rank] for rank in again]] = True
+                inputs[number, places] = self._prepare(images, clips[number].view)
+                is_lost[number, places] = False
             elif isinstance(event, Outcome) and event.status != "ok":
-                faults.setdefault(
-                    number, f"{clips[number].video_id}: {event.reason}: {event.message}"
-                )
+                if event.status == "failed":
+                    void = requests[request].frames or ()
+                    is_lost[number, [positions[number][index] for index in void]] = True
+                video_id = clips[number].video_id
+                faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
         return Read(inputs, is_lost, tuple(faults.values()))
 
     def _prepare(self, images: Tensor, seed: int) -> Tensor:
-        """[n, H, W, 3] → [n, 3, h, w], uint8."""
+        """Convert frames [n, H, W, 3] to inputs [n, 3, h, w], uint8."""
         if self._augmentation is not None:
             return self._augmentation(images, seed)
         return self._transform.resize(images)[:, 0]
 
-    def _child(self) -> DecodingChildren:
-        if os.getpid() not in self._children:
-            self._children[os.getpid()] = DecodingChildren()
-        return self._children[os.getpid()]
+    def _pool(self) -> DecoderPool:
+        """Return this process's decoder pool."""
+        return self._pools.setdefault(os.getpid(), DecoderPool())
 
     def close(self) -> None:
-        """Ends this process's decoding child; it starts again when it is needed."""
-        self._child().close()
+        """Kill this process's decoder process; it starts again when needed."""
+        self._pool().close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_children": {}}
+        return {**self.__dict__, "_pools": {}}
 
 
 def index_videos(
-    path: Path, rows: Iterable[VideoRow], console: Console, *, is_maker: bool = True
+    path: Path, rows: Iterable[VideoRow], console: Console, *, is_writer: bool = True
 ) -> VideoIndex:
-    """The index of the rows' files as they are now; made, unless it is there.
+    """Return the index of the rows' files as they are now; written unless it exists.
 
     Args:
-        path: of the index.
-        rows: of the manifest.
-        console: for how far it is.
-        is_maker: make it; else wait until another process has made it, however long that takes.
+        path: path of the index.
+        rows: rows of the manifest.
+        console: for progress.
+        is_writer: write the index; otherwise wait until another process has written it.
     """
     states = {row.path: file_state(row.path) for row in rows}
-    while not (index := VideoIndex(path)).covers(states) and not is_maker:
-        time.sleep(WAITING_SECONDS)
+    while not (index := VideoIndex(path)).covers(states) and not is_writer:
+        time.sleep(WAIT_SECONDS)
     if index.covers(states):
         return index
     with CountProgress("index", "videos", len(states), console) as progress:
 
         def counted() -> Iterator[tuple[str, Timeline | Unreadable]]:
-            for one in survey(list(states), CHILDREN_PER_CPU * num_cpus()):
+            for one in read_timelines(list(states), PROCESSES_PER_CPU * num_cpus()):
                 progress.count()
                 yield one
 

@@ -9,20 +9,19 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ...manifests.atomic import atomic_path, atomic_text, read_json, write_json
 from ...manifests.errors import FeaturesError
+from ...manifests.manifest import VideoRow
+from ...temporal.tasks import decision, probabilities
+from ..models.model_folder import NetworkConfig
 from ..settings import make_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ...manifests.manifest import VideoRow
-    from ..models.model_folder import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,8 +36,8 @@ class Predictions:
     """
 
     video_ids: list[str]
-    logits: "Tensor"
-    targets: "Tensor"
+    logits: Tensor
+    targets: Tensor
     record: dict[str, Any]
 
 
@@ -46,8 +45,8 @@ def write_predictions(
     folder: Path,
     name: str,
     predictions: Predictions,
-    rows: Sequence["VideoRow"],
-    config: "NetworkConfig",
+    rows: Sequence[VideoRow],
+    config: NetworkConfig,
 ) -> None:
     """Writes the three files of a split, the JSON last.
 
@@ -81,8 +80,6 @@ def read_predictions(folder: Path, name: str) -> Predictions | None:
     Raises:
         FeaturesError: it is damaged.
     """
-    import torch
-
     path, remedy = folder / f"{name}.json", "remove it, and evaluate again"
     if not path.exists():
         return None
@@ -101,11 +98,7 @@ def read_predictions(folder: Path, name: str) -> Predictions | None:
         ) from None
 
 
-def _write_csv(
-    path: Path, rows: Sequence["VideoRow"], logits: "Tensor", config: "NetworkConfig"
-) -> None:
-    from ...temporal.tasks import decision, probabilities
-
+def _write_csv(path: Path, rows: Sequence[VideoRow], logits: Tensor, config: NetworkConfig) -> None:
     task, classes = config.temporal.task, config.class_names
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""Classifying videos from their files, in two of VTN's three modes of inference.
+"""Classification of video files, in two of VTN's three modes of inference.
 
 end-to-end  every frame through backbone and temporal model in one pass
-chunked     the backbone in chunks of frames, the temporal model once over all of them
+chunked     the backbone in chunks of frames, then the temporal model once over all of them
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,45 +16,61 @@ import torch
 from torch import Tensor
 
 from ...extract.backbone import Backbone, evaluation_transform
-from ...extract.batching import Batch, Clock
-from ...extract.choices import Decoder
-from ...extract.decode.frames import Outcome
-from ...extract.decode.pool import DecodingChildren
-from ...extract.decode.protocol import Chunk, Decode, Restarted
+from ...extract.batching import Batcher, extract_videos
+from ...extract.decode.frames import Decoder, Outcome
+from ...extract.decode.pool import DecodeAgain, DecoderPool
+from ...extract.decode.protocol import Chunk, DecodeRequest
 from ...extract.decode.sampling import Sampling
-from ...extract.gather import gather
-from ...extract.transform import Transform
+from ...extract.preprocessing import Transform
 from ...manifests.errors import ManifestError, StoppedError
 from ...manifests.manifest import VideoRow
-from ...manifests.plan import PlannedRow
-from ...temporal.batch import frame_positions
-from ...temporal.clips import ClipSampling, generator_of, lay_clip
+from ...temporal.clips import ClipSampling, frame_positions, generator_of, lay_clip
 from ...temporal.distributed import Accelerator, all_of
 from ...temporal.inference import Scored, never
-from ..html.attention import SeenVideo
 from ..models.network import VideoTransformerNetwork
 from .clip_reader import IndexedVideos
 
 Mode = Literal["end-to-end", "chunked"]
 
 
-class Video(NamedTuple):
+class VideoFeatures(NamedTuple):
+    """Features of one video, as a temporal model takes them."""
+
+    features: Tensor  # [V, T, D]
+    timestamps: npt.NDArray[np.float64]  # [T]
+    frame_index: npt.NDArray[np.int64]  # [T]
+
+    def positions(self, position_fps: float | None) -> Tensor:
+        """Return the frames' positions [T], on the features' device."""
+        places = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
+        return torch.from_numpy(places).to(self.features.device)
+
+    def to(self, device: str) -> "VideoFeatures":
+        """Return a copy with its features on a device."""
+        return self._replace(features=self.features.to(device))
+
+
+class VideoToClassify(NamedTuple):
     """A video to classify.
 
     Attributes:
-        name: its id or its path.
-        clips: what is to be decoded for each of its clips, piece by piece; of one, all of it.
-        first: time and rank of its first frame; None where the first that is decoded is that.
+        name: id or path.
+        clips: requests of each clip, piece by piece; the whole video is one clip.
+        first: time and frame index of its first frame; None if that is decoded first.
     """
 
     name: str
-    clips: list[list[Decode]]
+    clips: list[list[DecodeRequest]]
     first: tuple[float, int] | None = None
 
 
 class Classified(NamedTuple):
-    """A video's logits [C], the mean over its clips and views; None where nothing of it could be
-    decoded. `outcome` is that of the first piece that was not whole.
+    """Logits of a video.
+
+    Attributes:
+        name: id or path.
+        logits: [C], the mean over clips and views; None if nothing could be decoded.
+        outcome: outcome of decoding; the first one that is not `ok`.
     """
 
     name: str
@@ -63,49 +79,47 @@ class Classified(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What could not be read, and why; empty where all could."""
+        """What could not be decoded, and why; empty if everything could."""
         reason = f"{self.outcome.reason}: {self.outcome.message}"
         return "" if self.outcome.status == "ok" else reason
 
 
 class Piece(NamedTuple):
-    """What decoding a request gave: inputs [T, V, ...] of a network or its temporal model."""
+    """Decoded frames of one request: inputs [T, V, ...] of a network or its temporal model."""
 
     inputs: Tensor
-    times: npt.NDArray[np.float64]
+    timestamps: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
     outcome: Outcome
 
     @property
-    def seen(self) -> SeenVideo:
-        """Its features, of a temporal model's inputs."""
-        return SeenVideo(self.inputs.transpose(0, 1), self.times, self.frame_index)
+    def features(self) -> VideoFeatures:
+        """Features of the video, if the inputs are those of a temporal model."""
+        return VideoFeatures(self.inputs.transpose(0, 1), self.timestamps, self.frame_index)
 
 
 @dataclass(kw_only=True)
 class VideoClassifier:
-    """A network with how it is to see videos.
+    """Classifies videos with a network, which it puts into evaluation mode.
 
     Attributes:
-        network: that it puts into evaluation mode, wherever it is.
-        mode: which of the two.
-        chunk_frames: that go through the backbone at once; `chunked` only.
-        num_children: that decode.
-        shuffle_seed: give each clip's frames in a random order of this seed; None for their own.
+        network: the network, on its device.
+        mode: mode of inference.
+        chunk_frames: frames per backbone call; `chunked` only.
+        num_decoder_processes: size of the decoder pool.
+        shuffle_seed: seed of a random order of each clip's frames; None for their own order.
     """
 
     network: VideoTransformerNetwork
     mode: Mode = "chunked"
     chunk_frames: int = 32
-    num_children: int = 1
+    num_decoder_processes: int = 1
     shuffle_seed: int | None = None
 
     @torch.inference_mode()
-    def __call__(self, videos: Sequence[Video]) -> Iterator[Classified]:
-        """Yields each video's logits, in order."""
+    def __call__(self, videos: Sequence[VideoToClassify]) -> Iterator[Classified]:
+        """Yield each video's logits, in order."""
         self.network.eval()
-        self._device = next(self.network.parameters()).device
-        transform = _transform(self.network)
         requests = [piece for video in videos for clip in video.clips for piece in clip]
         owners = [
             (number, clip)
@@ -113,12 +127,11 @@ class VideoClassifier:
             for clip, pieces in enumerate(video.clips)
             for _ in pieces
         ]
-        count = max(1, min(self.num_children, len(requests)))
-        with DecodingChildren(count) as children:
+        with DecoderPool(max(1, min(self.num_decoder_processes, len(requests)))) as pool:
             if self.mode == "chunked":
-                found = _features(self.network, requests, children, transform, self.chunk_frames)
+                found = _extract(self.network, requests, pool, self.chunk_frames)
             else:
-                found = self._frames(requests, children, transform)
+                found = _decode(requests, pool, _transform(self.network))
             pieces = zip(owners, found, strict=True)
             for number, of_video in groupby(pieces, lambda pair: pair[0][0]):
                 clips = [
@@ -127,46 +140,21 @@ class VideoClassifier:
                 ]
                 yield self._classify(videos[number], clips)
 
-    def _frames(
-        self, requests: Sequence[Decode], children: DecodingChildren, transform: Transform
-    ) -> Iterator[Piece]:
-        """Each request's frames [T, V, 3, h, w], uint8."""
-        kept: list[Tensor] = []
-        times: list[float] = []
-        indices: list[int] = []
-        shape = (0, len(transform.views), *transform.preprocessing.input_size)
-        none = torch.empty(shape, dtype=torch.uint8, device=self._device)
-        with closing(children.run(requests)) as events:
-            for _, event in events:
-                if isinstance(event, Chunk):
-                    kept.append(transform.resize(transform.upload(event.images)))
-                    times += event.timestamps
-                    indices += event.frame_index
-                if isinstance(event, Outcome):
-                    if event.status == "failed":
-                        kept, times, indices = [], [], []
-                    order = np.argsort(indices, kind="stable")
-                    yield Piece(
-                        torch.cat([none, *kept])[torch.from_numpy(order)],
-                        np.array(times, dtype=np.float64)[order],
-                        np.array(indices, dtype=np.int64)[order],
-                        event,
-                    )
-                if isinstance(event, Restarted | Outcome):
-                    kept, times, indices = [], [], []
-
-    def _classify(self, video: Video, clips: Sequence[Sequence[Piece]]) -> Classified:
+    def _classify(self, video: VideoToClassify, clips: Sequence[Sequence[Piece]]) -> Classified:
         outcomes = [piece.outcome for clip in clips for piece in clip]
         outcome = next((one for one in outcomes if one.status != "ok"), outcomes[0])
-        found = [self._logits(video, clip) for clip in clips if any(len(p.times) for p in clip)]
+        found = [
+            self._logits(video, clip) for clip in clips if any(len(p.timestamps) for p in clip)
+        ]
         logits = torch.stack(found).mean(0) if found else None
         return Classified(video.name, logits, outcome)
 
-    def _logits(self, video: Video, clip: Sequence[Piece]) -> Tensor:
-        """Logits [C] of one clip, the mean over its views."""
+    def _logits(self, video: VideoToClassify, clip: Sequence[Piece]) -> Tensor:
+        """Return the logits [C] of one clip, the mean over its views."""
+        device = next(self.network.parameters()).device
         inputs = torch.cat([piece.inputs for piece in clip])
         positions = frame_positions(
-            np.concatenate([piece.times for piece in clip]),
+            np.concatenate([piece.timestamps for piece in clip]),
             np.concatenate([piece.frame_index for piece in clip]),
             position_fps=self.network.config.temporal.position_fps,
             first=video.first,
@@ -174,94 +162,128 @@ class VideoClassifier:
         if self.shuffle_seed is not None:
             order = generator_of(self.shuffle_seed, 0, video.name).permutation(len(inputs))
             inputs = inputs[torch.from_numpy(order)]
-        places = torch.from_numpy(positions)[None].to(self._device)
+        places = torch.from_numpy(positions)[None].to(device)
         model = self.network.temporal if self.mode == "chunked" else self.network
-        views = [view[None].to(self._device) for view in inputs.unbind(1)]
+        views = [view[None].to(device) for view in inputs.unbind(1)]
         logits = torch.stack([model(view, places)[0].cpu() for view in views])
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).mean(0)  # of autocast's
+        precise = torch.promote_types(logits.dtype, torch.float32)  # autocast returns bfloat16
+        return logits.to(precise).mean(0)
 
 
 @torch.inference_mode()
-def video_features(
+def extract_features(
     network: VideoTransformerNetwork,
-    requests: Sequence[Decode],
+    requests: Sequence[DecodeRequest],
     *,
     chunk_frames: int = 32,
-    num_children: int = 1,
+    num_decoder_processes: int = 1,
 ) -> Iterator[Piece]:
-    """Yields the features [T, V, D] of what each request gives, as `chunked` has them.
+    """Yield the features [T, V, D] of each request, as in mode `chunked`.
 
     Args:
-        network: that it puts into evaluation mode, wherever it is.
+        network: the network, on its device; set to evaluation mode.
         requests: what to decode.
-        chunk_frames: that go through the backbone at once.
-        num_children: that decode.
+        chunk_frames: frames per backbone call.
+        num_decoder_processes: size of the decoder pool.
     """
     network.eval()
-    transform = _transform(network)
-    with DecodingChildren(max(1, min(num_children, len(requests)))) as children:
-        yield from _features(network, requests, children, transform, chunk_frames)
+    with DecoderPool(max(1, min(num_decoder_processes, len(requests)))) as pool:
+        yield from _extract(network, requests, pool, chunk_frames)
 
 
 def _transform(network: VideoTransformerNetwork) -> Transform:
-    config, device = network.config, next(network.parameters()).device
-    return evaluation_transform(config.preprocessing, str(device), config.identity["views"])
+    device = next(network.parameters()).device
+    return evaluation_transform(
+        network.config.preprocessing, str(device), network.config.spec.views
+    )
 
 
-def _features(
+def _extract(
     network: VideoTransformerNetwork,
-    requests: Sequence[Decode],
-    children: DecodingChildren,
-    transform: Transform,
+    requests: Sequence[DecodeRequest],
+    pool: DecoderPool,
     chunk_frames: int,
 ) -> Iterator[Piece]:
-    """Each request's frames as features [T, V, D], in chunks that are filled across videos."""
+    """Yield each request's features [T, V, D], in chunks that are filled across videos."""
+    transform = _transform(network)
     backbone = Backbone(module=network.backbone, transform=transform, dtype=torch.float32)
-    batch = Batch(backbone, chunk_frames, np.dtype(np.float32), Clock({}), lambda progress: None)
-    rows = [PlannedRow(one.path, one.path, one.start, one.end, None, None) for one in requests]
     row_shape = (len(transform.views), network.config.temporal.feature_dim)
-    with closing(children.run(requests)) as events:
-        for video in gather(rows, events, batch):
-            part = video.part(row_shape, "float32")
-            assert video.outcome is not None
-            features = torch.from_numpy(part.features)
-            yield Piece(features, part.timestamps, part.frame_index, video.outcome)
+    remaining: list[DecodeRequest | Outcome] = list(requests)
+    names = [request.path for request in requests]
+    num_done = 0
+    while num_done < len(requests):
+        first = num_done
+        batcher = Batcher(backbone, chunk_frames, np.float32)
+        try:
+            with closing(pool.decode(remaining[first:])) as events:
+                for video in extract_videos(names[first:], events, batcher):
+                    num_done += 1
+                    features, frame_index, timestamps = video.arrays(row_shape, "float32")
+                    assert video.outcome is not None
+                    yield Piece(torch.from_numpy(features), timestamps, frame_index, video.outcome)
+        except DecodeAgain as again:
+            remaining[first + again.number] = again.request
+
+
+def _decode(
+    requests: Sequence[DecodeRequest], pool: DecoderPool, transform: Transform
+) -> Iterator[Piece]:
+    """Yield each request's frames [T, V, 3, h, w], uint8."""
+    shape = (0, len(transform.views), *transform.preprocessing.input_size)
+    empty = torch.empty(shape, dtype=torch.uint8, device=transform.device)
+    frames: dict[int, tuple[float, Tensor]] = {}  # frame index → time, views
+    for _, event in pool.decode_repeating(requests):
+        if isinstance(event, Chunk):
+            views = transform.resize(transform.upload(event.images))
+            for index, time, frame in zip(event.frame_index, event.timestamps, views, strict=True):
+                frames[index] = (time, frame)
+        elif isinstance(event, Outcome):
+            kept = sorted(frames) if event.status != "failed" else []
+            yield Piece(
+                torch.stack([frames[index][1] for index in kept]) if kept else empty,
+                np.array([frames[index][0] for index in kept], dtype=np.float64),
+                np.array(kept, dtype=np.int64),
+                event,
+            )
+            frames = {}
 
 
 def whole_videos(
     rows: Sequence[VideoRow], sampling: Sampling, decoder: Decoder = "auto"
-) -> list[Video]:
-    """All wanted frames of each row at once."""
+) -> list[VideoToClassify]:
+    """Return each row as one clip of all its sampled frames."""
     return [
-        Video(row.video_id, [[Decode(row.path, row.start, row.end, sampling, decoder=decoder)]])
+        VideoToClassify(
+            row.video_id, [[DecodeRequest(row.path, row.start, row.end, sampling, decoder=decoder)]]
+        )
         for row in rows
     ]
 
 
 def clips_of_videos(
     rows: Sequence[VideoRow], videos: IndexedVideos, sampling: ClipSampling, num_clips: int
-) -> list[Video]:
-    """So many clips, evenly over each row."""
+) -> list[VideoToClassify]:
+    """Return each row as `num_clips` clips, evenly spaced."""
     found = []
     for row in rows:
-        ranks, times = videos.times(row.video_id)
+        frame_index, times = videos.times(row.video_id)
         laid = [lay_clip(times, sampling, number, num_clips) for number in range(num_clips)]
-        clips = [videos.requests(row.video_id, ranks[clip]) for clip in laid]
-        found.append(Video(row.video_id, clips, (float(times[0]), int(ranks[0]))))
+        clips = [videos.requests(row.video_id, frame_index[clip]) for clip in laid]
+        found.append(VideoToClassify(row.video_id, clips, (float(times[0]), int(frame_index[0]))))
     return found
 
 
-def score(
+def score_videos(
     classify: VideoClassifier,
-    videos: Sequence[Video],
+    videos: Sequence[VideoToClassify],
     accelerator: Accelerator,
     should_stop: Callable[[], bool] = never,
 ) -> Scored:
-    """Logits of videos for scoring them; those of which nothing can be decoded are left out.
+    """Return the logits of videos; those of which nothing can be decoded are left out.
 
     Raises:
-        ManifestError: nothing of any of them can be decoded.
-        StoppedError: `should_stop` said so.
+        ManifestError: no video can be decoded.
+        StoppedError: `should_stop` returned True.
     """
     with accelerator.autocast():
         results = _classify_together(classify, videos, accelerator, should_stop)
@@ -273,7 +295,7 @@ def score(
 
 
 def none_decoded(num_videos: int, first_fault: str) -> ManifestError:
-    """The error where none of some videos gives a frame."""
+    """Return the error for videos of which none can be decoded."""
     return ManifestError(
         f"none of {num_videos} videos can be decoded, the first because of {first_fault}; see "
         "`vtnpipe manifest check` and `vtnpipe plan`"
@@ -281,15 +303,15 @@ def none_decoded(num_videos: int, first_fault: str) -> ManifestError:
 
 
 def _classify_together(
-    classify: Callable[[Sequence[Video]], Iterator[Classified]],
-    videos: Sequence[Video],
+    classify: Callable[[Sequence[VideoToClassify]], Iterator[Classified]],
+    videos: Sequence[VideoToClassify],
     accelerator: Accelerator,
     should_stop: Callable[[], bool],
 ) -> list[Classified]:
-    """Classifies videos, by all processes together; each process gets all results, in order.
+    """Classify videos in all processes together; each process returns all results, in order.
 
     Raises:
-        StoppedError: `should_stop`, asked after each video, said so in one of the processes.
+        StoppedError: `should_stop`, asked after each video, returned True in some process.
     """
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     results: list[Classified] = []
@@ -297,6 +319,6 @@ def _classify_together(
     for _ in range(0, len(videos), num_processes):
         found = all_of(accelerator, (next(mine, None), should_stop()))
         if any(stops for _, stops in found):
-            raise StoppedError("stopped while evaluating")
+            raise StoppedError("stopped during evaluation")
         results += [one for one, _ in found if one is not None]
     return results

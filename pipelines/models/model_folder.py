@@ -1,11 +1,11 @@
-"""The model folder: what config.json says, and where the weights lie.
+"""The model folder: config.json, and where the weights are.
 
-- config.json: backbone, preprocessing, temporal model, classes, and how its features are made
-- model.safetensors: weights, `temporal.*`, and `backbone.*` unless a file of their own holds them
+- config.json: feature specification, temporal model, class names
+- model.safetensors: weights, `temporal.*`, and `backbone.*` unless a file of their own has them
 - backbone.safetensors: a frozen backbone's weights, byte for byte as in the feature folder
 
-Where the backbone has learnt, its weights change with each best epoch: config.json then names no
-digest of them, but model.safetensors does in its header, so that the two are written as one.
+The weights of a trained backbone change with each best epoch. config.json then has no digest of
+them; the header of model.safetensors does, so that weights and digest are written as one.
 """
 
 import hashlib
@@ -21,63 +21,79 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...extract.backbone import BuiltBackbone, weights_bytes
-from ...extract.create_backbone import create_module
+from ...extract.create_backbone import BuiltBackbone, create_module, mismatches, weights_bytes
 from ...extract.preprocessing import Preprocessing
-from ...extract.weights import mismatches
 from ...manifests.atomic import atomic_path, sha256_of, write_json
 from ...manifests.errors import BackboneError, FeaturesError, SettingsError
-from ...manifests.feature_folder import FeatureFolder
-from ...temporal.checkpoint import read_metadata, read_weights, save_weights
+from ...manifests.feature_folder import FeatureFolder, FeatureSpec
+from ...temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
 from ...temporal.config import TemporalConfig
 from ...temporal.model import TemporalClassifier
-from ...temporal.run_folder import RunFolder
 
-FORMAT, VERSION = "vtnpipe.model", 1
-DIGEST = "backbone_digest"  # in the header of model.safetensors
+FORMAT, VERSION = "vtnpipe.model", 2
+DIGEST = "backbone_digest"  # key in the header of model.safetensors
+# Fields in which features may differ from those that a model was trained on: precision and dtype
+# cause other roundings only, and logits are averaged over the views.
+MAY_DIFFER = frozenset({"precision", "feature_dtype", "views"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What config.json says, and of a backbone that has learnt, whose weights they are.
+    """Contents of config.json.
 
     Attributes:
-        identity: what decides the features that the model takes: backbone, its weights' digest,
-            preprocessing and sampling; after training on a feature folder, that folder's.
-        temporal: the temporal model.
+        spec: specification of the features that the temporal model takes.
+        temporal: configuration of the temporal model.
         class_names: [C], in the order of the logits.
     """
 
-    identity: dict[str, Any]
+    spec: FeatureSpec
     temporal: TemporalConfig
     class_names: list[str]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Of the frames."""
-        return Preprocessing.from_json(self.identity["preprocessing"])
+        """Preprocessing of the frames."""
+        return Preprocessing.from_json(self.spec.preprocessing)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON values."""
+        return {
+            "spec": self.spec.to_json(),
+            "temporal": asdict(self.temporal),
+            "class_names": self.class_names,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "NetworkConfig":
+        """Create a configuration from JSON values; version 1 called the specification identity."""
+        spec = values["spec"] if "spec" in values else values["identity"]
+        return cls(
+            spec=FeatureSpec.from_json(spec),
+            temporal=TemporalConfig(**values["temporal"]),
+            class_names=values["class_names"],
+        )
 
 
 def backbone_module(config: NetworkConfig) -> nn.Module:
-    """The backbone of a model, without its weights."""
-    identity = config.identity
-    return create_module(identity["backbone"], pretrained=False, pool=identity["pool"])
+    """Create the backbone of a model, without its weights."""
+    return create_module(config.spec.backbone, pretrained=False, pool=config.spec.pool)
 
 
 def write_model(files: RunFolder, temporal: TemporalClassifier, config: NetworkConfig) -> None:
-    """Writes a model folder beside its backbone's weights; config.json last, as it makes it one."""
+    """Write temporal weights and config.json, which makes the folder a model folder, last."""
     save_weights(temporal, files.best, prefix="temporal.")
     write_config(files, config)
 
 
 def save_network(network: nn.Module, backbone: nn.Module, path: Path) -> None:
-    """Writes all weights of a network whose backbone learns, with that one's digest."""
+    """Write all weights of a network with a trained backbone, and the backbone's digest."""
     _, digest = weights_bytes(backbone.state_dict())
     save_weights(network, path, metadata={DIGEST: digest})
 
 
 def backbone_of_model(folder: Path) -> BuiltBackbone:
-    """The backbone of a model folder, for extracting features that fit the model.
+    """Return the backbone of a model folder, for extracting features that fit the model.
 
     Raises:
         VtnpipeError: the folder is damaged.
@@ -85,18 +101,18 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
     files = RunFolder(folder)
     config = read_config(files)
     if files.backbone.exists():
-        tensors = read_backbone(files.backbone, config.identity["weights_digest"])
+        tensors = read_backbone(files.backbone, config.spec.weights_digest)
     else:
         tensors = {k: v for k, v in read_weights(files.best).items() if k.startswith("backbone.")}
     state = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
     with torch.device("meta"):
         own = backbone_module(config).state_dict()
     weights, digest = weights_bytes(state)
-    if (faults := mismatches(own, state)) or digest != config.identity["weights_digest"]:
+    if (faults := mismatches(own, state)) or digest != config.spec.weights_digest:
         fault = faults[0] if faults else "they are not those that config.json names"
         raise BackboneError(
-            f"{folder}: the weights of its backbone {config.identity['backbone']} can't be used: "
-            f"{fault}; put its {files.backbone.name} back"
+            f"{folder}: cannot use the weights of its backbone {config.spec.backbone}: {fault}; "
+            f"restore its {files.backbone.name}"
         )
     return BuiltBackbone(
         preprocessing=config.preprocessing,
@@ -107,91 +123,88 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
 
 
 def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier:
-    """The temporal model of a model folder, without its backbone.
+    """Load the temporal model of a model folder, without its backbone.
 
     Raises:
-        FeaturesError: its weights don't fit its configuration.
+        FeaturesError: its weights do not fit its configuration.
     """
     temporal = TemporalClassifier(config.temporal)
     state, prefix = read_weights(files.best), "temporal."
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    fill_from(files.best, temporal, own)
+    load_state(files.best, temporal, own)
     return temporal.eval()
 
 
-def fill_from(path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads the weights of a model's file into its module.
+def load_state(path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the weights of a model's file into its module.
 
     Raises:
-        FeaturesError: they are not the module's.
+        FeaturesError: they do not fit the module.
     """
     if faults := mismatches(module.state_dict(), state):
         raise FeaturesError(
-            f"{path}: does not fit the config.json beside it: {faults[0]}; put back the two that "
-            "belong together, or make the model anew"
+            f"{path}: does not fit the config.json beside it: {faults[0]}; restore the two that "
+            "belong together, or create the model again"
         )
     module.load_state_dict(state)
 
 
 def write_config(files: RunFolder, config: NetworkConfig) -> None:
-    """Writes config.json."""
-    value = {"format": FORMAT, "version": VERSION, **asdict(config)}
-    write_json(value, files.config)
+    """Write config.json atomically."""
+    write_json({"format": FORMAT, "version": VERSION, **config.to_json()}, files.config)
 
 
 def model_digest(files: RunFolder) -> str:
-    """Of a model's weights file: 16 hexadecimal digits.
+    """Return the digest of a model's weights file, 16 hexadecimal digits.
 
     Raises:
-        FeaturesError: it is not there.
+        FeaturesError: the file is missing.
     """
     if not files.best.exists():
         raise FeaturesError(
-            f"{files.best}: missing; a run has it after its first epoch, so train it further"
+            f"{files.best}: missing; a run writes it after its first epoch, so train it further"
         )
     return sha256_of(files.best)[:16]
 
 
 def read_config(files: RunFolder) -> NetworkConfig:
-    """What config.json says.
+    """Read and check config.json.
 
     Raises:
-        FeaturesError: it is missing, damaged, or of another version.
+        FeaturesError: the file is missing, damaged, or of another version.
     """
     try:
         found = json.loads(files.config.read_text(encoding="utf-8"))
         kind = (found.pop("format"), found.pop("version"))
-        if kind != (FORMAT, VERSION):
+        if kind[0] != FORMAT or kind[1] not in (1, VERSION):
             raise FeaturesError(
-                f"{files.config}: is {kind}, not {(FORMAT, VERSION)}; it was made by another "
-                "version of vtnpipe, or by another program: use that one, or make the model anew"
+                f"{files.config}: is {kind}, but this vtnpipe reads {FORMAT!r} versions 1 and "
+                f"{VERSION}; use the vtnpipe that wrote it, or create the model again"
             )
-        config = NetworkConfig(temporal=TemporalConfig(**found.pop("temporal")), **found)
-        if config.identity["weights_digest"] is None:
-            identity = {**config.identity, "weights_digest": read_metadata(files.best)[DIGEST]}
-            config = replace(config, identity=identity)
+        config = NetworkConfig.from_json(found)
+        if not config.spec.weights_digest:
+            digest = read_metadata(files.best)[DIGEST]
+            config = replace(config, spec=replace(config.spec, weights_digest=digest))
         _check_config(config)
     except (FileNotFoundError, NotADirectoryError):
         raise FeaturesError(
-            f"{files.root}: not a model or run folder (no config.json); make one with "
+            f"{files.root}: not a model or run folder (no config.json); create one with "
             "`vtnpipe train-temporal FEATURES RUN` or `vtnpipe import-checkpoint`"
         ) from None
-    except FeaturesError:
-        raise
     except SettingsError as error:
-        raise FeaturesError(f"{files.config}: {error}; put it back") from None
+        raise FeaturesError(f"{files.config}: {error}; restore it") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FeaturesError(f"{files.config}: cannot be read ({error!r}); put it back") from None
+        raise FeaturesError(f"cannot read {files.config} ({error!r}); restore it") from None
     return config
 
 
 def _check_config(config: NetworkConfig) -> None:
-    """Refuses what other commands would stumble over.
+    """Check the parts of a configuration that its constructors do not.
 
     Raises:
-        ValueError: something is missing, or is not what it must be.
+        ValueError: something is missing or of the wrong type.
     """
-    texts = [config.identity[key] for key in ("backbone", "weights_digest")]
+    texts = [config.spec.backbone, config.spec.weights_digest]
     num_names = 0 if config.temporal.task == "regression" else config.temporal.num_classes
     names = config.class_names
     if not all(isinstance(text, str) for text in [*texts, *names]) or len(names) != num_names:
@@ -200,14 +213,14 @@ def _check_config(config: NetworkConfig) -> None:
 
 
 def link_backbone(features: FeatureFolder, files: RunFolder) -> None:
-    """Puts the feature folder's backbone weights into a run folder: linked, or copied."""
+    """Link, or else copy, the feature folder's backbone weights into a run folder."""
     if files.backbone.exists():
         return
     try:
         os.link(features.backbone, files.backbone)
     except FileNotFoundError:
         raise FeaturesError(
-            f"{features.backbone}: missing, but predicting needs it; put it back"
+            f"{features.backbone}: missing, but prediction needs it; restore it"
         ) from None
     except OSError:
         with atomic_path(files.backbone) as temporary:
@@ -215,34 +228,25 @@ def link_backbone(features: FeatureFolder, files: RunFolder) -> None:
 
 
 def read_backbone(path: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of a backbone's own file, as `backbone.*`.
+    """Return the tensors of a backbone's own file, as `backbone.*`.
 
     Raises:
-        BackboneError: they are not those of the digest.
+        BackboneError: their digest is another one.
     """
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
-        raise BackboneError(f"{path}: not the weights that config.json names; put them back")
+        raise BackboneError(f"{path}: not the weights that config.json names; restore them")
     return {f"backbone.{key}": tensor for key, tensor in safetensors.torch.load(data).items()}
 
 
-def check_features(config: NetworkConfig, identity: Mapping[str, Any], features: Path) -> None:
-    """Refuses features that the model was not fitted on.
+def check_features(config: NetworkConfig, spec: FeatureSpec, features: Path) -> None:
+    """Refuse features of another specification than the model was trained on.
 
     Raises:
-        FeaturesError: names each setting that differs, with both values.
+        FeaturesError: names each field that differs, with both values.
     """
-    mine = config.identity
-    # Precision and storage may differ: they make other roundings, not other features; and so may
-    # the views, as logits are averaged over those that there are.
-    keys = sorted({*mine, *identity} - {"precision", "store", "views"})
-    differences = [
-        f"{key} is {identity.get(key)!r} there and {mine.get(key)!r} in the model"
-        for key in keys
-        if identity.get(key) != mine.get(key)
-    ]
-    if differences:
+    if differences := config.spec.differences(spec, ignore=MAY_DIFFER):
         raise FeaturesError(
-            f"{features}: not the features that the model was fitted on: {'; '.join(differences)}; "
-            "extract the videos with the model's backbone and settings"
+            f"{features}: not the features that the model was trained on: "
+            f"{'; '.join(differences)}; extract the videos with the model's backbone and settings"
         )

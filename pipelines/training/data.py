@@ -1,4 +1,4 @@
-"""The rows that a fit learns from, and those that it is validated on."""
+"""Training data: the usable rows of the training and validation splits, with their targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from ...manifests.errors import ManifestError
-from ...manifests.feature_folder import fingerprint
+from ...manifests.feature_folder import digest_of
 from ...manifests.manifest import VideoRow
 from ...temporal.splits import UsableRows, usable_rows
 from ...temporal.tasks import read_targets, training_classes
-from .settings import FitSettings
+from .settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The rows to learn from and those to validate on, with their targets."""
+    """Usable rows of the training and the validation split, with their targets."""
 
     train: UsableRows
     validation: UsableRows
@@ -25,20 +25,20 @@ class Splits:
 
     @property
     def rows(self) -> list[VideoRow]:
-        """Of both."""
+        """All rows, training rows first."""
         return self.train.rows + self.validation.rows
 
     @property
     def gaps(self) -> list[str]:
-        """What is missing or partial, in words."""
+        """Missing and partial videos of each split, in words."""
         return [part.gaps for part in (self.train, self.validation) if part.gaps]
 
     def digest(self, source: Any, mark: Callable[[VideoRow], Any]) -> str:
-        """What is learnt from, as 16 hexadecimal digits.
+        """Return the digest of the training data, 16 hexadecimal digits.
 
         Args:
-            source: what all videos have in common.
-            mark: what changes when a video's frames do.
+            source: JSON value that all videos have in common.
+            mark: returns a JSON value that changes with a row's frames.
         """
         rows = [
             [
@@ -47,32 +47,32 @@ class Splits:
             ]
             for part, wanted in zip((self.train, self.validation), self.targets, strict=True)
         ]
-        return fingerprint({"source": source, "rows": rows, "classes": self.class_names})
+        return digest_of({"source": source, "rows": rows, "classes": self.class_names})
 
 
 def read_splits(
     rows: list[VideoRow],
     statuses: Mapping[str, str],
-    settings: FitSettings,
+    settings: TrainSettings,
     *,
     what: str,
     remedy: str,
     drop_partial: bool = False,
     class_names: list[str] | None = None,
 ) -> Splits:
-    """The rows of the two splits that can be used.
+    """Return the usable rows of the two splits.
 
     Args:
-        rows: of the manifest.
+        rows: rows of the manifest.
         statuses: video_id → `ok`, `partial` or `failed`.
-        settings: which splits, which task.
-        what: videos must have, in words.
-        remedy: where none has it.
+        settings: names of the splits, and task.
+        what: what usable videos have, for messages: features or frames.
+        remedy: what to do if no video is usable, for messages.
         drop_partial: leave out partial videos.
-        class_names: of the model; None for those of the training split.
+        class_names: classes of the model; None for those of the training split.
 
     Raises:
-        ManifestError: a rule is broken, or a label can't be learned.
+        ManifestError: a split is empty, or a label is invalid.
     """
     train, validation = (
         usable_rows(statuses, rows, split, what=what, remedy=remedy, drop_partial=drop_partial)
@@ -93,7 +93,7 @@ def read_splits(
 
 
 def describe_splits(splits: Splits) -> str:
-    """How much there is to learn from, in a line."""
+    """Return the sizes of the splits in words."""
     classes = f", {len(splits.class_names)} classes" if splits.class_names else ""
     return (
         f"{len(splits.train.rows)} training and {len(splits.validation.rows)} validation "

@@ -1,58 +1,149 @@
-"""What a finetuning begins with: a model, or a new one on a backbone."""
+"""The initial model of a training: a new temporal model, on a backbone or on another model's."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
-from ...extract.backbone import BuiltBackbone, build_backbone
+from ...extract.create_backbone import BuiltBackbone, build_backbone
 from ...extract.decode.sampling import Sampling
-from ...manifests.errors import SettingsError
+from ...manifests.errors import ManifestError, SettingsError
+from ...manifests.feature_folder import FeatureSpec
+from ...temporal.checkpoint import RunFolder
 from ...temporal.config import TemporalConfig
 from ...temporal.model import TemporalClassifier
-from ...temporal.presets import preset
-from ...temporal.run_folder import RunFolder
-from ..extraction.feature_spec import DEFAULT_BACKBONE, SAMPLING
+from ...temporal.presets import Preset, preset, preset_for, preset_like
+from ..extraction.settings import DEFAULT_BACKBONE
 from ..models.model_folder import NetworkConfig, backbone_module
 from ..models.network import VideoTransformerNetwork
+from ..settings import check_unset
 from .data import Splits
-from .fit_shape import check_shape_is_unset, choose_preset, dropouts, shape
+from .settings import FinetuneSettings, TrainSettings
 
-if TYPE_CHECKING:
-    from ..finetune import FinetuneSettings
+# Setting → field of the temporal model's configuration.
+SHAPE = {
+    "encoder": "encoder",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "attention_window": "attention_window",
+    "intermediate": "intermediate_dim",
+    "head": "head",
+    "head_dim": "head_dim",
+    "position_embedding": "position_embedding",
+    "max_positions": "max_positions",
+    "position_fps": "position_fps",
+}
+DROPOUT = {
+    "dropout": ("dropout", "attention_dropout"),
+    "head_dropout": ("head_dropout",),
+}
+
+
+def choose_preset(settings: TrainSettings, backbone: str, dim: int) -> Preset:
+    """Return the preset for features of a backbone.
+
+    Raises:
+        SettingsError: the preset that was given is for other features.
+    """
+    if settings.preset == "auto":
+        return preset_for(backbone) or preset_like(dim)
+    chosen = preset(settings.preset)
+    if chosen.feature_dim != dim:
+        raise SettingsError(
+            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
+            f"but those of {backbone} have {dim}; give --preset auto"
+        )
+    return chosen
+
+
+def new_temporal_config(
+    settings: TrainSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
+) -> TemporalConfig:
+    """Return the configuration of a new temporal model: as given, else the preset's.
+
+    Args:
+        settings: settings of the training.
+        preset_shape: the preset.
+        dim: number of features, D.
+        targets: training targets.
+        num_classes: C; 0 for regression.
+
+    Raises:
+        SettingsError: a setting does not fit the features or the task.
+    """
+    is_regression = settings.task == "regression"
+    base = preset_shape.temporal_config(num_classes=num_classes or 1)
+    changes = {
+        field: getattr(settings, name)
+        for name, field in SHAPE.items()
+        if getattr(settings, name) is not None
+    }
+    if settings.positions == "frames":
+        changes["position_fps"] = None
+    return replace(
+        base,
+        feature_dim=dim,
+        task=settings.task,
+        target_mean=float(targets.mean()) if is_regression else 0.0,
+        target_std=_target_std(targets) if is_regression else 1.0,
+        **_dropouts(settings),
+        **changes,
+    )
+
+
+def _dropouts(settings: TrainSettings) -> dict[str, Any]:
+    """Return the given dropouts as fields of a configuration."""
+    return {
+        field: getattr(settings, name)
+        for name, fields in DROPOUT.items()
+        for field in fields
+        if getattr(settings, name) is not None
+    }
+
+
+def _target_std(targets: Tensor) -> float:
+    """Return the standard deviation of the training labels; 1 if they are all the same."""
+    is_constant = bool((targets == targets[0]).all())
+    std = 1.0 if is_constant else float(targets.std(correction=0))
+    if not 0 < std < math.inf:
+        raise ManifestError(
+            f"the training labels' standard deviation is {std:g}, which is out of range; give the "
+            "labels in another unit"
+        )
+    return std
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartingPoint:
-    """A network to be, for which classes may still have to be known.
+class InitialModel:
+    """The initial network of a finetuning, which may still depend on the training classes.
 
     Attributes:
-        words: what it is, for people.
-        sampling: which of a video's frames it takes.
-        class_names: of its head; None where that is made for those of the training split.
-        network: makes it, for rows that are to be learnt from.
+        description: its origin, in words.
+        sampling: frames that it takes of a video.
+        class_names: classes of its head; None if that is created for the training split's.
+        create: creates the network for given splits.
     """
 
-    words: str
+    description: str
     sampling: Sampling
     class_names: list[str] | None
-    network: Callable[[Splits], VideoTransformerNetwork]
+    create: Callable[[Splits], VideoTransformerNetwork]
 
 
-def start_network(settings: "FinetuneSettings") -> StartingPoint:
-    """What the settings say that a finetuning begins with.
+def initial_model(settings: FinetuneSettings) -> InitialModel:
+    """Return the initial model of a finetuning.
 
     Raises:
         VtnpipeError: there is no such model or backbone, or a setting does not fit it.
     """
-    if settings.from_ == "none":
-        return _new(settings)
-    return _of_model(settings)
+    return _on_backbone(settings) if settings.from_ == "none" else _from_model(settings)
 
 
-def _new(settings: "FinetuneSettings") -> StartingPoint:
+def _on_backbone(settings: FinetuneSettings) -> InitialModel:
     name = settings.backbone
     if name is None:
         is_auto = settings.preset == "auto"
@@ -63,31 +154,30 @@ def _new(settings: "FinetuneSettings") -> StartingPoint:
         )
     built = build_backbone(name, settings.weights, settings.pool)
     chosen = choose_preset(settings, name, built.dim)
-    identity: dict[str, Any] = {
-        "backbone": name,
-        "weights_digest": built.digest,
-        "preprocessing": built.preprocessing.to_json(),
-        **SAMPLING,
-        "fps": settings.fps,
-        "every": settings.every,
-        "pool": settings.pool,
-    }
+    spec = FeatureSpec(
+        backbone=name,
+        weights_digest=built.digest,
+        preprocessing=built.preprocessing.to_json(),
+        fps=settings.fps,
+        frame_stride=settings.frame_stride,
+        pool=settings.pool,
+    )
 
-    def network(splits: Splits) -> VideoTransformerNetwork:
+    def create(splits: Splits) -> VideoTransformerNetwork:
         names = splits.class_names
-        temporal = shape(settings, chosen, built.dim, splits.targets[0], len(names))
-        config = NetworkConfig(identity=identity, temporal=temporal, class_names=names)
-        return _join(built, TemporalClassifier(temporal), config)
+        temporal = new_temporal_config(settings, chosen, built.dim, splits.targets[0], len(names))
+        config = NetworkConfig(spec=spec, temporal=temporal, class_names=names)
+        return _network(built, TemporalClassifier(temporal), config)
 
-    return StartingPoint(
-        words=f"begun with the weights {settings.weights} and a new temporal model",
-        sampling=Sampling.from_identity(identity),
+    return InitialModel(
+        description=f"initialized with the weights {settings.weights} and a new temporal model",
+        sampling=Sampling.from_spec(spec),
         class_names=None,
-        network=network,
+        create=create,
     )
 
 
-def _join(
+def _network(
     built: BuiltBackbone, temporal: TemporalClassifier, config: NetworkConfig
 ) -> VideoTransformerNetwork:
     backbone = backbone_module(config)
@@ -95,9 +185,10 @@ def _join(
     return VideoTransformerNetwork(backbone, temporal, config)
 
 
-def _of_model(settings: "FinetuneSettings") -> StartingPoint:
+def _from_model(settings: FinetuneSettings) -> InitialModel:
     folder = Path(settings.from_)
-    check_shape_is_unset(settings, folder)
+    why = f"the model has the shape of {folder}, its initial model"
+    check_unset(settings, ("preset", "positions", *SHAPE), why)
     model = VideoTransformerNetwork.from_pretrained(folder)
     config = model.config
     if settings.task != config.temporal.task and not settings.new_head:
@@ -106,31 +197,30 @@ def _of_model(settings: "FinetuneSettings") -> StartingPoint:
             f"; give --task {config.temporal.task}, or --new-head"
         )
 
-    def network(splits: Splits) -> VideoTransformerNetwork:
-        temporal = replace(config.temporal, **dropouts(settings))
+    def create(splits: Splits) -> VideoTransformerNetwork:
+        temporal = replace(config.temporal, **_dropouts(settings))
         if settings.new_head:
-            temporal = _for_classes(temporal, settings, splits)
+            temporal = _with_new_outputs(temporal, settings, splits)
         classifier = TemporalClassifier(temporal)
         classifier.encoder.load_state_dict(model.temporal.encoder.state_dict())
         if not settings.new_head:
             classifier.head.load_state_dict(model.temporal.head.state_dict())
-        names = splits.class_names
-        changed = replace(config, temporal=temporal, class_names=names)
+        changed = replace(config, temporal=temporal, class_names=splits.class_names)
         return VideoTransformerNetwork(model.backbone, classifier, changed)
 
-    return StartingPoint(
-        words=f"begun with {folder}{' and a new head' if settings.new_head else ''}",
-        sampling=Sampling.from_identity(config.identity),
+    return InitialModel(
+        description=f"initialized with {folder}{' and a new head' if settings.new_head else ''}",
+        sampling=Sampling.from_spec(config.spec),
         class_names=None if settings.new_head else config.class_names,
-        network=network,
+        create=create,
     )
 
 
-def _for_classes(
-    config: TemporalConfig, settings: "FinetuneSettings", splits: Splits
+def _with_new_outputs(
+    config: TemporalConfig, settings: FinetuneSettings, splits: Splits
 ) -> TemporalConfig:
-    """The configuration with an output for what is to be learnt."""
-    made = shape(
+    """Return the configuration with outputs for the training targets."""
+    new = new_temporal_config(
         settings,
         choose_preset(settings, "", config.feature_dim),
         config.feature_dim,
@@ -139,8 +229,8 @@ def _for_classes(
     )
     return replace(
         config,
-        task=made.task,
-        num_classes=made.num_classes,
-        target_mean=made.target_mean,
-        target_std=made.target_std,
+        task=new.task,
+        num_classes=new.num_classes,
+        target_mean=new.target_mean,
+        target_std=new.target_std,
     )

@@ -1,45 +1,35 @@
-"""What a person sees of a training: a bar on a terminal, a line an epoch, TensorBoard's events."""
+"""Training log: a progress bar on a terminal, one line per epoch, and TensorBoard events."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from ..console import Bar, LineClock, in_words, say, say_some
-from ..html.confusion import Confusion
-from ..inference.figures import figures_text
+from ...temporal.train import EpochReport
+from ..console import Bar, LineClock, duration_text, metrics_text, say, say_some
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-    from ...temporal.progress import EpochReport
-
-MAX_LOST_LISTED = 5  # clips, of an epoch
-SLOW_WAITING = 0.05  # share of the time from which on waiting for clips is worth a word
+MAX_LOST_LISTED = 5  # clips of an epoch
+SLOW_WAITING = 0.05  # share of the time spent waiting for clips, from which on it is printed
 
 
 class TrainingLog:
-    """A context whose `on_step` and `on_epoch` a fit calls.
+    """Context whose `on_step` and `on_epoch` are training callbacks.
 
     Args:
-        console: where to show it.
-        epochs: how many are wanted.
-        folder: for TensorBoard's events; None for none.
-        class_names: [C] of a classification.
+        console: the console.
+        epochs: number of epochs.
+        folder: folder of TensorBoard's events; None for no events.
     """
 
-    def __init__(
-        self, console: Console, epochs: int, folder: Path | None, class_names: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, console: Console, epochs: int, folder: Path | None) -> None:
         self._console = console
-        self._class_names = class_names
         self._epochs = epochs
         self._folder = folder
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -50,7 +40,7 @@ class TrainingLog:
         )
         self._task = self._bar.add_task("train", total=None)
         self._clock = LineClock()
-        self._begun: float | None = None  # epochs that were done when this process began
+        self._begun: float | None = None  # epochs finished before this process
 
     def __enter__(self) -> "TrainingLog":
         self._bar.start()
@@ -67,12 +57,12 @@ class TrainingLog:
             self._writer.close()
 
     def on_step(self, epoch: int, done: int, total: int) -> None:
-        """Moves the bar.
+        """Update the progress bar.
 
         Args:
-            epoch: from 0.
-            done: steps of it.
-            total: steps of an epoch.
+            epoch: number of the epoch, from 0.
+            done: number of its finished steps.
+            total: number of steps of an epoch.
         """
         now = epoch + done / total
         if self._begun is None:
@@ -82,9 +72,7 @@ class TrainingLog:
             say(
                 self._console,
                 f"epoch {epoch + 1:3d}/{self._epochs}: step {done:,}/{total:,}, "
-                f"{in_words(left)} left",
-                **{"epoch": epoch + 1, "step": done, "steps": total},
-                seconds_left=round(left, 1),
+                f"{duration_text(left)} left",
             )
         self._bar.update(
             self._task,
@@ -98,35 +86,48 @@ class TrainingLog:
         done = max(1e-9, epochs_done - (self._begun or 0.0))
         return self._clock.seconds * (self._epochs - epochs_done) / done
 
-    def on_epoch(self, report: "EpochReport") -> None:
-        """Prints a line, and writes events."""
-        say(self._console, _line(report, self._epochs), **report.to_json())
+    def on_epoch(self, report: EpochReport) -> None:
+        """Print a line, and write TensorBoard events."""
+        say(self._console, _line(report, self._epochs))
         lost = [f"  lost {fault}" for fault in report.lost]
         say_some(self._console, lost, " in metrics.jsonl", MAX_LOST_LISTED)
         if self._folder is None:
             return
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-            # What a run that was stopped wrote of this epoch and later ones no longer counts.
+            # Discards what a stopped run wrote about this epoch and later ones.
             self._writer = SummaryWriter(str(self._folder), purge_step=report.epoch)
         scalars = {"train/loss": report.train_loss, "train/lr": report.lr}
         scalars["train/videos_per_second"] = report.videos_per_second
         scalars |= {"train/waiting": report.waiting, "train/lost": len(report.lost)}
-        scalars |= {f"val/{name}": v for name, v in report.figures.items() if v is not None}
+        scalars |= {f"val/{name}": v for name, v in report.metrics.items() if v is not None}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.epoch)
         if report.confusion is not None:
-            matrix = Confusion(classes=self._class_names, counts=np.array(report.confusion))
-            self._writer.add_image("val/confusion", matrix.image(), report.epoch, dataformats="HWC")
+            image = confusion_image(np.array(report.confusion))
+            self._writer.add_image("val/confusion", image, report.epoch, dataformats="HWC")
         self._writer.flush()
 
 
-def _line(report: "EpochReport", epochs: int) -> str:
+def _line(report: EpochReport, epochs: int) -> str:
     waiting = f" ({report.waiting:.0%} waiting)" if report.waiting > SLOW_WAITING else ""
     return (
         f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  "
-        f"{figures_text(report.figures, '  ')}  {report.videos_per_second:,.0f} videos/s"
+        f"{metrics_text(report.metrics, '  ')}  {report.videos_per_second:,.0f} videos/s"
         f"{waiting}"
         f"{'  best' if report.is_best else ''}"
     )
+
+
+def confusion_image(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return an image [H, W, 3] of a confusion matrix [C, C], about 400 pixels wide.
+
+    A cell is the darker the larger its share of its row is; errors are red.
+    """
+    share = counts / np.maximum(1, counts.sum(1))[:, None]
+    gray = np.uint8(255) - np.round(255 * np.sqrt(share)).astype(np.uint8)
+    colored = np.repeat(gray[..., None], 3, axis=-1)
+    colored[~np.eye(len(counts), dtype=bool), 0] = 255
+    scale = max(1, 400 // len(counts))
+    return np.kron(colored, np.ones((scale, scale, 1), dtype=np.uint8))

@@ -1,10 +1,8 @@
-"""What fitting on features and fitting from video share: where a fit runs, the recipe, and the fit
-itself with all who look on.
-"""
+"""Training session: processes and run folder, the recipe, and the training itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ...manifests.atomic import read_json, remove_temporaries, write_json
 from ...manifests.errors import SettingsError
 from ...manifests.feature_folder import locked
+from ...temporal.checkpoint import RunFolder
 from ...temporal.clips import ClipSampling
 from ...temporal.config import TemporalConfig
 from ...temporal.dataset import ClipDataset
@@ -22,25 +22,39 @@ from ...temporal.inference import Scored
 from ...temporal.metrics import METRICS
 from ...temporal.optim import Recipe
 from ...temporal.presets import Preset
-from ...temporal.progress import Keeping, Watch
-from ...temporal.run_folder import RunFolder
-from ...temporal.train import Fit
-from ..console import say, say_more
-from ..inference.figures import figure_text
-from ..stopping import StopOnSignals
+from ...temporal.train import Callbacks, train
+from ..console import metric_text, say, say_details
+from ..settings import option_name
+from ..signals import StopOnSignals
 from .data import Splits
 from .log import TrainingLog
-from .settings import FitSettings
+from .settings import TrainSettings
+
+# Settings that may change when a run is resumed; the digest of the data covers manifests.
+MAY_CHANGE = frozenset(
+    "device gradient_checkpointing preload num_workers checkpoint_minutes keep_checkpoints "
+    "chunk_frames decoder command source manifest".split()
+)
+REMEDY = "restore it, or give a new folder"
+PATHS = frozenset({"source", "manifest", "from_", "weights"})  # settings that may be paths
+# Settings that vtnpipe 0.1 stored under other names.
+RENAMED = {
+    "window": "attention_window",
+    "warm_up_epochs": "warmup_epochs",
+    "clip_gradients": "max_grad_norm",
+    "loaders": "num_workers",
+    "every": "frame_stride",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """How a training ended.
+    """Result of a training.
 
     Attributes:
-        best: the line of its best epoch, from metrics.jsonl, see `temporal/progress.py`.
-        last: that of its last epoch.
-        lost: what could not be read in any of them, and why.
+        best: line of its best epoch in metrics.jsonl, see `temporal.train.EpochReport`.
+        last: line of its last epoch.
+        lost: clips and videos that could not be read completely in any epoch, and why.
     """
 
     best: dict[str, Any]
@@ -50,35 +64,34 @@ class TrainReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where a fit runs.
+    """Processes and run folder of a training.
 
     Attributes:
-        settings: of it.
-        folder: of the run.
-        accelerator: of the processes that fit together.
-        console: silent in all of them but the first.
+        settings: settings of the training.
+        folder: run folder.
+        accelerator: accelerate's view of the processes that train together.
+        console: console; silent in all processes but the first.
     """
 
-    settings: FitSettings
+    settings: TrainSettings
     folder: RunFolder
     accelerator: Accelerator
     console: Console
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes the run folder."""
         return bool(self.accelerator.is_main_process)
 
 
 @contextmanager
-def fitting(
-    settings: FitSettings, device: str, folder: RunFolder, console: Console | None
+def training_session(
+    settings: TrainSettings, device: str, folder: RunFolder, console: Console | None
 ) -> Iterator[Session]:
-    """Opens a session: the processes find each other, the first locks the run folder, and all have
-    the settings' seed.
+    """Connect the processes, lock the run folder, and seed every process.
 
     Raises:
-        FeaturesError: another run is at work in the folder.
+        FeaturesError: another run is writing to the folder.
     """
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(device, settings.precision))
@@ -95,8 +108,96 @@ def fitting(
             )
 
 
-def make_recipe(settings: FitSettings, preset_recipe: Preset) -> Recipe:
-    """The recipe: what is set, else the preset's.
+def check_root(files: RunFolder, command: str, *leftovers: Path) -> None:
+    """Refuse a folder that contains anything but a run of a command, or leftovers of its start.
+
+    Raises:
+        SettingsError: it contains something else.
+    """
+    if not files.settings.exists():
+        check_new(files, *leftovers)
+        return
+    begun_by = read_json(files.settings, REMEDY).get("command", command)
+    if begun_by != command:
+        raise SettingsError(
+            f"{files.root}: contains a run of `vtnpipe {begun_by}`, which `vtnpipe {command}` "
+            "cannot resume; give a new folder"
+        )
+
+
+def check_new(files: RunFolder, *leftovers: Path) -> None:
+    """Refuse a folder that contains anything but what a killed writer leaves.
+
+    Raises:
+        SettingsError: it contains something else, or is a file.
+    """
+    if not files.root.exists():
+        return
+    if not files.root.is_dir():
+        raise SettingsError(f"{files.root}: is a file; give a new folder")
+    known = {files.lock, *leftovers}
+    if all(path in known or path.suffix == ".tmp" for path in files.root.iterdir()):
+        return
+    raise SettingsError(f"{files.root}: not empty; give a new folder")
+
+
+def begin_run(
+    files: RunFolder, *settings: Any, command: str, data: str, source: str | Path
+) -> bool:
+    """Record what a new run is for, or check that the folder contains the same run.
+
+    Args:
+        files: run folder.
+        settings: dataclasses to record.
+        command: command that begins the run.
+        data: digest of the training data.
+        source: path of the data, recorded for reports.
+
+    Returns:
+        whether nothing has been trained yet.
+
+    Raises:
+        SettingsError: the folder contains a run of other settings or other data.
+    """
+    for folder in (files.root, files.checkpoints):
+        remove_temporaries(folder)
+    value: dict[str, Any] = {"command": command, "data": data, "source": str(source)}
+    for one in settings:
+        value |= asdict(one)
+    for key in PATHS & value.keys():
+        if value[key] is not None and Path(value[key]).exists():  # otherwise it is a word
+            value[key] = str(Path(value[key]).absolute())
+    if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
+        stored = read_settings(files)
+        compared = (value.keys() | stored.keys()) - MAY_CHANGE
+        differences = [
+            f"{key if key == 'data' else option_name(key)} is {value.get(key)!r} here and "
+            f"{stored.get(key)!r} there"
+            for key in sorted(compared)
+            if value.get(key) != stored.get(key)
+        ]
+        if differences:
+            raise SettingsError(
+                f"{files.root}: contains another run: {'; '.join(differences)} (data: the videos "
+                "and their classes); use its settings and data to resume it, or another folder"
+            )
+        where = {key: value[key] for key in ("command", "source", "manifest") if key in value}
+        write_json(stored | where, files.settings)
+        return False
+    write_json(value, files.settings)
+    return True
+
+
+def read_settings(files: RunFolder) -> dict[str, Any]:
+    """Return the settings that a run was begun with; empty for a model trained elsewhere."""
+    if not files.settings.exists():
+        return {}
+    found: dict[str, Any] = read_json(files.settings, REMEDY)
+    return {RENAMED.get(key, key): value for key, value in found.items()}
+
+
+def make_recipe(settings: TrainSettings, preset: Preset) -> Recipe:
+    """Return the recipe: as given, else the preset's.
 
     Raises:
         SettingsError: a setting does not fit the task.
@@ -106,27 +207,14 @@ def make_recipe(settings: FitSettings, preset_recipe: Preset) -> Recipe:
         raise SettingsError(
             "--task regression has no classes: leave out --label-smoothing and --class-weights"
         )
-    return Recipe(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size or preset_recipe.batch_size,
-        gradient_accumulation=settings.gradient_accumulation,
-        optimizer=settings.optimizer,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        schedule=settings.schedule or preset_recipe.schedule,
-        warm_up_epochs=settings.warm_up_epochs,
-        clip_gradients=settings.clip_gradients,
-        label_smoothing=settings.label_smoothing,
-        class_weights=settings.class_weights,
-        patience=settings.patience,
-        precision=settings.precision,
-        seed=settings.seed,
-    )
+    values = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
+    values["batch_size"] = settings.batch_size or preset.batch_size
+    values["schedule"] = settings.schedule or preset.schedule
+    return Recipe(**values)
 
 
-def clip_sampling(settings: FitSettings) -> ClipSampling:
-    """Of training clips."""
+def clip_sampling(settings: TrainSettings) -> ClipSampling:
+    """Return the sampling of training clips."""
     return ClipSampling(
         num_frames=settings.clip_frames,
         seconds=settings.clip_seconds,
@@ -135,76 +223,73 @@ def clip_sampling(settings: FitSettings) -> ClipSampling:
     )
 
 
-def describe_fit(model: nn.Module, what: str, recipe: Recipe, accelerator: Accelerator) -> str:
-    """What is fitted and how, in a line."""
+def describe_training(model: nn.Module, what: str, recipe: Recipe, accelerator: Accelerator) -> str:
+    """Return model, device and recipe in one line."""
     num_parameters = sum(p.numel() for p in model.parameters())
-    num_learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    learning = (
-        "" if num_learning == num_parameters else f", {num_learning / 1e6:.1f}M of them learn"
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = (
+        "" if num_trainable == num_parameters else f", {num_trainable / 1e6:.1f}M of them trainable"
     )
     count, device = accelerator.num_processes, accelerator.device
     place = device.type if count > 1 else str(device)
     return (
-        f"{what}, {num_parameters / 1e6:.1f}M parameters{learning}, in {recipe.precision}, "
+        f"{what}, {num_parameters / 1e6:.1f}M parameters{trainable}, in {recipe.precision}, "
         f"on {place}{f' x {count} processes' if count > 1 else ''}; {recipe.optimizer}, "
         f"learning rate {recipe.lr:g} ({recipe.schedule}), batches of {recipe.batch_size}"
     )
 
 
-def run_fit(
+def run_training(
     session: Session,
     model: nn.Module,
     config: TemporalConfig,
     recipe: Recipe,
     splits: Splits,
-    train: ClipDataset,
+    dataset: ClipDataset,
     *,
     validate: Callable[[nn.Module, Callable[[], bool]], Scored],
     save: Callable[[Path], None],
-    num_loaders: int,
+    num_workers: int,
     lr_scales: Mapping[str, float] | None = None,
 ) -> TrainReport:
-    """Fits a model, shows how it goes, and stops on signals; for the arguments see `Fit`.
+    """Train a model with a log, and stop on signals; for the arguments see `temporal.train.train`.
 
     Raises:
         SettingsError: the loss is not finite.
         StoppedError: a signal asked for it; the same call resumes.
     """
-    settings, folder, console = session.settings, session.folder, session.console
-    for settings_of in (config, recipe):
-        say_more(console, *(f"  {key}: {value}" for key, value in asdict(settings_of).items()))
+    folder, console = session.folder, session.console
+    for one in (config, recipe):
+        say_details(console, *(f"  {key}: {value}" for key, value in asdict(one).items()))
     tensorboard = folder.tensorboard if session.is_main else None
     with (
         StopOnSignals() as stop,
-        TrainingLog(console, recipe.epochs, tensorboard, splits.class_names) as log,
+        TrainingLog(console, recipe.epochs, tensorboard) as log,
     ):
-        lines = Fit(
-            model=model,
-            config=config,
-            train=train,
+        lines = train(
+            model,
+            config,
+            dataset,
+            recipe,
+            folder,
+            session.accelerator,
             validate=validate,
             validation_targets=splits.targets[1],
-            save=save,
             class_names=splits.class_names,
-            recipe=recipe,
-            folder=folder,
-            accelerator=session.accelerator,
-            keeping=Keeping(
-                checkpoint_minutes=settings.checkpoint_minutes,
-                num_checkpoints=settings.keep_checkpoints,
-                num_loaders=num_loaders,
-            ),
-            watch=Watch(
+            save=save,
+            checkpoints=session.settings.checkpoints,
+            callbacks=Callbacks(
                 on_step=log.on_step, on_epoch=log.on_epoch, should_stop=lambda: stop.is_asked
             ),
-            lr_scales=lr_scales or {},
-        ).run()
-    decisive = METRICS[config.task].figures[0]
+            num_workers=num_workers,
+            lr_scales=lr_scales,
+        )
+    decisive = METRICS[config.task].names[0]
     best = [line for line in lines if line["is_best"]][-1]
     say(
         console,
-        f"{folder.root}: {len(lines)} epochs; best {figure_text(decisive, best[decisive])} (epoch "
-        f"{best['epoch']}), last {figure_text(decisive, lines[-1][decisive])}",
+        f"{folder.root}: {len(lines)} epochs; best {metric_text(decisive, best[decisive])} (epoch "
+        f"{best['epoch']}), last {metric_text(decisive, lines[-1][decisive])}",
     )
     lost = sorted({fault for line in lines for fault in line["lost"]})
     return TrainReport(best=best, last=lines[-1], lost=lost)

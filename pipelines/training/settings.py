@@ -1,88 +1,98 @@
-"""The settings that fitting on stored features and fitting from video have in common."""
+"""Settings of `vtnpipe train-temporal` and `vtnpipe finetune`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ...temporal.choices import (
-    ENCODERS,
-    ClassWeights,
-    Optimizer,
-    PositionEmbedding,
-    Precision,
-    Schedule,
-    Task,
-)
-from .. import common_settings
+from ...extract.decode.frames import Decoder
+from ...extract.decode.sampling import Sampling
+from ...manifests.errors import SettingsError
+from ...temporal.config import ENCODERS, PositionEmbedding, TaskType
+from ...temporal.distributed import Precision
+from ...temporal.feature_reader import Preload
+from ...temporal.optim import ClassWeights, Optimizer, Recipe, Schedule
+from ...temporal.presets import PRESETS
+from ...temporal.train import CheckpointPolicy
 from ..settings import (
     above,
     at_least,
     between,
     check_settings,
     check_unset,
+    chunk_frames_setting,
+    clip_frames_setting,
+    clip_seconds_setting,
+    decoder_setting,
+    device_setting,
+    drop_partial_setting,
+    labels_setting,
     one_of_or_factory,
+    seed_setting,
     setting,
 )
 
-OF_THE_PRESET = "By default, the preset's."
+BY_PRESET = "By default the preset's."
+WITHOUT_MODEL = "With --from none"
+NEW_BACKBONE = ("backbone", "weights", "pool", "fps", "frame_stride")  # only with --from none
+AUGMENTATION = ("short_side_min", "short_side_max", "flip")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """Where a default is None, the preset decides, or the model that a fit begins with."""
+class TrainSettings:
+    """Settings of both commands. None means the preset's value, or that of the initial model."""
 
     preset: str = setting(
         "auto",
-        help="vit-b-vtn, vit-b-vtn-1layer, deit-b-vtn, deit-ti-vtn, r50-vtn, r101-vtn; auto: the "
-        "one with the backbone, else vit-b-vtn's shape on the backbone's features.",
+        help=f"{', '.join(PRESETS)}; auto: the one with the backbone, else vit-b-vtn's shape for "
+        "the backbone's features.",
         metavar="NAME",
     )
-    task: Task = setting(
+    task: TaskType = setting(
         "classification", help="multi-label: labels are a|b; regression: labels are numbers."
     )
     encoder: str | None = setting(
         None,
-        help="By default longformer; full: exact attention; perceiver: transformers'; mean: sees "
-        "no order; or your own.",
+        help="By default longformer; full: exact attention; mean: ignores the order; or a user "
+        "module.",
         check=one_of_or_factory(*ENCODERS),
         metavar=f"{'|'.join(ENCODERS)}|package.module:factory",
     )
     layers: int | None = setting(
-        None, help=f"Layers of the encoder. {OF_THE_PRESET}", check=at_least(1)
+        None, help=f"Number of encoder layers. {BY_PRESET}", check=at_least(1)
     )
     heads: int | None = setting(
-        None, help=f"Attention heads of a layer. {OF_THE_PRESET}", check=at_least(1)
+        None, help=f"Attention heads of each layer. {BY_PRESET}", check=at_least(1)
     )
-    window: int | None = setting(
+    attention_window: int | None = setting(
         None,
-        help="Width of the local attention, in frames: even, half to each side; by default 18.",
+        help="Width of the local attention in frames, even, half to each side; by default 18.",
     )
     intermediate: int | None = setting(
-        None, help=f"Dimensions inside each layer. {OF_THE_PRESET}", check=at_least(1)
+        None, help=f"Dimensions inside each layer. {BY_PRESET}", check=at_least(1)
     )
     head: str | None = setting(
         None,
-        help="By default mlp, the paper's; or your own.",
+        help="By default mlp, the paper's; or a user module.",
         check=one_of_or_factory("mlp"),
         metavar="mlp|package.module:factory",
     )
     head_dim: int | None = setting(
-        None, help=f"Dimensions inside the head. {OF_THE_PRESET}", check=at_least(1)
+        None, help=f"Dimensions inside the head. {BY_PRESET}", check=at_least(1)
     )
     position_embedding: PositionEmbedding | None = setting(
-        None, help="By default learned; sinusoidal: fixed; none: the encoder sees no positions."
+        None, help="By default learned; sinusoidal: fixed; none: no positions."
     )
     max_positions: int | None = setting(
         None,
-        help="Rows of the learned position embedding, two of which are no frame's; positions "
-        "beyond begin again: by default 288, which is 11.4 s at 25 a second.",
+        help="Rows of the learned position embedding, of which frames use all but two; larger "
+        "positions wrap around: by default 288, which is 11.4 s at 25 positions per second.",
         check=at_least(3),
     )
     positions: Literal["seconds", "frames"] | None = setting(
         None,
-        help="What a frame's position is: its time (the default), or its index, whatever its time.",
+        help="Position of a frame: its time (the default), or its frame index.",
     )
     position_fps: float | None = setting(
-        None, help="Positions a second; by default 25.", check=between(1e-3, 1e6)
+        None, help="Positions per second; by default 25.", check=between(1e-3, 1e6)
     )
     dropout: float | None = setting(
         None,
@@ -92,73 +102,79 @@ class FitSettings:
     head_dropout: float | None = setting(
         None, help="Dropout in the head; by default 0.5.", check=between(0, 1)
     )
-    epochs: int = setting(25, help="Passes over the training split.", check=at_least(1))
+    epochs: int = setting(Recipe.epochs, help="Passes over the training split.", check=at_least(1))
     batch_size: int | None = setting(
-        None, help=f"Clips a step, of all processes together. {OF_THE_PRESET}", check=at_least(1)
+        None, help=f"Clips per step, over all processes. {BY_PRESET}", check=at_least(1)
     )
-    optimizer: Optimizer = setting("sgd", help="SGD is the paper's.")
-    lr: float = setting(1e-3, help="Learning rate at the start.", check=between(0, 1e30))
-    momentum: float = setting(0.9, help="SGD's momentum.", check=between(0, 1))
-    weight_decay: float = setting(0.0, help="Weight decay.", check=between(0, 1))
+    optimizer: Optimizer = setting(Recipe.optimizer, help="sgd is the paper's.")
+    lr: float = setting(Recipe.lr, help="Learning rate at the start.", check=between(0, 1e30))
+    momentum: float = setting(Recipe.momentum, help="Momentum of SGD.", check=between(0, 1))
+    weight_decay: float = setting(Recipe.weight_decay, help="Weight decay.", check=between(0, 1))
     schedule: Schedule | None = setting(
         None,
         help=f"steps: x0.1 after 13/25 of the epochs, x0.01 after 24/25; "
-        f"cosine: down to 0. {OF_THE_PRESET}",
+        f"cosine: down to 0. {BY_PRESET}",
     )
-    warm_up_epochs: float = setting(
-        0.0, help="Epochs in which the learning rate rises from a hundredth.", check=between(0, 1e6)
+    warmup_epochs: float = setting(
+        Recipe.warmup_epochs,
+        help="Epochs in which the learning rate rises from a hundredth.",
+        check=between(0, 1e6),
     )
     gradient_accumulation: int = setting(
-        1, help="Parts that a batch is computed in: less memory, the same step.", check=at_least(1)
+        Recipe.gradient_accumulation,
+        help="Parts that a batch is computed in: less memory, the same step.",
+        check=at_least(1),
     )
-    clip_gradients: float | None = setting(
-        None,
-        help="Scale the gradients down to this norm, all together; by default, never.",
+    max_grad_norm: float | None = setting(
+        Recipe.max_grad_norm,
+        help="Clip the gradients to this norm, all together; by default not at all.",
         check=above(0),
     )
     label_smoothing: float = setting(
-        0.0, help="Share of each target that is spread over all classes.", check=between(0, 1)
+        Recipe.label_smoothing,
+        help="Share of each target that is spread over all classes.",
+        check=between(0, 1),
     )
     class_weights: ClassWeights = setting(
-        "none", help="balanced: rare classes count as much as frequent ones."
+        Recipe.class_weights, help="balanced: every class counts alike."
     )
     precision: Precision = setting(
-        "float32", help="Precision of the computation; weights stay float32."
+        Recipe.precision, help="Precision of the computation; weights stay float32."
     )
     patience: int | None = setting(
-        None,
-        help="Stop after so many epochs in which validation's first figure did not improve.",
+        Recipe.patience,
+        help="Stop after so many epochs without improvement of validation's first metric.",
         check=at_least(1),
     )
-    clip_frames: int = common_settings.clip_frames("Frames of a training clip.")
-    clip_seconds: float = common_settings.clip_seconds()
+    clip_frames: int = clip_frames_setting("Frames of a training clip.")
+    clip_seconds: float = clip_seconds_setting()
     time_jitter: float = setting(
         0.0,
-        help="Moves each frame of a clip at random by up to half this share of the gap to the "
-        "next; 1: anywhere in its piece of the clip.",
+        help="Move each frame of a clip at random by up to half this share of the gap to the next; "
+        "1: anywhere in its piece of the clip.",
         check=between(0, 1),
     )
     frame_drop: float = setting(
         0.0, help="Share of a clip's frames that is left out at random.", check=between(0, 1)
     )
-    train_split: str = setting("train", help="The manifest's split to learn from.")
+    train_split: str = setting("train", help="Split of the manifest to train on.")
     val_split: str = setting(
         "val",
-        help="The split whose first figure (top-1, mAP, RMSE) decides which epoch is the best.",
+        help="Split whose first metric (top-1, mAP, RMSE) determines the best epoch.",
     )
     gradient_checkpointing: bool = setting(
-        False, help="Less memory for more time; the same weights."
+        False, help="Recompute activations: less memory, more time, the same weights."
     )
     checkpoint_minutes: float = setting(
-        10.0,
-        help="Minutes between checkpoints inside an epoch; there is one after each anyway.",
+        CheckpointPolicy.minutes,
+        help="Minutes between checkpoints inside an epoch; there is one after each epoch.",
         check=at_least(0),
     )
     keep_checkpoints: int = setting(
-        2, help="How many of the newest checkpoints are kept.", check=at_least(1)
+        CheckpointPolicy.num_kept, help="Number of newest checkpoints to keep.", check=at_least(1)
     )
-    seed: int = common_settings.seed("Of weights, clips and their order.")
-    device: str = common_settings.device("Where to train.")
+    seed: int = seed_setting("Seed of weights, clips and their order.")
+    device: str = device_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -166,3 +182,125 @@ class FitSettings:
             check_unset(self, ["position_fps"], "--positions frames has no rate")
         if self.optimizer != "sgd":
             check_unset(self, ["momentum"], f"--optimizer {self.optimizer} has none")
+
+    @property
+    def checkpoints(self) -> CheckpointPolicy:
+        """When checkpoints are written, and how many are kept."""
+        return CheckpointPolicy(minutes=self.checkpoint_minutes, num_kept=self.keep_checkpoints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTemporalSettings(TrainSettings):
+    """Settings of `vtnpipe train-temporal`."""
+
+    train_on: Literal["clips", "videos"] = setting(
+        "clips", help="videos: every frame of each video, as in evaluation."
+    )
+    manifest: str | None = labels_setting()
+    drop_partial: bool = drop_partial_setting()
+    preload: Preload = setting(
+        "auto",
+        help="Where to copy the features first. auto: to the GPU, else to RAM, if they take at "
+        "most half of the free memory; none: read them from the shards.",
+    )
+    num_workers: int = setting(
+        0, help="Processes that load batches ahead, if features are not copied.", check=at_least(0)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_on == "videos":
+            clips = ("clip_frames", "clip_seconds", "time_jitter")
+            check_unset(self, clips, "--train-on videos has no clips")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainSettings):
+    """Settings of `vtnpipe finetune`."""
+
+    from_: str = setting(
+        "none",
+        help="Stage-two run or model whose backbone and temporal model are the initial ones; none: "
+        "the backbone of --backbone, and a new temporal model.",
+        metavar="RUN|MODEL|none",
+    )
+    new_head: bool = setting(
+        False, help="Create a new head for the manifest's classes, on the initial model."
+    )
+    backbone: str | None = setting(
+        None,
+        help=f"{WITHOUT_MODEL}: timm name, hf-hub: name, or package.module:factory; by default the "
+        "preset's, else vit_base_patch16_224.",
+        metavar="NAME",
+    )
+    weights: str = setting(
+        "pretrained",
+        help=f"{WITHOUT_MODEL}: pretrained, none (random, always the same), or a safetensors or "
+        "PyTorch file.",
+        metavar="pretrained|none|FILE",
+    )
+    pool: str | None = setting(
+        None, help=f"{WITHOUT_MODEL}: pooling of a timm model, not its own.", metavar="NAME"
+    )
+    fps: float | None = setting(
+        None,
+        help=f"{WITHOUT_MODEL}: frames per second to take, nearest to a steady rate.",
+        check=above(0),
+    )
+    frame_stride: int = setting(
+        1, help=f"{WITHOUT_MODEL}: take every Nth frame.", check=at_least(1)
+    )
+    train_blocks: int | None = setting(
+        None,
+        help="Number of the backbone's last blocks to train; by default all of it.",
+        check=at_least(0),
+    )
+    layer_decay: float = setting(
+        1.0,
+        help="Factor of the learning rate for each layer further from the head.",
+        check=between(1e-3, 1),
+    )
+    augment: Literal["yes", "no"] = setting(
+        "yes", help="Random scales, crops and mirroring; no: evaluation's preprocessing."
+    )
+    short_side_min: int | None = setting(
+        None,
+        help="Smallest short side of a frame before its crop; by default 256 for crops of 224.",
+        check=at_least(1),
+    )
+    short_side_max: int | None = setting(
+        None,
+        help="Largest short side of a frame before its crop; by default 320 for crops of 224.",
+        check=at_least(1),
+    )
+    flip: Literal["auto", "yes", "no"] = setting(
+        "auto", help="Mirror half of the clips; auto: unless a class name has left or right."
+    )
+    val_clips: int = setting(
+        0,
+        help="Validate on so many clips, evenly spaced; 0: every frame at once.",
+        check=at_least(0),
+    )
+    chunk_frames: int = chunk_frames_setting("Frames per backbone call in validation.")
+    num_workers: int | None = setting(
+        None,
+        help="Processes that load clips ahead, per training process; by default one per core, at "
+        "most 8.",
+        check=at_least(0),
+    )
+    decoder: Decoder = decoder_setting("pyav: also for whole videos, in validation.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_ == "none" and self.new_head:
+            raise SettingsError("--new-head with --from none: all is new; leave out one of the two")
+        Sampling(fps=self.fps, frame_stride=self.frame_stride)
+        if self.from_ != "none":
+            check_unset(self, NEW_BACKBONE, f"the backbone is that of --from {self.from_}")
+        if self.decoder == "decord":
+            raise SettingsError(
+                "--decoder decord: clips start in the middle of files, where decord is not exact; "
+                "give auto or pyav"
+            )
+        if self.augment == "no":
+            check_unset(self, AUGMENTATION, "--augment no uses evaluation's preprocessing")

@@ -32,7 +32,7 @@ def _load(
     name: str,
     weights: str = "none",
     dtype: str = "float32",
-    views: Sequence[str] = ("centre",),
+    views: Sequence[str] = ("center",),
     **options: Any,
 ) -> Backbone:
     built = build_backbone(name, weights)

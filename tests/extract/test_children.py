@@ -13,13 +13,13 @@ import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.protocol import Chunk, Decode, Probed, Restarted
 from vtnpipe.manifests.errors import StoppedError
 
 
 def _numbers(
-    children: DecodingChildren, requests: list[Decode]
+    children: DecoderPool, requests: list[Decode]
 ) -> tuple[list[list[int]], list[Outcome]]:
     """Of each request: the numbers that its frames show, and its outcome."""
     numbers: list[list[int]] = [[] for _ in requests]
@@ -39,7 +39,7 @@ def _numbers(
 @pytest.mark.parametrize("num_children", [1, 3])
 def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_children: int) -> None:
     requests = [Decode(str(path)) for path in clips.values()] * 2
-    with DecodingChildren(num_children) as children:
+    with DecoderPool(num_children) as children:
         numbers, outcomes = _numbers(children, requests)
         again, _ = _numbers(children, requests)  # the children are kept
     expected = [
@@ -50,7 +50,7 @@ def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_children: int)
 
 
 def test_a_probe_comes_first(clips: dict[str, Path]) -> None:
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         events = [event for _, event in children.run([Decode(str(clips["a"]))])]
     assert events[0] == Probed(50)
     assert isinstance(events[-1], Outcome)
@@ -58,7 +58,7 @@ def test_a_probe_comes_first(clips: dict[str, Path]) -> None:
 
 def test_long_videos_pass_through_few_slots(tmp_path: Path) -> None:
     path = write_video(tmp_path / "long.mp4", 700, height=240, width=320)
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         numbers, _ = _numbers(children, [Decode(str(path))])
     assert numbers == [list(range(700))]
 
@@ -68,7 +68,7 @@ def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path
     requests = [Decode(str(path)), Decode(str(clips["a"])), Decode(str(clips["b"]))]
     numbers: list[int] = []
     statuses = []
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         for row, event in children.run(requests):
             if isinstance(event, Chunk) and row == 0:
                 if len(numbers) == 64 and "restarted" not in statuses:
@@ -85,7 +85,7 @@ def test_a_killed_child_costs_one_more_try(tmp_path: Path, clips: dict[str, Path
 def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -> None:
     requests = [Decode(str(clips["a"])), Decode(str(clips["b"]))]
     outcomes = []
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         for row, event in children.run(requests):
             if row == 0 and not isinstance(event, Outcome | Restarted):
                 os.kill(children.pids[0], signal.SIGSEGV)
@@ -98,7 +98,7 @@ def test_a_video_that_kills_its_child_twice_is_crashed(clips: dict[str, Path]) -
 def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
     requests = [Decode(str(clips["a"])), Decode(str(clips["b"]))]
     outcomes = []
-    with DecodingChildren(limits=Limits(stall_seconds=1.5)) as children:
+    with DecoderPool(limits=Limits(stall_seconds=1.5)) as children:
         for row, event in children.run(requests):
             if row == 0 and isinstance(event, Probed):  # the second try, too
                 os.kill(children.pids[0], signal.SIGSTOP)
@@ -109,7 +109,7 @@ def test_a_child_that_hangs_is_ended(clips: dict[str, Path]) -> None:
 
 
 def test_a_loss_with_decord_is_tried_again_with_pyav(clips: dict[str, Path]) -> None:
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         events = children.run([Decode(str(clips["a"]))])
         assert isinstance(next(events)[1], Probed)
         os.kill(children.pids[0], signal.SIGKILL)
@@ -127,7 +127,7 @@ def test_failures_after_some_frames_leak_no_slot(tmp_path: Path, clips: dict[str
     data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     damaged.write_bytes(data)
     requests = [Decode(str(damaged), decoder="decord")] * 6 + [Decode(str(clips["a"]))]
-    with DecodingChildren(limits=Limits(stall_seconds=10)) as children:
+    with DecoderPool(limits=Limits(stall_seconds=10)) as children:
         numbers, outcomes = _numbers(children, requests)
     assert [outcome.reason for outcome in outcomes] == ["damaged"] * 6 + [""]
     assert numbers[-1] == list(range(50))
@@ -141,7 +141,7 @@ def test_a_frame_beyond_a_slot_is_too_large(tmp_path: Path, clips: dict[str, Pat
         container.mux(stream.encode(av.VideoFrame(8000, 6000, "yuvj420p")))
         container.mux(stream.encode(None))
     requests = [Decode(str(path), decoder=d) for d in ("auto", "decord", "pyav")]
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         numbers, outcomes = _numbers(children, [*requests, Decode(str(clips["a"]))])
     assert [outcome.status for outcome in outcomes] == ["failed"] * 3 + ["ok"]
     assert numbers[-1] == list(range(50))
@@ -152,7 +152,7 @@ def test_a_child_that_does_not_start_blames_no_video(
 ) -> None:
     (tmp_path / "av.py").write_text("raise ImportError('broken on purpose')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with DecodingChildren() as children, pytest.raises(StoppedError, match="broken on purpose"):
+    with DecoderPool() as children, pytest.raises(StoppedError, match="broken on purpose"):
         next(children.run([Decode(str(clips["a"]))]))
 
 
@@ -161,14 +161,14 @@ def test_files_in_the_current_folder_are_not_imported(
 ) -> None:
     (tmp_path / "resource.py").write_text("raise ImportError('not mine')")
     monkeypatch.chdir(tmp_path)
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         _, outcomes = _numbers(children, [Decode(str(clips["a"]))])
     assert outcomes[0].status == "ok"
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
     path = write_video(tmp_path / "large.mp4", 3, height=2160, width=3840)
-    with DecodingChildren(limits=Limits(memory_bytes=160 * 2**20)) as children:
+    with DecoderPool(limits=Limits(memory_bytes=160 * 2**20)) as children:
         _, outcomes = _numbers(children, [Decode(str(path), decoder="pyav")])
     assert outcomes[0].status == "failed"
     assert outcomes[0].reason in ("too-large", "crashed", "damaged")
@@ -176,7 +176,7 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 
 def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
     requests = [Decode(str(path)) for path in clips.values()]
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         events = children.run(requests)
         next(events)
         events.close()
@@ -187,7 +187,7 @@ def test_abandoned_rows_do_not_disturb_the_next(clips: dict[str, Path]) -> None:
 def test_children_end_with_their_parent(clips: dict[str, Path]) -> None:
     code = (
         "from vtnpipe.extract.decode.pool import *\nfrom vtnpipe.extract.decode.protocol import *\n"
-        f"events = DecodingChildren(2).run([Decode({str(clips['a'])!r})] * 4)\n"
+        f"events = DecoderPool(2).run([Decode({str(clips['a'])!r})] * 4)\n"
         "print(next(events), flush=True)\n"
         "import time; time.sleep(60)\n"
     )
@@ -210,7 +210,7 @@ def test_images_are_what_a_direct_reading_gives(clips: dict[str, Path]) -> None:
     from vtnpipe.extract.decode.frames import Frame, read_frames
 
     direct = [f.image for f in read_frames(str(clips["b"])) if isinstance(f, Frame)]
-    with DecodingChildren() as children:
+    with DecoderPool() as children:
         images = [
             image.copy()
             for _, event in children.run([Decode(str(clips["b"]))])

@@ -182,7 +182,7 @@ def test_decoding_begins_near_a_part_where_a_keyframe_needs_nothing(
     assert len(probe(str(path)).fresh_keyframes) == (1 if is_open else 3)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(every=4), Sampling(fps=7)])
+@pytest.mark.parametrize("sampling", [Sampling(frame_stride=4), Sampling(fps=7)])
 @pytest.mark.parametrize("span", [{}, {"start": 0.5}, {"start": 0.3, "end": 4.0}])
 @pytest.mark.parametrize("kind", ["B-frames", "variable rate", "transport stream"])
 def test_parts_of_some_frames_of_a_span(

@@ -7,7 +7,7 @@ from typing import Any
 import av
 import pytest
 from numbered_videos import draw_number, write_video
-from vtnpipe.extract.decode.glance import glance
+from vtnpipe.extract.decode.quick_probe import quick_probe
 from vtnpipe.manifests.errors import VideoError
 
 SOURCES = [
@@ -23,7 +23,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("name", "codec", "source"), SOURCES)
 def test_how_many_frames_and_from_what(tmp_path: Path, name: str, codec: str, source: str) -> None:
-    found = glance(str(write_video(tmp_path / name, 75, codec=codec)))
+    found = quick_probe(str(write_video(tmp_path / name, 75, codec=codec)))
     assert found.source == source
     assert (found.width, found.height) == (128, 64)
     assert found.is_counted == (source == "index")
@@ -36,7 +36,7 @@ def test_how_many_frames_and_from_what(tmp_path: Path, name: str, codec: str, so
 
 def test_an_index_counts_what_is_presented(shared_videos: Path) -> None:
     path = shared_videos / "hard/am_sample_edit_list_no_sync_frame_before_edit.mp4"
-    assert glance(str(path)).num_frames == 68  # of 85 in the file
+    assert quick_probe(str(path)).num_frames == 68  # of 85 in the file
 
 
 def test_fragments_are_estimated(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_fragments_are_estimated(tmp_path: Path) -> None:
             image = draw_number(number, 64, 128)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    found = glance(str(path))
+    found = quick_probe(str(path))
     assert not found.is_counted
     assert abs(found.num_frames - 50) <= 2
 
@@ -59,18 +59,18 @@ def test_a_duration_that_lies_costs_nothing(tmp_path: Path) -> None:
     place = data.index(b"\x44\x89\x88") + 3  # Duration, a float of 8 bytes
     data[place : place + 8] = struct.pack(">d", 1e15)
     path.write_bytes(data)
-    assert glance(str(path)).num_frames == len(data)
+    assert quick_probe(str(path)).num_frames == len(data)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_orientation_is_read_from_the_first_frame(tmp_path: Path, rotation: int) -> None:
     path = write_video(tmp_path / "a.mp4", 3, rotation=rotation)
-    assert glance(str(path)).orientation == ""
+    assert quick_probe(str(path)).orientation == ""
     words = f"turned by {rotation}°" if rotation else "upright"
-    assert glance(str(path), with_orientation=True).orientation == words
+    assert quick_probe(str(path), with_orientation=True).orientation == words
 
 
 def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(VideoError, match="no known video container"):
-        glance(str(tmp_path / "a.mp4"))
+        quick_probe(str(tmp_path / "a.mp4"))

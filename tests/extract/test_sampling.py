@@ -22,13 +22,13 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
     np.testing.assert_allclose(times[chosen], [*(np.arange(15) / 5), 30.0], atol=1e-9)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(fps=0.1), Sampling(every=1000)])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(fps=0.1), Sampling(frame_stride=1000)])
 def test_a_span_has_at_least_its_first_frame(sampling: Sampling) -> None:
     assert select(TIMES, sampling, start=2.0, end=2.2)[0] == 50
     assert len(select(TIMES, sampling, start=2.01, end=2.03)) == 0
 
 
-@pytest.mark.parametrize("sampling", [Sampling(every=3), Sampling(fps=4), Sampling(fps=9.7)])
+@pytest.mark.parametrize("sampling", [Sampling(frame_stride=3), Sampling(fps=4), Sampling(fps=9.7)])
 def test_a_span_begins_anew(sampling: Sampling) -> None:
     part = select(TIMES, sampling, start=3.0, end=7.0)
     moved = select(TIMES[75:175] - 3.0, sampling)

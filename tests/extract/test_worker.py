@@ -13,7 +13,7 @@ from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, number_of_blocks
 from vtnpipe.extract.batching import Progress
 from vtnpipe.extract.decode.cuts import cut_video
-from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.probe import probe
 from vtnpipe.extract.decode.protocol import Restarted
 from vtnpipe.extract.decode.sampling import Sampling
@@ -68,7 +68,7 @@ def test_a_restart_changes_no_bit(
 ) -> None:
     undisturbed = make_folder(tmp_path / "f", "toy_backbones:mixer")
     extract_rows(undisturbed, rows)
-    run = DecodingChildren.run
+    run = DecoderPool.run
     for after in (1, 2, 5, 7):  # events of a video before it begins again
 
         def restarting(self: Any, requests: Any, after: int = after) -> Any:
@@ -83,7 +83,7 @@ def test_a_restart_changes_no_bit(
                     yield row, Restarted()
                     yield from held
 
-        monkeypatch.setattr(DecodingChildren, "run", restarting)
+        monkeypatch.setattr(DecoderPool, "run", restarting)
         disturbed = make_folder(tmp_path / f"g{after}", "toy_backbones:mixer")
         extract_rows(disturbed, rows)
         monkeypatch.undo()
@@ -117,7 +117,9 @@ def test_a_child_killed_in_the_middle_changes_no_bit(tmp_path: Path, rows: list[
 
 def test_values_beyond_float16_name_the_remedy(tmp_path: Path, rows: list[VideoRow]) -> None:
     folder = make_folder(tmp_path / "f", "toy_backbones:huge", store="float16")
-    with pytest.raises(FeaturesError, match=r"'a', frame \d+.*beyond float16.*--store float32"):
+    with pytest.raises(
+        FeaturesError, match=r"'a', frame \d+.*beyond float16.*--feature-dtype float32"
+    ):
         extract_rows(folder, rows)
     assert list(folder.shards.iterdir()) == []
     other = make_folder(tmp_path / "g", "toy_backbones:huge", store="float32")
@@ -135,9 +137,9 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path, rows: list[Vide
 
 
 def test_parts_are_joined_and_some_frames_are_views(tmp_path: Path, rows: list[VideoRow]) -> None:
-    views = ("centre", "flip")
-    folder = make_folder(tmp_path / "f", "toy_backbones:block_means", views=views, every=2)
-    sampling = Sampling(every=2)
+    views = ("center", "flip")
+    folder = make_folder(tmp_path / "f", "toy_backbones:block_means", views=views, frame_stride=2)
+    sampling = Sampling(frame_stride=2)
     cuts = cut_video(probe(rows[0].path), [0, 9, 17], sampling)
     assert len(cuts) == 3
     for number, cut in enumerate(cuts):
@@ -150,12 +152,12 @@ def test_parts_are_joined_and_some_frames_are_views(tmp_path: Path, rows: list[V
         assert video.frame_index.tolist() == list(range(0, length, 2))
         np.testing.assert_allclose(video.timestamps, video.frame_index / 25, atol=1e-3)
         assert video.features.shape == ((length + 1) // 2, 2, 16)
-        centre, flip = video.features[:, 0], video.features[:, 1]
-        assert [number_of_blocks(row) for row in centre] == list(
+        center, flip = video.features[:, 0], video.features[:, 1]
+        assert [number_of_blocks(row) for row in center] == list(
             range(1000 * k, 1000 * k + length, 2)
         )
         np.testing.assert_allclose(
-            flip.reshape(-1, 4, 4), centre.reshape(-1, 4, 4)[..., ::-1], atol=1e-3
+            flip.reshape(-1, 4, 4), center.reshape(-1, 4, 4)[..., ::-1], atol=1e-3
         )
     (folder.shards / "000-00001.h5").unlink()
     assert "a" not in open_features(folder.root)  # a video with a part missing is absent

@@ -15,7 +15,7 @@ from numbered_videos import write_video
 from vtnpipe.manifests.shards import open_features
 
 MIXER = (
-    *("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32"),
+    *("--backbone", "toy_backbones:mixer", "--weights", "none", "--feature-dtype", "float32"),
     *("--precision", "float32", "--batch-size", 16, "--workers", 1, "--shard-frames", 300),
 )
 

@@ -17,7 +17,7 @@ from vtnpipe.pipelines.extraction.giving_up import MIN_FAILURES, FailureLimit
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 SLOW = (
-    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),
+    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--feature-dtype", "float32"),
     *("--precision", "float32", "--batch-size", "16", "--workers", "1", "--shard-frames", "100"),
 )
 
@@ -86,7 +86,7 @@ def test_a_video_that_hangs_or_crashes_or_is_missing_is_left_out_and_can_be_trie
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "vtnpipe", "extract", str(manifest), "f", *SLOW),
-            *("--stall-seconds", "3", "--decoding-children", "1"),
+            *("--stall-seconds", "3", "--decoder-processes", "1"),
         ],
         cwd=tmp_path,
         env=cli_environment(VTNPIPE_TEST_BAD="hang=1.mp4,kill=4.mp4", **{MARK: str(tmp_path)}),

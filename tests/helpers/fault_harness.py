@@ -29,7 +29,7 @@ from numbered_videos import write_video
 from vtnpipe.manifests.shards import open_features
 
 OPTIONS = (
-    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),
+    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--feature-dtype", "float32"),
     *("--precision", "float32", "--batch-size", "16", "--threads", "1", "--shard-frames", "150"),
 )
 TARGETS = (*("child", "worker") * 3, "main", "stop")

@@ -20,8 +20,8 @@ def make_folder(
     backbone: str,
     *,
     store: str = "float32",
-    views: Sequence[str] = ("centre",),
-    every: int = 1,
+    views: Sequence[str] = ("center",),
+    frame_stride: int = 1,
     pool: str | None = None,
 ) -> FeatureFolder:
     """A feature folder without features."""
@@ -35,10 +35,10 @@ def make_folder(
         "weights_digest": built.digest,
         "preprocessing": built.preprocessing.to_json(),
         "precision": "float32",
-        "store": store,
+        "feature_dtype": store,
         "views": list(views),
         "fps": None,
-        "every": every,
+        "frame_stride": every,
         "pool": pool,
     }
     row_shape = [built.dim] if len(views) == 1 else [len(views), built.dim]
@@ -78,7 +78,7 @@ def made_up_features(
     root: Path,
     labels: dict[str, dict[str, str]],
     *,
-    views: Sequence[str] = ("centre",),
+    views: Sequence[str] = ("center",),
     paths: Sequence[Path] = (Path("/none"),),
 ) -> Path:
     """A feature folder of random features, not of the videos at `paths`: split → video_id → label.

@@ -19,7 +19,7 @@ from numbered_videos import write_video
 from vtnpipe.extract.decode.container import ANY_METADATA
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.protocol import Chunk, Decode, Restarted
 
 SOURCES = {
@@ -131,7 +131,7 @@ def fuzz(folder: Path, number: int, seed: int) -> dict[str, object]:
     crashed: list[str] = []
     slowest = 0.0
     waiting = list(inputs(folder, number, random.Random(seed)))
-    with DecodingChildren(2, Limits(stall_seconds=30)) as children:
+    with DecoderPool(2, Limits(stall_seconds=30)) as children:
         while waiting:
             paths, waiting = waiting[:PER_FILE], waiting[PER_FILE:]
             counts = [0] * len(paths)

@@ -17,8 +17,8 @@ def draw_number(number: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """An image [H, W, 3]; height and width are multiples of 4."""
     bits = (number >> np.arange(GRID * GRID)) & 1
     blocks = np.where(bits, BRIGHT, DARK).astype(np.uint8).reshape(GRID, GRID)
-    grey = np.kron(blocks, np.ones((height // GRID, width // GRID), dtype=np.uint8))
-    return np.repeat(grey[..., None], 3, axis=-1)
+    gray = np.kron(blocks, np.ones((height // GRID, width // GRID), dtype=np.uint8))
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def read_number(image: npt.NDArray[np.uint8]) -> int:

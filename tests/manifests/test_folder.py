@@ -24,10 +24,10 @@ def test_fingerprint_follows_values_and_not_their_order() -> None:
 
 def test_another_identity_is_refused_with_both_values(tmp_path: Path) -> None:
     folder = FeatureFolder(tmp_path)
-    write_extraction(folder, {"backbone": "a", "store": "float16"}, row_shape=[3])
-    check_identity(folder, {"backbone": "a", "store": "float16"})
+    write_extraction(folder, {"backbone": "a", "feature_dtype": "float16"}, row_shape=[3])
+    check_identity(folder, {"backbone": "a", "feature_dtype": "float16"})
     with pytest.raises(FeaturesError, match="backbone is 'b' here and 'a' in the folder"):
-        check_identity(folder, {"backbone": "b", "store": "float16"})
+        check_identity(folder, {"backbone": "b", "feature_dtype": "float16"})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format": "vtnpipe.extraction", "version": 2}'])

@@ -53,7 +53,7 @@ def _write(folder: FeatureFolder, name: str, *parts: VideoPart, **changes: Any) 
         "row_shape": (DIM,),
         "dtype": "float16",
         "fingerprint": fingerprint,
-        "views": ["centre"],
+        "views": ["center"],
         "settings": {"batch_size": 32},
     }
     write_shard(path, parts, **{**arguments, **changes})
@@ -117,7 +117,7 @@ def test_several_views_and_float32(folder: FeatureFolder) -> None:
         timestamps=np.arange(4.0),
         status="ok",
     )
-    _write(folder, "000-00000", part, row_shape=(2, 3), dtype="float32", views=["centre", "flip"])
+    _write(folder, "000-00000", part, row_shape=(2, 3), dtype="float32", views=["center", "flip"])
     np.testing.assert_array_equal(open_features(folder.root)["v"].features, features)
     write_extraction(folder, {"backbone": "toy"}, row_shape=[3])
     with pytest.raises(FeaturesError, match=r"are \[2, 3\] a frame, not \[3\]"):

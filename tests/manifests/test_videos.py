@@ -35,7 +35,7 @@ HEADER = "video_id,path,label,split"
         ("", "m.csv: empty"),
         (f"{HEADER}\n", "m.csv: no rows"),
         ("video_id,path,label\nv,p,l\n", "m.csv:1: column 'split' is missing"),
-        (f"{HEADER},colour\nv,p,l,s,red\n", "m.csv:1: unknown column 'colour'"),
+        (f"{HEADER},color\nv,p,l,s,red\n", "m.csv:1: unknown column 'color'"),
         (f"{HEADER},path\nv,p,l,s,p\n", "m.csv:1: column 'path' appears more than once"),
         (f"{HEADER}\nv,p,l,s\nw,q,l\n", "m.csv:3: 3 fields, but the header names 4"),
         (f"{HEADER}\nv,p,l,s\n\nv,q,l,s\n", "m.csv:4: video_id 'v' is also on line 2"),

@@ -22,7 +22,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.append("lost,none.mp4,up,val")
     (root / "m.csv").write_text("\n".join(lines) + "\n")
     means = ("--backbone", "toy_backbones:block_means", "--weights", "none")
-    exact = ("--store", "float32", "--precision", "float32")
+    exact = ("--feature-dtype", "float32", "--precision", "float32")
     run_cli(root, "extract", "m.csv", "f", *means, *exact, code=1)
     return root
 
@@ -42,7 +42,7 @@ def two_views(tmp_path: Path) -> Path:
         split: {f"{split}{n}": "ab"[n % 2] for n in range(count)}
         for split, count in (("train", 12), ("val", 9))
     }
-    made_up_features(tmp_path / "f", labels, views=("centre", "flip"))
+    made_up_features(tmp_path / "f", labels, views=("center", "flip"))
     settings = TrainTemporalSettings(
         layers=1, heads=2, intermediate=16, head_dim=8, epochs=4, optimizer="adamw", lr=1e-2
     )

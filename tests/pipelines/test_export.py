@@ -82,7 +82,7 @@ def test_a_steady_rate_takes_the_nearest_frames(folder: Path) -> None:
 
 
 def test_views_and_dtypes(tmp_path: Path) -> None:
-    made_up_features(tmp_path / "f", {"train": {"v": "a"}}, views=("centre", "flip"))
+    made_up_features(tmp_path / "f", {"train": {"v": "a"}}, views=("center", "flip"))
     features = open_features(tmp_path / "f")["v"].features
     for view, expected in (
         ("first", features[:, 0]),
@@ -94,7 +94,7 @@ def test_views_and_dtypes(tmp_path: Path) -> None:
         found = np.load(tmp_path / view / "v.npy")
         assert found.dtype == np.float16
         np.testing.assert_array_equal(found, expected.astype(np.float16))
-    with pytest.raises(SettingsError, match=r"--view left: .* has centre, flip"):
+    with pytest.raises(SettingsError, match=r"--view left: .* has center, flip"):
         export_features(tmp_path / "f", tmp_path / "o", settings=ExportSettings(view="left"))
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="file: can't be made as a folder"):

@@ -25,7 +25,7 @@ from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none")
-MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")
+MIXER = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--feature-dtype", "float32")
 
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -119,7 +119,10 @@ def test_other_settings_in_the_same_folder_are_refused(
     before = _snapshot(tmp_path / "f")
     for options, message in [
         (MIXER, "backbone is 'toy_backbones:mixer' here and 'toy_backbones:block_means'"),
-        ((*MEANS, "--store", "float32"), "store is 'float32' here and 'float16' in the folder"),
+        (
+            (*MEANS, "--feature-dtype", "float32"),
+            "store is 'float32' here and 'float16' in the folder",
+        ),
         ((*MEANS, "--precision", "float16"), "precision is 'float16' here and '"),
     ]:
         assert message in vtnpipe("extract", manifest, "f", *options, code=2).stderr
@@ -155,8 +158,8 @@ def test_bad_usage_exits_with_2_and_writes_nothing(
         ((manifest, "f", *MEANS, "--batch-size", 0), "--batch-size 0: it must be at least 1"),
         ((manifest, "f", *MEANS, "--precision", "int8"), "is not one of"),
         ((manifest, "f", *MEANS, "--shard-frames", "some"), "it must be auto or a whole number"),
-        ((manifest, "f", *MEANS, "--fps", 5, "--every", 2), "leave out one of the two"),
-        ((manifest, "f", *MEANS, "--views", "three-crop"), "leaves nothing beside the centre"),
+        ((manifest, "f", *MEANS, "--fps", 5, "--frame-stride", 2), "leave out one of the two"),
+        ((manifest, "f", *MEANS, "--views", "three-crop"), "leaves nothing beside the center"),
         ((manifest, "f", *MEANS, "--pool", "avg"), "is a factory, which pools as it is written"),
         ((manifest, "full", *MEANS), "not a feature folder and not empty"),
         ((manifest, manifest, *MEANS), "not a feature folder"),
@@ -250,7 +253,7 @@ def test_views_of_some_frames_in_small_tasks_with_a_report(
         fps=5,
         views="flip",
         shard_frames="3",
-        decoding_children=2,
+        decoder_processes=2,
     )
     report = extract(manifest, tmp_path / "f", settings, console=Console(file=printed))
     store = open_features(tmp_path / "f")

@@ -23,7 +23,7 @@ from vtnpipe.extract import requests
 from vtnpipe.extract.augmentation import Augmentation
 from vtnpipe.extract.create_backbone import create_module, default_preprocessing
 from vtnpipe.extract.decode.frames import Outcome
-from vtnpipe.extract.decode.pool import DecodingChildren
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.sampling import EVERY_FRAME, Sampling
 from vtnpipe.manifests.errors import BackboneError, ManifestError, SettingsError
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
@@ -46,7 +46,7 @@ SETTINGS = FinetuneSettings(
 )
 OPTIONS = f"--layers 1 --heads 2 --intermediate 16 --head-dim 8 --backbone {MIXER} --weights none"
 OPTIONS += " --epochs 4 --batch-size 4 --dropout 0 --head-dropout 0 --lr 0.05 --val-clips 2"
-OPTIONS += " --clip-frames 5 --clip-seconds 0.4 --time-jitter 0.5 --loaders 1"
+OPTIONS += " --clip-frames 5 --clip-seconds 0.4 --time-jitter 0.5 --num_workers 1"
 TIMES = ("videos_per_second", "waiting")
 
 
@@ -147,7 +147,7 @@ def test_the_loop_closes(tmp_path: Path, rows: list[VideoRow], manifest: Path) -
     one, other = (read_weights(tmp_path / name / "model.safetensors") for name in ("run", "begun"))
     assert not torch.equal(one["backbone.head.weight"], other["backbone.head.weight"])
 
-    store = ("--store", "float32", "--precision", "float32")
+    store = ("--feature-dtype", "float32", "--precision", "float32")
     run_cli(tmp_path, "extract", "m.csv", "f", "--weights", "run", *store)
     from_features = evaluate(tmp_path / "run", tmp_path / "f")
     with np.load(tmp_path / "run/predictions/val.npz") as arrays:
@@ -188,7 +188,7 @@ def test_before_the_first_step_logits_are_those_of_stage_two(
     tmp_path: Path, rows: list[VideoRow], backbone: str, store: str, tolerance: float
 ) -> None:
     rows[2] = replace(rows[2], start=0.3, end=0.62)
-    folder = make_folder(tmp_path / "f", backbone, store=store, every=2)
+    folder = make_folder(tmp_path / "f", backbone, store=store, frame_stride=2)
     extract_rows(folder, rows)
     recipe: dict[str, Any] = {"epochs": 4, "batch_size": 3, "optimizer": "adamw", "lr": 0.01}
     train_temporal(folder.root, tmp_path / "run", TrainTemporalSettings(**recipe, **SHAPE))
@@ -225,9 +225,9 @@ def test_frames_that_can_not_be_decoded_are_left_out_and_said(
     assert not whole.is_lost.any()
     assert whole.faults == ()
 
-    run = DecodingChildren.run
+    run = DecoderPool.run
 
-    def losing(self: DecodingChildren, wanted: Any) -> Any:
+    def losing(self: DecoderPool, wanted: Any) -> Any:
         """Loses two frames of v1, and all of v2."""
         for number, event in run(self, wanted):
             is_decode = isinstance(wanted[number], requests.Decode)
@@ -244,7 +244,7 @@ def test_frames_that_can_not_be_decoded_are_left_out_and_said(
             else:
                 yield number, event
 
-    monkeypatch.setattr(DecodingChildren, "run", losing)
+    monkeypatch.setattr(DecoderPool, "run", losing)
     dataset = ClipDataset(
         reader,
         [row.video_id for row in rows],
@@ -259,7 +259,7 @@ def test_frames_that_can_not_be_decoded_are_left_out_and_said(
     assert batch.faults == ("v1: damaged: 1.x: broken", "v2: damaged: 2.x: broken")
 
     write_manifest(rows, tmp_path / "m.csv")
-    report = finetune(tmp_path / "m.csv", tmp_path / "run", replace(SETTINGS, loaders=0))
+    report = finetune(tmp_path / "m.csv", tmp_path / "run", replace(SETTINGS, num_workers=0))
     assert report.exit_code == 1
     lost = report.training.last["lost"]
     assert [one.split(":")[0] for one in lost if one.startswith("v1")] == ["v1"]
@@ -271,7 +271,7 @@ def test_a_clip_that_is_lost_teaches_nothing(
 ) -> None:
     """Its weight in the mean stays, so that processes need not agree on it; its gradient is 0."""
     write_manifest([rows[0], rows[1], rows[7]], tmp_path / "m.csv")
-    settings = replace(SETTINGS, epochs=1, batch_size=2, lr=0.1, loaders=0, augment="no")
+    settings = replace(SETTINGS, epochs=1, batch_size=2, lr=0.1, num_workers=0, augment="no")
     read = VideoReader.read
     weights = {}
     for name, change in {
@@ -390,7 +390,7 @@ def test_labels_may_forbid_mirroring(
     ):
         named = [replace(row, label=labels[n % 2]) for n, row in enumerate(rows)]
         write_manifest(named, tmp_path / "m.csv")
-        settings = replace(SETTINGS, epochs=1, val_clips=1, loaders=0, flip=flip)
+        settings = replace(SETTINGS, epochs=1, val_clips=1, num_workers=0, flip=flip)
         finetune(tmp_path / "m.csv", tmp_path / str(number), settings)
         assert set(made) == {expected}
         made.clear()

@@ -14,7 +14,7 @@ from same_plan import assert_as_made_here
 
 pytestmark = pytest.mark.hosts
 
-MEANS = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--store", "float32")
+MEANS = ("--backbone", "toy_backbones:mixer", "--weights", "none", "--feature-dtype", "float32")
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 
 

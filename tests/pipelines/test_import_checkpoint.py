@@ -73,9 +73,9 @@ def test_another_configuration_through_the_command_line(
     write_video(tmp_path / "v.mp4", 9, first=40)
     (tmp_path / "m.csv").write_text("video_id,path,label,split\nv,v.mp4,class 3,val\n")
     extract = ("extract", "m.csv", "f", "--weights", "model")
-    ran = run_cli(tmp_path, *extract, "--store", "float32", "--precision", "float32")
+    ran = run_cli(tmp_path, *extract, "--feature-dtype", "float32", "--precision", "float32")
     assert f"backbone {BACKBONE}, its weights and its preprocessing: those of model" in ran.stdout
-    assert "nothing to do" in run_cli(tmp_path, *extract, "--store", "float32").stdout
+    assert "nothing to do" in run_cli(tmp_path, *extract, "--feature-dtype", "float32").stdout
     settings = PredictSettings(mode="features", features=str(tmp_path / "f"))
     stored = predict(tmp_path / "model", ["v"], settings).predictions[0].logits
     decoded = predict(tmp_path / "model", [tmp_path / "v.mp4"]).predictions[0].logits
@@ -115,7 +115,7 @@ def test_wrapped_names_and_an_old_counter_are_known(
         ),
         ({"NUM_ATTENTION_HEADS": 7}, ["--heads 7"]),
         ({"ATTENTION_WINDOW": [32, 16]}, ["all layers must have the same window"]),
-        ({"ATTENTION_WINDOW": 31}, ["--window 31: it must be even"]),
+        ({"ATTENTION_WINDOW": 31}, ["--attention-window 31: it must be even"]),
     ],
 )
 def test_what_does_not_fit_is_listed_and_nothing_is_written(

@@ -80,7 +80,7 @@ def test_config_gives_values_and_the_command_line_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red", "unknown option 'colour'"),
+        ("color: red", "unknown option 'color'"),
         ("- a\n- b", "must be a mapping"),
         ("a: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),

@@ -63,7 +63,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cut.mkv").write_bytes(whole[: 2 * len(whole) // 3])
     lines += ["cut,cut.mkv,calm,train", "gone,none.mp4,calm,train"]
     (root / "m.csv").write_text("\n".join(lines) + "\n")
-    means = ("--backbone", "toy_backbones:block_means", "--weights", "none", "--store", "float32")
+    means = (
+        "--backbone",
+        "toy_backbones:block_means",
+        "--weights",
+        "none",
+        "--feature-dtype",
+        "float32",
+    )
     run_cli(root, "extract", "m.csv", "f", *means, code=1)
     run_cli(root, "train-temporal", "f", "r", *SMALL)
     return root
@@ -225,17 +232,17 @@ def test_pages_fit_a_phone_and_a_dark_room(page: Path, browser: Browser) -> None
         browser.open(page, 390, is_dark=is_dark)
         assert browser.overflow == 0
         assert browser.faults == []
-        colours = browser.run(
+        colors = browser.run(
             "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
         )
-        assert _contrast(*colours) > 7
+        assert _contrast(*colors) > 7
 
 
 def _contrast(one: str, other: str) -> float:
-    """WCAG's contrast of two colours as `rgb(r, g, b)`."""
+    """WCAG's contrast of two colors as `rgb(r, g, b)`."""
     lights = []
-    for colour in (one, other):
-        parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+    for color in (one, other):
+        parts = [int(part) / 255 for part in color[4:-1].split(",")]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
     return (max(lights) + 0.05) / (min(lights) + 0.05)

@@ -48,7 +48,7 @@ def test_parity_of_features_and_logits(tmp_path: Path, vtnpipe: Vtnpipe) -> None
 
 
 def test_a_model_of_some_frames_takes_the_same_of_a_video(tmp_path: Path) -> None:
-    root = _extracted(tmp_path, "toy_backbones:block_means", every=3)
+    root = _extracted(tmp_path, "toy_backbones:block_means", frame_stride=3)
     small = {"layers": 1, "heads": 2, "intermediate": 16, "head_dim": 8, "epochs": 1}
     train_temporal(root, tmp_path / "run", TrainTemporalSettings(**small))
     by_features = predict(
@@ -62,7 +62,7 @@ def test_a_model_of_some_frames_takes_the_same_of_a_video(tmp_path: Path) -> Non
 
 
 def test_every_view_is_compared(tmp_path: Path) -> None:
-    root = _extracted(tmp_path, views=("left", "centre", "right"))
+    root = _extracted(tmp_path, views=("left", "center", "right"))
     frames = parity(root, ParitySettings(sample=20)).frames
     assert len(frames) == 60
     assert min(frame.cosine for frame in frames) > 0.9999

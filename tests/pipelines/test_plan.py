@@ -65,7 +65,7 @@ def test_wanted_frames_are_estimated_by_sampling(tmp_path: Path) -> None:
     rows = [row, row._replace(start=1.0), row._replace(start=1.0, end=2.0), row._replace(start=9.0)]
     for sampling, expected in (
         (Sampling(), [100, 75, 25, 1]),
-        (Sampling(every=10), [10, 8, 3, 1]),
+        (Sampling(frame_stride=10), [10, 8, 3, 1]),
         (Sampling(fps=5), [20, 15, 5, 1]),
         (Sampling(fps=500), [100, 75, 25, 1]),
     ):

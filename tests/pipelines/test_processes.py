@@ -50,7 +50,7 @@ def test_two_processes_make_the_model_and_the_figures_of_one(tmp_path: Path) -> 
         split: {f"{split}{n}": "abc"[n % 3] for n in range(count)}
         for split, count in (("train", 21), ("val", 13))
     }
-    made_up_features(tmp_path / "f", labels, views=("centre", "flip"))
+    made_up_features(tmp_path / "f", labels, views=("center", "flip"))
     run_cli(tmp_path, "train-temporal", "f", "one", *OPTIONS)
     printed = _together(tmp_path, "train-temporal", "f", "two", *OPTIONS, num_nodes=2)
     assert printed.count("epoch   3/3") == 1

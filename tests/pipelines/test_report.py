@@ -49,7 +49,7 @@ def test_a_confusion_names_its_worst_pairs() -> None:
     assert (image[350, 50] == 255).all()  # nothing there
     assert image[50, 250, 0] == 255  # wrong: red
     assert image[50, 250, 1] < 255
-    assert len(set(image[50, 50].tolist())) == 1  # right: grey
+    assert len(set(image[50, 50].tolist())) == 1  # right: gray
 
 
 def test_the_table_of_many_classes_is_that_of_the_worst_pairs() -> None:
@@ -113,7 +113,7 @@ def _store(root: Path, features: np.ndarray[Any, Any]) -> FeatureFolder:
         row_shape=features.shape[1:],
         dtype="float32",
         fingerprint=extraction["fingerprint"],
-        views=("centre",),
+        views=("center",),
         settings={},
     )
     return folder
@@ -122,12 +122,12 @@ def _store(root: Path, features: np.ndarray[Any, Any]) -> FeatureFolder:
 def test_statistics_find_dead_dimensions_and_frozen_pictures(tmp_path: Path) -> None:
     features = np.random.default_rng(0).standard_normal((40, 16))
     features[:, [3, 7]] = 0.25
-    features[20:30] = features[20]  # nine pairs of neighbours that are alike
+    features[20:30] = features[20]  # nine pairs of neighbors that are alike
     folder = _store(tmp_path / "f", features)
     section = extraction_section(open_features(folder.root), {}, num_frames=4)
     facts = dict(section.statistics.facts)
     assert facts["dead dimensions"] == "2 of 16 never change: 3, 7"
-    assert facts["neighbouring frames alike"] == f"{9 / 39:.2%} have a cosine above 0.999"
+    assert facts["neighboring frames alike"] == f"{9 / 39:.2%} have a cosine above 0.999"
     norms = np.linalg.norm(features, axis=1)
     assert facts["norms"].startswith(f"{norms.min():.3g} to {norms.max():.3g}")
     ((video, frames, share),) = section.statistics.repeats.rows
@@ -236,8 +236,8 @@ def test_a_run_is_resumed_from_wherever_its_files_are_named(
     assert "is gone" not in report(run).read_text()
     with pytest.raises(SettingsError, match="holds a run of `vtnpipe train-temporal`"):
         finetune(tmp_path / "moved/manifest.csv", run, FinetuneSettings(from_="none"))
-    with pytest.raises(SettingsError, match="--fps 5 with --every 2"):
-        FinetuneSettings(from_="none", fps=5, every=2)
+    with pytest.raises(SettingsError, match="--fps 5 with --frame-stride 2"):
+        FinetuneSettings(from_="none", fps=5, frame_stride=2)
 
 
 def test_a_right_answer_of_several_classes_is_right() -> None:
@@ -288,7 +288,7 @@ def test_reports_of_other_tasks(
     task: str, labels: tuple[str, str], words: str, tmp_path: Path
 ) -> None:
     splits = {split: {f"{split}{n}": labels[n % 2] for n in range(8)} for split in ("train", "val")}
-    made_up_features(tmp_path / "f", splits, views=("centre", "flip"))
+    made_up_features(tmp_path / "f", splits, views=("center", "flip"))
     settings = TrainTemporalSettings(**SMALL, task=task)  # type: ignore[arg-type]
     train_temporal(tmp_path / "f", tmp_path / "r", settings)
     page = report(tmp_path / "r", ReportSettings(videos=1)).read_text()
@@ -319,7 +319,7 @@ def test_a_finetuned_runs_report_decodes_what_it_shows(tmp_path: Path) -> None:
     ]
     write_manifest(rows, tmp_path / "m.csv")
     settings = FinetuneSettings(
-        backbone="toy_backbones:block_means", weights="none", from_="none", loaders=0, epochs=1,
+        backbone="toy_backbones:block_means", weights="none", from_="none", num_workers=0, epochs=1,
         layers=1, heads=2, intermediate=16, head_dim=8, short_side_min=64, short_side_max=64,
     )  # fmt: skip
     finetune(tmp_path / "m.csv", tmp_path / "r", settings)

@@ -17,7 +17,7 @@ from same_plan import assert_equal
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 
 MEANS = (
-    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--store", "float32"),
+    *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--feature-dtype", "float32"),
     # The same plan and the same bits wherever it is made.
     *("--precision", "float32", "--batch-size", "16", "--shard-frames", "250"),
 )

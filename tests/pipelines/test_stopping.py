@@ -20,7 +20,7 @@ def _features(folder: Path) -> Path:
         split: {f"{split}{n}": "abc"[n % 3] for n in range(count)}
         for split, count in (("train", 30), ("val", 12))
     }
-    return made_up_features(folder / "f", labels, views=("centre", "flip"))
+    return made_up_features(folder / "f", labels, views=("center", "flip"))
 
 
 def _heed() -> None:

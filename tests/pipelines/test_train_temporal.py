@@ -183,7 +183,12 @@ def test_an_encoder_and_a_head_of_ones_own(folder: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["full", "perceiver"])
 def test_other_encoders_and_ablations(folder: Path, encoder: str) -> None:
-    values = {**vars(SETTINGS), "encoder": encoder, "position_embedding": "sinusoidal", "window": 2}
+    values = {
+        **vars(SETTINGS),
+        "encoder": encoder,
+        "position_embedding": "sinusoidal",
+        "attention_window": 2,
+    }
     train_temporal(folder / "f", folder / "run", TrainTemporalSettings(**values))
     temporal = read_config(RunFolder(folder / "run")).temporal
     assert (temporal.encoder, temporal.position_embedding) == (encoder, "sinusoidal")
@@ -286,7 +291,7 @@ def test_faults_of_data_and_settings_have_their_errors(folder: Path) -> None:
         (ManifestError, "label 'fly' is none of the model's 2 classes", {"manifest": fly}),
         (ManifestError, "split 'test' has no rows", {"val_split": "test"}),
         (SettingsError, "--heads 3", {"heads": 3}),
-        (SettingsError, "--window 5", {"window": 5}),
+        (SettingsError, "--attention-window 5", {"attention_window": 5}),
         (SettingsError, "features of 768 dimensions", {"preset": "vit-b-vtn"}),
         (SettingsError, "--preset 'vtn'", {"preset": "vtn"}),
         (SettingsError, "--dropout 1.5", {"dropout": 1.5}),

@@ -109,7 +109,7 @@ def test_modules_of_the_users_own() -> None:
         ({"head": "toy_encoders:recurrent"}, "head 'toy_encoders:recurrent' fails on inputs"),
         ({"num_layers": 0}, "--layers 0: it must be a whole number, at least 1"),
         ({"num_heads": 0}, "--heads 0: it must be"),
-        ({"attention_window": 18.0}, "--window 18.0: it must be a whole number"),
+        ({"attention_window": 18.0}, "--attention-window 18.0: it must be a whole number"),
         ({"attention_dropout": 1.5}, "--attention-dropout 1.5: it must be between 0 and 1"),
         ({"task": "regression"}, "--task regression: 5 outputs"),
         ({"task": "regression", "num_classes": 1, "target_std": 0.0}, "labels that differ"),

@@ -37,7 +37,7 @@ def test_a_prefix_is_a_shorter_video(encoder: str) -> None:
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["full", "mean"])  # which know no neighbours in the sequence
+@pytest.mark.parametrize("encoder", ["full", "mean"])  # which know no neighbors in the sequence
 @pytest.mark.parametrize("at_once", [1, 100, 10_000])
 def test_what_is_hidden_is_as_if_it_was_not_there(
     encoder: str, at_once: int, monkeypatch: pytest.MonkeyPatch

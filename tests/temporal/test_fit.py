@@ -162,7 +162,7 @@ def test_loading_processes_change_nothing(
     store = make_store()
     recipe = Recipe(epochs=2, batch_size=5)
     _, one = _fit(tmp_path / "one", store, rows, recipe)
-    _, other = _fit(tmp_path / "other", store, rows, recipe, keeping=Keeping(num_loaders=2))
+    _, other = _fit(tmp_path / "other", store, rows, recipe, keeping=Keeping(num_workers=2))
     _same_bits(one, other)
 
 
@@ -176,7 +176,7 @@ def test_parts_of_a_batch_make_the_same_step(
     settings = {"batch_size": 9, "epochs": 2, "label_smoothing": 0.1, "class_weights": weights}
     found = []
     for parts in (1, 2, 4):
-        recipe = Recipe(**{**settings, "gradient_accumulation": parts, "clip_gradients": 0.3})
+        recipe = Recipe(**{**settings, "gradient_accumulation": parts, "max_grad_norm": 0.3})
         without = TemporalConfig(
             **{**vars(CONFIG), "dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
         )
@@ -236,7 +236,7 @@ def test_the_learning_rate_follows_the_schedule_step_by_step(
     tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     reports: list[EpochReport] = []
-    recipe = Recipe(epochs=4, batch_size=8, lr=1e-3, schedule="cosine", warm_up_epochs=1)
+    recipe = Recipe(epochs=4, batch_size=8, lr=1e-3, schedule="cosine", warmup_epochs=1)
     _fit(tmp_path / "run", make_store(), rows, recipe, watch=Watch(on_epoch=reports.append))
     expected = [1e-3 * recipe.lr_factor(epoch + 2 / 3) for epoch in range(4)]
     assert [report.lr for report in reports] == pytest.approx(expected)

@@ -156,5 +156,5 @@ def test_figures_are_torchmetrics() -> None:
     error = reference.mean_squared_error(values[:, 0], targets, squared=False)
     assert metrics.rmse == pytest.approx(float(error))
     assert metrics.mae == pytest.approx(float((values[:, 0] - targets).abs().mean()))
-    centred = (values[:, 0] - targets.mean(), targets - targets.mean())
-    assert metrics.r2 == pytest.approx(float(reference.r2_score(*centred)))
+    centered = (values[:, 0] - targets.mean(), targets - targets.mean())
+    assert metrics.r2 == pytest.approx(float(reference.r2_score(*centered)))

@@ -98,8 +98,8 @@ def test_presets_have_the_papers_recipe() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 5}, "--heads 5"),
-        ({"attention_window": 17}, "--window 17"),
-        ({"attention_window": 0}, "--window 0"),
+        ({"attention_window": 17}, "--attention-window 17"),
+        ({"attention_window": 0}, "--attention-window 0"),
         ({"max_positions": 2}, "--max-positions 2"),
     ],
 )

@@ -1,7 +1,7 @@
-"""A first look at a video, for planning: how much work it is, without reading it.
+"""Quick probe of a video, for planning: its number of frames and format, without reading it.
 
-MP4 and MOV say in their index which samples are presented. Of other containers the number of frames
-is estimated, and the look says from what.
+The index of MP4 and MOV tells which samples are presented. For other containers the number of
+frames is estimated, and the probe tells from what.
 """
 
 import itertools
@@ -10,27 +10,28 @@ from typing import Any, Literal, NamedTuple
 
 from ...manifests.errors import VideoError
 from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets, rate_of
-from .orientation import orientation_of
+from .limits import MAX_PIXELS
+from .probe import orientation_of
 
-ASSUMED_BYTES_PER_FRAME = 4000  # of a file that says neither how many nor how long
+ASSUMED_BYTES_PER_FRAME = 4000  # for files that store neither number nor duration
 MAX_PACKETS_TO_FIRST_FRAME = 100
 
 Source = Literal["index", "header", "duration", "size"]
 
 
-class Glance(NamedTuple):
-    """What a look at a file tells.
+class QuickProbe(NamedTuple):
+    """Format and length of a file.
 
     Attributes:
-        container: FFmpeg's name of it.
-        codec: FFmpeg's name of it.
-        width: of a frame as coded; pixels.
-        height: likewise.
-        fps: over the whole file where its frames are counted, else as FFmpeg guesses it.
-        num_frames: presented ones.
-        seconds: that they last.
-        source: what `num_frames` is from; exact where it is the index.
-        orientation: how frames are turned; empty where that was not asked for.
+        container: FFmpeg's name of the container.
+        codec: FFmpeg's name of the codec.
+        width: width of a coded frame; pixels.
+        height: height of a coded frame; pixels.
+        fps: frames per second over the whole file if its frames are counted, else FFmpeg's guess.
+        num_frames: number of presented frames.
+        seconds: duration.
+        source: origin of `num_frames`; exact if it is the index.
+        orientation: how frames are turned, in words; empty if not asked for.
     """
 
     container: str
@@ -49,17 +50,20 @@ class Glance(NamedTuple):
         return self.source == "index"
 
 
-def glance(path: str, *, with_orientation: bool = False) -> Glance:
-    """Looks at a file.
+def quick_probe(
+    path: str, *, with_orientation: bool = False, max_pixels: int = MAX_PIXELS
+) -> QuickProbe:
+    """Probe a file without reading its packets.
 
     Args:
-        path: a video file.
-        with_orientation: decode the first frame, which alone tells it.
+        path: path of the file.
+        with_orientation: decode the first frame, which alone tells the orientation.
+        max_pixels: pixel limit of a frame.
 
     Raises:
-        VideoError: it can't be opened, or has no video stream.
+        VideoError: the file cannot be opened, or has no video stream.
     """
-    with open_best_stream(path) as (container, stream):
+    with open_best_stream(path, max_pixels) as (container, stream):
         fps = rate_of(stream)
         seconds = 0.0
         if stream.duration:
@@ -70,7 +74,7 @@ def glance(path: str, *, with_orientation: bool = False) -> Glance:
         if source == "index" and seconds > 0:
             fps = num_frames / seconds
         codec = stream.codec_context
-        return Glance(
+        return QuickProbe(
             container=container.format.name,
             codec=codec.name,
             width=codec.width,
@@ -84,13 +88,14 @@ def glance(path: str, *, with_orientation: bool = False) -> Glance:
 
 
 def _count(container: Any, stream: Any, by_duration: float, path: str) -> tuple[int, Source]:
-    """How many frames are presented, and what says so; at least one, and no more than the file has
-    bytes, whatever its header claims.
+    """Return the number of presented frames and its source.
+
+    It is at least one, and at most the file's size in bytes, whatever the header claims.
     """
     size = Path(path).stat().st_size
     if container.format.name == MOV and stream.frames:
         entries = stream.index_entries
-        if len(entries) >= stream.frames:  # else it is in fragments, each with an index of its own
+        if len(entries) >= stream.frames:  # else each fragment has an index of its own
             return max(1, sum(not entry.is_discard for entry in entries)), "index"
     if stream.frames > 1:
         return max(1, min(stream.frames, size)), "header"
@@ -104,7 +109,7 @@ def _orientation(container: Any, stream: Any) -> str:
     for packet in itertools.chain(first, [None]):
         frames, _ = decode(stream, packet)
         if frames:
-            return orientation_of(frames[0]).words
+            return str(orientation_of(frames[0]))
     raise VideoError(
-        "no-frames", f"{container.name}: its first packets give no frame; copy it again"
+        "no-frames", f"{container.name}: its first packets decode to no frame; copy it again"
     )

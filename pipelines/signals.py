@@ -1,20 +1,18 @@
-"""Signals that ask a run to stop: it finishes what it is at, writes what resuming needs, and ends
-with exit code 3.
-"""
+"""Signals that stop a run: it finishes its step, saves a checkpoint, and exits with code 3."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# A cluster's, SLURM's warning, a terminal that is closed; and Ctrl-C, which may come twice.
+# SIGTERM from a batch system, SLURM's warning before the walltime, a closed terminal.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopOnSignals:
-    """A context in which these signals set `is_asked`; Ctrl-C a second time interrupts at once.
+    """Context in which STOP_SIGNALS and Ctrl-C set `is_asked`; a second Ctrl-C interrupts at once.
 
-    In another than the main thread, which gets no signals, it does nothing.
+    Outside the main thread, which alone receives signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -24,7 +22,7 @@ class StopOnSignals:
     def __enter__(self) -> "StopOnSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (*STOP_SIGNALS, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` asks
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as set by `nohup`
                     self._before[number] = signal.signal(number, self._ask)
         return self
 

@@ -1,0 +1,281 @@
+"""Evaluation of a model on a split, from stored features or from the videos."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+from urllib.parse import quote
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ...extract.cores import num_cpus_per_process
+from ...extract.decode.frames import Decoder
+from ...extract.decode.sampling import Sampling
+from ...manifests.errors import SettingsError
+from ...manifests.feature_store import FeatureStore, open_features
+from ...manifests.manifest import VideoRow, read_manifest
+from ...temporal.checkpoint import RunFolder
+from ...temporal.clips import WHOLE, ClipSampling
+from ...temporal.dataset import ClipDataset, EvenClips
+from ...temporal.distributed import Accelerator, Precision
+from ...temporal.feature_reader import FeatureReader
+from ...temporal.inference import predict_logits
+from ...temporal.splits import (
+    UsableRows,
+    remedy_for_features,
+    rows_of_split,
+    usable_rows,
+)
+from ...temporal.tasks import read_targets
+from ..models.model_folder import NetworkConfig, check_features, load_temporal
+from ..models.network import VideoTransformerNetwork
+from ..settings import (
+    at_least,
+    check_settings,
+    check_unset,
+    chunk_frames_setting,
+    clip_frames_setting,
+    clip_seconds_setting,
+    decoder_setting,
+    device_setting,
+    drop_partial_setting,
+    labels_setting,
+    seed_setting,
+    setting,
+)
+from .clip_reader import IndexedVideos, index_videos
+from .video_classifier import (
+    VideoClassifier,
+    VideoToClassify,
+    clips_of_videos,
+    none_decoded,
+    score_videos,
+    whole_videos,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Settings of `vtnpipe evaluate`."""
+
+    split: str = setting("val", help="Split of the manifest to score.")
+    manifest: str | None = labels_setting()
+    drop_partial: bool = drop_partial_setting()
+    shuffle_frames: bool = setting(
+        False,
+        help="Put each video's frames in a random order, to see what their order contributes.",
+    )
+    seed: int = seed_setting("Seed of that order, and of the intervals' resamples.")
+    clips: int = setting(
+        0,
+        help="Average the logits of so many clips, evenly spaced; 0: every frame at once.",
+        check=at_least(0),
+    )
+    clip_frames: int = clip_frames_setting("Frames of such a clip.")
+    clip_seconds: float = clip_seconds_setting()
+    bootstrap: int = setting(
+        1000, help="Resamples for the 95% intervals; 0: no intervals.", check=at_least(0)
+    )
+    precision: Precision = setting(
+        "float32", help="Precision of the computation; weights stay float32."
+    )
+    batch_size: int = setting(
+        16, help="Videos or clips per batch, from a feature folder.", check=at_least(1)
+    )
+    mode: Literal["auto", "features", "chunked", "end-to-end"] = setting(
+        "auto",
+        help="auto: features of a feature folder, chunked for a manifest; end-to-end keeps all "
+        "frames of a video in memory.",
+    )
+    chunk_frames: int = chunk_frames_setting()
+    decoder: Decoder = decoder_setting()
+    device: str = device_setting()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not self.clips:
+            check_unset(self, ["clip_frames", "clip_seconds"], "has no effect without --clips")
+        elif self.decoder == "decord":
+            raise SettingsError(
+                "--decoder decord with --clips: decord cannot start exactly in the middle of a "
+                "file; give auto or pyav"
+            )
+        if self.mode == "end-to-end":
+            check_unset(self, ["chunk_frames"], "--mode end-to-end has no chunks")
+
+    @property
+    def sampling(self) -> ClipSampling:
+        """Clip sampling; whole videos if `clips` is 0."""
+        if not self.clips:
+            return WHOLE
+        return ClipSampling(num_frames=self.clip_frames, seconds=self.clip_seconds)
+
+    @property
+    def shuffle_seed(self) -> int | None:
+        """Seed of the order of frames; None for their own order."""
+        return self.seed if self.shuffle_frames else None
+
+    @property
+    def predictions_name(self) -> str:
+        """File name, without extension, of the predictions: the split, and what differs."""
+        name = quote(self.split, safe="") or "all"
+        name += f"+{self.clips}clips" if self.clips else ""
+        return name + ("+shuffled" if self.shuffle_frames else "")
+
+
+class ScoredSplit(NamedTuple):
+    """Logits of a split's videos.
+
+    Attributes:
+        usable: rows of the split.
+        logits: [N, C].
+        targets: [N] or [N, C], see `temporal/tasks.py`.
+        source: fingerprint of the features, or mode of inference of the videos.
+        faults: videos that could not be decoded completely, and why.
+    """
+
+    usable: UsableRows
+    logits: Tensor
+    targets: Tensor
+    source: str
+    faults: tuple[str, ...] = ()
+
+
+def score_feature_split(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: EvaluateSettings,
+    accelerator: Accelerator,
+) -> ScoredSplit:
+    """Score a split from stored features."""
+    store = open_features(source)
+    check_features(config, store.spec, store.folder.root)
+    usable = usable_rows(
+        store.statuses,
+        read_manifest(settings.manifest or store.folder.manifest),
+        settings.split,
+        what="features",
+        remedy=remedy_for_features(store.folder),
+        drop_partial=settings.drop_partial,
+    )
+    targets = read_targets(usable.rows, config.class_names, config.temporal.task)
+    clips = EvenClips(
+        sampling=settings.sampling,
+        num_clips=max(1, settings.clips),
+        shuffle_seed=settings.shuffle_seed,
+    )
+    logits = logits_of_features(
+        accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True),
+        store,
+        usable.video_ids,
+        clips=clips,
+        position_fps=config.temporal.position_fps,
+        batch_size=settings.batch_size,
+        accelerator=accelerator,
+    )
+    return ScoredSplit(usable, logits, targets, f"features {store.fingerprint}")
+
+
+def logits_of_features(
+    temporal: nn.Module,
+    store: FeatureStore,
+    video_ids: Sequence[str],
+    *,
+    clips: EvenClips | None = None,
+    position_fps: float | None,
+    batch_size: int = 1,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Return the logits [N, C] of stored videos.
+
+    Args:
+        temporal: temporal model, prepared by `accelerator`.
+        store: features that fit the model, of all the videos.
+        video_ids: ids of the videos.
+        clips: clips whose logits are averaged; by default every frame at once.
+        position_fps: positions per second of the model.
+        batch_size: clips per batch, in each process.
+        accelerator: see `temporal/distributed.py`.
+
+    Raises:
+        FeaturesError: a feature is not finite.
+    """
+    dataset = ClipDataset(
+        FeatureReader(store),
+        video_ids,
+        torch.zeros(len(video_ids)),  # targets are not used
+        clips or EvenClips(),
+        position_fps=position_fps,
+    )
+    return predict_logits(temporal, dataset, batch_size=batch_size, accelerator=accelerator)
+
+
+def score_video_split(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: EvaluateSettings,
+    accelerator: Accelerator,
+) -> ScoredSplit:
+    """Score a split of a manifest by decoding its videos."""
+    rows = rows_of_split(read_manifest(source), settings.split)
+    read_targets(rows, config.class_names, config.temporal.task)  # raises before the work
+    network = VideoTransformerNetwork.from_pretrained(files.root).to(accelerator.device)
+    classify = VideoClassifier(
+        network=network,
+        mode="end-to-end" if settings.mode == "end-to-end" else "chunked",
+        chunk_frames=settings.chunk_frames,
+        num_decoder_processes=num_cpus_per_process(),
+        shuffle_seed=settings.shuffle_seed,
+    )
+    videos, faults = _videos_to_score(rows, config, settings)
+    scored = score_videos(classify, videos, accelerator)
+    faults |= dict(scored.faults)
+    assert scored.rows is not None
+    names = [videos[number].name for number in scored.rows.tolist()]
+    logits = dict(zip(names, scored.logits, strict=True))
+    usable = usable_rows(
+        {name: "partial" if name in faults else "ok" for name in logits},
+        rows,
+        settings.split,
+        what="frames",
+        remedy="leave out --drop-partial, or fix the files",
+        drop_partial=settings.drop_partial,
+    )
+    return ScoredSplit(
+        usable,
+        torch.stack([logits[row.video_id] for row in usable.rows]),
+        read_targets(usable.rows, config.class_names, config.temporal.task),
+        f"videos, {classify.mode}",
+        tuple(f"{name}: {fault}" for name, fault in faults.items()),
+    )
+
+
+def _videos_to_score(
+    rows: list[VideoRow], config: NetworkConfig, settings: EvaluateSettings
+) -> tuple[list[VideoToClassify], dict[str, str]]:
+    """Return the videos to decode, and video_id → fault of those that cannot be decoded."""
+    sampling = Sampling.from_spec(config.spec)
+    if not settings.clips:
+        return whole_videos(rows, sampling, settings.decoder), {}
+    with TemporaryDirectory(prefix="vtnpipe-evaluate-") as folder:
+        index = index_videos(Path(folder) / "index.safetensors", rows, Console(quiet=True))
+        by_id = {row.video_id: row for row in rows}
+        indexed = IndexedVideos(
+            rows=by_id, index=index, sampling=sampling, decoder=settings.decoder
+        )
+        failures = {one.video_id: one for one in indexed.failures()}
+        readable = [
+            row
+            for row in rows
+            if row.video_id not in failures or failures[row.video_id].status == "partial"
+        ]
+        if not readable:
+            first = failures[rows[0].video_id]
+            raise none_decoded(len(rows), f"{first.reason}: {first.message}")
+        videos = clips_of_videos(readable, indexed, settings.sampling, settings.clips)
+    return videos, {name: f"{one.reason}: {one.message}" for name, one in failures.items()}
