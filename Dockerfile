@@ -1,7 +1,7 @@
 # vtnpipe in a container. On CPUs:   docker build -t vtnpipe .
 # With CUDA:                          docker build -t vtnpipe --build-arg CUDA=cu126 .
 # Another Python, or another base:    --build-arg BASE=python:3.12-slim
-# Run it, as yourself:                docker run --rm -u $(id -u) -v $PWD:/work vtnpipe plan videos.csv
+# Run it, as yourself:                docker run --rm -u $(id -u) -v $PWD:/work vtnpipe plan videos.csv features
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
