@@ -20,6 +20,7 @@ from ..manifests.errors import BackboneError, first_line
 from ..manifests.user_module import call_factory, is_factory
 from .preprocessing import Preprocessing
 
+DEFAULT_BACKBONE = "vit_base_patch16_224"
 RANDOM_SEED = 0  # of --weights none
 _WRAPPERS = ("state_dict", "model_state", "model")  # keys under which checkpoints keep tensors
 

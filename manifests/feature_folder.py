@@ -14,7 +14,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,11 +80,6 @@ class FeatureSpec:
                 else f"{name} is {mine!r} here and {theirs!r} in the folder"
             )
         return found
-
-    def with_known(self, other: "FeatureSpec") -> "FeatureSpec":
-        """Return a copy whose unknown fields are taken from `other`."""
-        known = {name: getattr(self, name) or getattr(other, name) for name in _MAY_BE_UNKNOWN}
-        return replace(self, **known)
 
     def to_json(self) -> dict[str, Any]:
         """Return the known fields as JSON values."""

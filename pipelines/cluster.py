@@ -1,4 +1,4 @@
-"""`vtnpipe cluster`: print batch files to start from, and the script that `--cluster` submits."""
+"""`vtnpipe cluster`: print job script templates, and the script that `--cluster` submits."""
 
 from importlib.resources import files
 from typing import Any, Literal, get_args
@@ -24,14 +24,14 @@ def cluster_script(settings: ExtractSettings) -> str:
 
 
 def cluster_template(name: Template) -> str:
-    """Return a commented batch file for SLURM, to be edited."""
+    """Return a commented SLURM job script, to be edited."""
     folder = files(f"{__package__}.dask_cluster") / "templates"
     return (folder / f"{name}.slurm").read_text(encoding="utf-8")
 
 
 @click.group("cluster")
 def group() -> None:
-    """Print job scripts, and batch files to start from."""
+    """Print job scripts and templates of job scripts."""
 
 
 @group.command("script")
@@ -49,10 +49,10 @@ def script_command(console: Console, **options: Any) -> int:
 @group.command("template")
 @click.argument("name", type=click.Choice(get_args(Template)))
 def template_command(name: Template) -> int:
-    """Print a commented SLURM batch file to edit and submit: `> job.slurm`, `sbatch job.slurm`.
+    """Print a commented SLURM job script to edit and submit: `> job.slurm`, `sbatch job.slurm`.
 
-    extract runs on one node; extract-array is an array of jobs that share the work; train is a
-    training by torchrun, requeued at its walltime.
+    extract runs on one node; extract-array is an array of jobs that share the work; train trains
+    with torchrun. Each is requeued before its time limit.
     """
     click.echo(cluster_template(name), nl=False)
     return EXIT_OK

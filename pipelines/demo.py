@@ -1,9 +1,8 @@
-"""`vtnpipe demo`: draw videos whose classes differ only in order, then extract → train-temporal →
-evaluate → report on them.
+"""`vtnpipe demo`: run all stages on generated videos whose classes differ only in frame order.
 
 Each event (a scene that changes into another, a disc that grows) is written twice, forwards and
-backwards in time. Both files hold the very same frames, so no model that forgets the order can tell
-their labels apart.
+backwards in time. Both files contain the same frames, so that no model without temporal order can
+distinguish the classes. The stages are extract, train-temporal, evaluate and report.
 """
 
 import statistics
@@ -35,7 +34,7 @@ from .training.settings import TrainTemporalSettings
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
 LABELS = ("forwards", "backwards")
-# Not the paper's recipe, which is for a trained backbone and 240,000 videos.
+# The paper's recipe is for a pretrained backbone and 240,000 videos.
 RECIPE: dict[str, Any] = {
     "layers": 1,
     "heads": 4,
@@ -54,16 +53,16 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """The settings of `vtnpipe demo`."""
+    """Settings of `vtnpipe demo`."""
 
     events: int = setting(
-        90, help="Events to draw, each forwards and backwards.", check=at_least(6)
+        90, help="Number of events, each written forwards and backwards.", check=at_least(6)
     )
-    seeds: int = setting(3, help="Trainings of each model.", check=at_least(1))
+    seeds: int = setting(3, help="Number of trainings of each model.", check=at_least(1))
     backbone: str = setting(
-        "vit_tiny_patch16_224", help="With random weights: no download.", metavar="NAME"
+        "vit_tiny_patch16_224", help="Backbone; its weights are random.", metavar="NAME"
     )
-    epochs: int = setting(45, help="Epochs of each training.", check=at_least(1))
+    epochs: int = setting(45, help="Epochs per training.", check=at_least(1))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -71,8 +70,11 @@ class DemoSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport:
-    """Top-1 on the validation videos, one value a seed, of the VTN and of the baseline without
-    order.
+    """Top-1 accuracy on the validation videos, one value per seed.
+
+    Attributes:
+        vtn: values of the VTN.
+        mean_pooling: values of the baseline, which ignores the order of frames.
     """
 
     vtn: list[float]
@@ -80,7 +82,7 @@ class DemoReport:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the VTN is far above the baseline, and the baseline near chance."""
+        """Whether the VTN is far above chance, and the baseline near it."""
         vtn, baseline = statistics.mean(self.vtn), statistics.mean(self.mean_pooling)
         return vtn > 0.9 and abs(baseline - 1 / len(LABELS)) < 0.1
 
@@ -88,12 +90,12 @@ class DemoReport:
 def demo(
     folder: str | Path, settings: DemoSettings | None = None, *, console: Console | None = None
 ) -> DemoReport:
-    """Runs the main job on drawn videos.
+    """Run all stages on generated videos.
 
     Args:
-        folder: for videos, features and runs; what it holds is gone on with.
-        settings: by default, `DemoSettings()`.
-        console: for what it does; by default, nothing is printed.
+        folder: folder of videos, features and runs; stages that it already contains are resumed.
+        settings: by default `DemoSettings()`.
+        console: for progress and results; by default nothing is printed.
     """
     settings = settings or DemoSettings()
     console = console or Console(quiet=True)
@@ -105,12 +107,11 @@ def demo(
         console,
         f"{len(rows)} H.264 files of {NUM_FRAMES} frames in {root / 'videos'}:",
         "  a scene that changes into another, or a disc that grows, each forwards and backwards.",
-        "  The two hold the same frames; only their order tells the class.",
+        "  Both contain the same frames; the class is determined by their order alone.",
         f"\nvtnpipe extract {manifest} {root / 'features'} --backbone {settings.backbone} "
         "--weights none",
-        "  The backbone is untrained. That does here: random "
-        "features differ for different pictures,",
-        "  and what there is to learn is their order, which is the temporal model's part.",
+        "  The backbone is untrained, which is enough here: its features differ between images,",
+        "  and the temporal model has to learn only their order.",
     )
     extract(
         manifest,
@@ -131,13 +132,14 @@ def demo(
 
 
 def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console: Console) -> float:
+    """Train a model and return its top-1 accuracy on the validation videos."""
     options = {"encoder": encoder, **RECIPE, "epochs": settings.epochs}
     run = root / f"run-{encoder}-{seed}"
     if seed == 0:
-        words = " ".join(f"{option_name(name)} {value}" for name, value in options.items())
+        arguments = " ".join(f"{option_name(name)} {value}" for name, value in options.items())
         say(
             console,
-            f"\nvtnpipe train-temporal {root / 'features'} {run} {words}",
+            f"\nvtnpipe train-temporal {root / 'features'} {run} {arguments}",
             f"and evaluate, with {settings.seeds} seeds:",
         )
     train_temporal(root / "features", run, TrainTemporalSettings(**options, seed=seed))
@@ -149,16 +151,16 @@ def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console:
 
 
 def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
-    """Draws the events and writes two files each; files that are there already stay.
+    """Draw events and write each to two files, unless these exist.
 
-    Both files of an event are in one split, so that the baseline cannot learn a file by heart.
+    Both files of an event are in the same split, so that the baseline cannot memorize a file.
 
     Args:
-        folder: for the files.
-        num_events: half of them scene changes, half growing discs.
+        folder: folder of the files.
+        num_events: number of events; half of them are scene changes, half are growing discs.
 
     Returns:
-        Manifest rows, splits train and val.
+        manifest rows of the splits train and val.
     """
     make_folder(folder)
     rows = []
@@ -166,7 +168,7 @@ def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
         generator = np.random.default_rng(number)
         draw, kind = ((_scene_change, "scene"), (_growth, "growth"))[number % 2]
         frames = list(draw(generator))
-        split = "val" if number % 6 < 2 else "train"  # of each kind a third, however many there are
+        split = "val" if number % 6 < 2 else "train"  # a third of each kind is for validation
         for label, ordered in zip(LABELS, (frames, frames[::-1]), strict=True):
             path = folder / f"{kind}-{number:03d}-{label}.mp4"
             if not path.exists():
@@ -178,7 +180,7 @@ def write_videos(folder: Path, num_events: int) -> list[VideoRow]:
 
 
 def _scene_change(generator: np.random.Generator) -> Iterator[Image]:
-    """Stripes of a warm color, then rings of a cold one; the moment of change is random."""
+    """Yield frames of warm stripes, then, from a random frame on, of cold rings."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     phase, width = generator.uniform(0, 6), generator.uniform(7, 12)
     center_y, center_x = generator.uniform(30, 100), generator.uniform(40, 120)
@@ -191,7 +193,7 @@ def _scene_change(generator: np.random.Generator) -> Iterator[Image]:
 
 
 def _growth(generator: np.random.Generator) -> Iterator[Image]:
-    """A disc that is small, grows from a random moment on, and stays large."""
+    """Yield frames of a disc that is small, grows from a random frame on, and stays large."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     center_y, center_x = generator.uniform(50, 78), generator.uniform(60, 100)
     color, ground = generator.uniform(150, 250, 3), generator.uniform(20, 90, 3)
@@ -205,18 +207,21 @@ def _growth(generator: np.random.Generator) -> Iterator[Image]:
 def _colored(
     pattern: npt.NDArray[np.float64], amplitude: tuple[int, ...], mean: tuple[int, ...]
 ) -> npt.NDArray[np.float64]:
-    """An image [H, W, 3] of a pattern [H, W] in [-1, 1]."""
+    """Return an image [H, W, 3] of a pattern [H, W] in [-1, 1]."""
     return np.asarray(pattern[..., None] * np.array(amplitude) + np.array(mean))
 
 
 def _finish(image: npt.NDArray[np.float64], generator: np.random.Generator) -> Image:
+    """Return the image with noise, as uint8."""
     noisy = image + generator.normal(0, 6, image.shape)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def _encode(frames: list[Image], path: Path) -> None:
-    """Writes H.264 with every picture intra-coded at one quantiser: a picture's bytes don't know
-    the order.
+    """Write an H.264 file.
+
+    Every frame is intra-coded with the same quantizer, so that its bytes do not depend on the order
+    of frames.
     """
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         options = {"qp": "20", "preset": "veryfast"}
@@ -240,15 +245,15 @@ def _print(report: DemoReport, console: Console) -> None:
         say(console, f"{name:24s} {statistics.mean(scores):6.1%}  {by_seed}")
     say(console, f"{'chance':24s} {1 / len(LABELS):6.1%}")
     if not report.is_clear:
-        say(console, "The two are not far apart: that is not as it should be with the defaults.")
+        say(console, "The two are not far apart, which is not as it should be with the defaults.")
 
 
 @click.command("demo")
 @click.argument("folder", default="vtnpipe-demo")
 @settings_options(DemoSettings)
 def command(folder: str, console: Console, **options: Any) -> int:
-    """Generate labelled videos in FOLDER (vtnpipe-demo); extract, train-temporal, evaluate and
-    report on them.
+    """Generate labeled videos in FOLDER (vtnpipe-demo), and run extract, train-temporal, evaluate
+    and report on them.
     """
     demo(folder, DemoSettings(**options), console=console)
     return EXIT_OK

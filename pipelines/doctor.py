@@ -1,4 +1,4 @@
-"""`vtnpipe doctor`: one screen about this machine, for oneself and for bug reports."""
+"""`vtnpipe doctor`: versions, decoders, devices and disk of this machine, on one screen."""
 
 import os
 import platform
@@ -31,7 +31,13 @@ for index in range(torch.cuda.device_count()):
 
 
 class Finding(NamedTuple):
-    """One line of the screen."""
+    """One line of the screen.
+
+    Attributes:
+        name: what was examined.
+        text: result.
+        is_ok: whether vtnpipe can work with it.
+    """
 
     name: str
     text: str
@@ -68,7 +74,7 @@ def _findings() -> Iterator[Finding]:
 
 
 def _run_python(name: str, code: str, *, is_needed: bool = True) -> Finding:
-    """Run Python code in a process of its own, so that a crash is a finding, too."""
+    """Return what Python code prints in a separate process, or that it crashes or hangs."""
     try:
         ran = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False

@@ -33,7 +33,7 @@ class EvaluateReport:
     Attributes:
         metrics: metrics of the task.
         intervals: 95% confidence intervals by the metric's name.
-        counts: numbers of videos.
+        counts: numbers of expected, scored, missing, partial and dropped videos.
     """
 
     metrics: Metrics
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
-    """Return whether the source is a manifest.
+    """Return whether the source is a manifest, after checking the settings against it.
 
     Raises:
         SettingsError: it does not exist, or a setting does not fit it.
@@ -178,7 +178,7 @@ def _print(
 
 
 def _class_lines(metrics: Metrics) -> Iterator[str]:
-    """Yield the lines of a table of the classes: each one's metric, and its predictions."""
+    """Yield the lines of a table of classes, with their metrics and most frequent predictions."""
     per_class: dict[str, float | None] = getattr(metrics, "per_class", {})
     confusion: list[list[int]] = getattr(metrics, "confusion", [])
     classes = list(per_class)

@@ -1,4 +1,4 @@
-"""`vtnpipe explain`: what a model attends to in one video, and what its prediction depends on."""
+"""`vtnpipe explain`: attention in one video, and how the prediction depends on parts of it."""
 
 import math
 import os
@@ -19,10 +19,10 @@ from ..manifests.manifest import VideoRow
 from ..temporal.inference import even_spans, logits_without, prefix_logits
 from ..temporal.tasks import log_odds, probabilities
 from .console import CountProgress, say
-from .html.attention import attention_of
+from .html.attention import video_attention
 from .html.explain_figure import write_figure
-from .html.explain_page import Explanation, check_lines, write_explanation
-from .html.thumbnails import Wanted, even_places, thumbnails
+from .html.explain_page import Explanation, occlusion_lines, write_explanation
+from .html.thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 from .inference.video_classifier import VideoFeatures, extract_features
 from .models.network import VideoTransformerNetwork
 from .options import settings_options
@@ -38,35 +38,39 @@ from .settings import (
 )
 
 FORMATS = (".html", ".png")
-MIN_PASSES = 10  # prefixes and occlusions, however long a video is
-MAX_TOKENS = 1_000_000  # that all passes of a kind may see, unless they are asked for
-LARGE_HEIGHT = 132  # of the most attended frames' pictures
+DEFAULT_PREFIXES, DEFAULT_OCCLUSIONS = 40, 250
+MIN_PASSES = 10  # smallest default number of prefixes or occlusions
+MAX_TOKENS = 1_000_000  # that all default prefixes, or occlusions, of a video may have together
+THUMBNAIL_HEIGHT = 132  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainSettings:
-    """The settings of `vtnpipe explain`."""
+    """Settings of `vtnpipe explain`."""
 
     output: str | None = setting(
         None,
-        help="A page or picture to write, .html or .png; by default none.",
+        help="Page or figure to write, .html or .png; by default none.",
         short="-o",
         metavar="FILE",
     )
-    start: float | None = setting(None, help="Second at which the part to explain begins.")
-    end: float | None = setting(None, help="Second at which it ends; by default the video's end.")
-    frames: int = setting(12, help="Pictures along the video.", check=at_least(1))
-    most: int = setting(6, help="Most attended frames to show.", check=at_least(1))
-    top: int = setting(5, help="Classes to follow.", check=at_least(1))
+    start: float | None = setting(None, help="Start of the part to explain, in seconds.")
+    end: float | None = setting(
+        None, help="End of that part, in seconds; by default the end of the video."
+    )
+    frames: int = setting(12, help="Number of thumbnails along the video.", check=at_least(1))
+    most: int = setting(6, help="Number of most attended frames to show.", check=at_least(1))
+    top: int = setting(5, help="Number of most probable classes to show.", check=at_least(1))
     prefixes: int | None = setting(
         None,
-        help="Beginnings of the video, evenly, to predict from; by default 40, fewer for hours.",
+        help="Number of beginnings of the video, evenly spaced, to predict from; by default 40, "
+        "fewer for hours of video.",
         check=at_least(1),
     )
     occlusions: int | None = setting(
         None,
-        help="Parts to hide, one at a time; as many as frames, or more, hides each frame. By "
-        "default 250, fewer for hours.",
+        help="Number of parts to hide, one at a time; at most one per frame. By default 250, fewer "
+        "for hours of video.",
         check=at_least(2),
     )
     chunk_frames: int = chunk_frames_setting()
@@ -79,12 +83,12 @@ class ExplainSettings:
         if not 0 <= begin < end:
             raise SettingsError(
                 f"--start {self.start} --end {self.end}: a span must begin at 0 or later, and end "
-                "after it begins"
+                "after its beginning"
             )
         if self.output is not None and Path(self.output).suffix not in FORMATS:
             raise SettingsError(f"--output {self.output}: its name must end in .html or .png")
         if self.output is None:
-            check_unset(self, ["frames"], "without --output there are no pictures")
+            check_unset(self, ["frames"], "has no effect without --output")
 
 
 def explain(
@@ -94,18 +98,18 @@ def explain(
     *,
     console: Console | None = None,
 ) -> Explanation:
-    """Says what a model attends to in one video, and what its answer depends on.
+    """Explain a model's prediction for one video by attention, prefixes and occlusions.
 
-    Of several views, logits and attention are averaged, as `predict` does.
+    Logits and attention are the mean over the views, as in `predict`.
 
     Args:
-        model: a model or run folder.
-        video: a file.
-        settings: by default, `ExplainSettings()`.
-        console: for it in words; by default, nothing is printed.
+        model: model or run folder.
+        video: path of the video.
+        settings: by default `ExplainSettings()`.
+        console: for a summary; by default nothing is printed.
 
     Raises:
-        VtnpipeError: model or a setting breaks a rule, or no frame can be decoded.
+        VtnpipeError: model or a setting is invalid, or no frame can be decoded.
     """
     settings = settings or ExplainSettings()
     console = console or Console(quiet=True)
@@ -120,115 +124,118 @@ def explain(
     (piece,) = extract_features(network, [request], chunk_frames=settings.chunk_frames)
     if not len(piece.timestamps):
         raise VideoError(piece.outcome.reason or "no-frames", piece.outcome.message)
-    found = _look(network, piece.features.to(device), piece.outcome, settings, console)
+    explanation = _explain(network, piece.features.to(device), piece.outcome, settings, console)
     if output is not None:
-        _write(output, found, network, row, settings, console)
+        _write(output, explanation, network, row, settings, console)
         say(console, f"{output}: {output.stat().st_size / 2**20:,.1f} MiB")
-    return found
+    return explanation
 
 
-def _look(
+def _explain(
     network: VideoTransformerNetwork,
-    seen: VideoFeatures,
+    video: VideoFeatures,
     outcome: Outcome,
     settings: ExplainSettings,
     console: Console,
 ) -> Explanation:
-    """The answer and attention, which are said at once; then prefixes and occlusions."""
+    """Compute prediction and attention and print them, then prefixes and occlusions."""
     config, temporal = network.config, network.temporal
-    task, num_frames = config.temporal.task, len(seen.timestamps)
+    task, num_frames = config.temporal.task, len(video.timestamps)
     names = config.class_names or ["value"]
-    positions = seen.positions(config.temporal.position_fps)
+    positions = video.positions(config.temporal.position_fps)
 
     def scores_of(logits: torch.Tensor) -> torch.Tensor:
         return logits if task == "regression" else probabilities(logits, task)
 
-    (whole,) = prefix_logits(temporal, seen.features, positions, [num_frames])
+    (whole,) = prefix_logits(temporal, video.features, positions, [num_frames])
     whole = whole.double().cpu()
-    found = Explanation(
+    explanation = Explanation(
         task=task,
         class_names=names,
-        first=int(whole.argmax()),
+        top_class=int(whole.argmax()),
         scores=scores_of(whole),
         outcome=outcome,
-        timestamps=seen.timestamps,
-        frame_index=seen.frame_index,
-        attention=attention_of(temporal, seen),
+        timestamps=video.timestamps,
+        frame_index=video.frame_index,
+        attention=video_attention(temporal, video),
     )
-    _print_answer(found, settings, console)
-    spans = even_spans(num_frames, settings.occlusions or _affordable(250, num_frames))
-    lengths = [
-        stop for _, stop in even_spans(num_frames, settings.prefixes or _affordable(40, num_frames))
-    ]
-    before: list[torch.Tensor] = []
-    without: list[torch.Tensor] = []
+    _print_prediction(explanation, settings, console)
+    num_occlusions = settings.occlusions or _num_passes(DEFAULT_OCCLUSIONS, num_frames)
+    num_prefixes = settings.prefixes or _num_passes(DEFAULT_PREFIXES, num_frames)
+    spans = even_spans(num_frames, num_occlusions)
+    lengths = [stop for _, stop in even_spans(num_frames, num_prefixes)]
+    of_prefixes: list[torch.Tensor] = []
+    without_spans: list[torch.Tensor] = []
     with CountProgress("explain", "passes", len(lengths) + len(spans), console) as progress:
         for results, passes in (
-            (before, prefix_logits(temporal, seen.features, positions, lengths)),
-            (without, logits_without(temporal, seen.features, positions, spans)),
+            (of_prefixes, prefix_logits(temporal, video.features, positions, lengths)),
+            (without_spans, logits_without(temporal, video.features, positions, spans)),
         ):
             for logits in passes:
                 results.append(logits.double().cpu())
                 progress.count()
-    drops = log_odds(whole, found.first, task) - log_odds(torch.stack(without), found.first, task)
-    ends = [float(seen.timestamps[length - 1]) for length in lengths]
-    found = replace(
-        found,
-        prefixes=list(zip(ends, scores_of(torch.stack(before)), strict=True)),
+    top_class, hidden = explanation.top_class, torch.stack(without_spans)
+    drops = log_odds(whole, top_class, task) - log_odds(hidden, top_class, task)
+    ends = [float(video.timestamps[length - 1]) for length in lengths]
+    explanation = replace(
+        explanation,
+        prefixes=list(zip(ends, scores_of(torch.stack(of_prefixes)), strict=True)),
         spans=spans,
         drops=drops.numpy(),
     )
-    say(console, *(f"  {line}" for line in check_lines(found)))
-    return found
+    say(console, *(f"  {line}" for line in occlusion_lines(explanation)))
+    return explanation
 
 
-def _affordable(most: int, num_frames: int) -> int:
-    """How many passes over a video are made: as many as are wanted, but fewer for hours."""
-    return max(MIN_PASSES, min(most, MAX_TOKENS // num_frames))
+def _num_passes(default: int, num_frames: int) -> int:
+    """Return the default number of prefixes or occlusions, which is smaller for long videos."""
+    return max(MIN_PASSES, min(default, MAX_TOKENS // num_frames))
 
 
-def _print_answer(found: Explanation, settings: ExplainSettings, console: Console) -> None:
-    if found.outcome.status != "ok":
-        say(console, f"partial: {found.outcome.reason}: {found.outcome.message}")
-    for index in found.scores.argsort(descending=True)[: settings.top].tolist():
-        say(console, f"  {_score_text(found, index):>7}  {found.class_names[index]}")
-    for place, share in found.most_attended(settings.most):
-        seconds, rank = found.timestamps[place], found.frame_index[place]
-        say(console, f"  attends {share:6.2%} to frame {rank}, at {seconds:.2f} s")
-
-
-def _score_text(found: Explanation, index: int) -> str:
-    value = float(found.scores[index])
-    return f"{value:.6g}" if found.task == "regression" else f"{value:.1%}"
+def _print_prediction(
+    explanation: Explanation, settings: ExplainSettings, console: Console
+) -> None:
+    outcome = explanation.outcome
+    if outcome.status != "ok":
+        say(console, f"partial: {outcome.reason}: {outcome.message}")
+    for index in explanation.scores.argsort(descending=True)[: settings.top].tolist():
+        score, name = float(explanation.scores[index]), explanation.class_names[index]
+        text = f"{score:.6g}" if explanation.task == "regression" else f"{score:.1%}"
+        say(console, f"  {text:>7}  {name}")
+    for position, share in explanation.most_attended(settings.most):
+        frame, seconds = explanation.frame_index[position], explanation.timestamps[position]
+        say(console, f"  attention {share:6.2%} to frame {frame}, at {seconds:.2f} s")
 
 
 def _write(
     output: Path,
-    found: Explanation,
+    explanation: Explanation,
     network: VideoTransformerNetwork,
     row: VideoRow,
     settings: ExplainSettings,
     console: Console,
 ) -> None:
-    """The page, or the picture."""
-    along = even_places(found.timestamps, settings.frames)
-    most = [place for place, _ in found.most_attended(settings.most)]
-    wanted = Wanted.of(row, along + most, found.frame_index, found.timestamps)
-    (pictures,) = thumbnails({row.video_id: wanted}, height=LARGE_HEIGHT).values()
-    strip, attended = pictures.thumbnails[: len(along)], pictures.thumbnails[len(along) :]
+    """Write the page or the figure."""
+    along = even_positions(explanation.timestamps, settings.frames)
+    most = [position for position, _ in explanation.most_attended(settings.most)]
+    request = ThumbnailRequest.of(
+        row, along + most, explanation.frame_index, explanation.timestamps
+    )
+    (decoded,) = decode_thumbnails({row.video_id: request}, height=THUMBNAIL_HEIGHT).values()
+    strip, attended = decoded.thumbnails[: len(along)], decoded.thumbnails[len(along) :]
     if output.suffix == ".png":
-        has_all_letters = write_figure(output, row.video_id, found, strip, settings.top)
+        has_all_letters = write_figure(output, row.video_id, explanation, strip, settings.top)
         if not has_all_letters:
-            say(console, "some letters of names are not in the picture's font; .html has all")
+            say(console, f"{output}: its font lacks letters of some names; an .html page shows all")
         return
     write_explanation(
         output,
         network.config,
         row.video_id,
-        found,
+        explanation,
         strip,
         attended,
-        pictures.note,
+        decoded.note,
         top=settings.top,
         most=settings.most,
     )
@@ -241,6 +248,6 @@ def _write(
 def command(model: str, video: str, console: Console, **options: Any) -> int:
     """Show what MODEL attends to in the file VIDEO, and what its prediction depends on.
 
-    Hiding one part at a time checks the attention: does the prediction change where it is high?
+    Parts are hidden one at a time, to check whether the prediction changes where attention is high.
     """
     return explain(model, video, ExplainSettings(**options), console=console).exit_code

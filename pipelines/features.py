@@ -3,8 +3,8 @@
     FOLDER/ID.npy   [T, D] float32, or [T, V, D] with --view all
     FOLDER/ID.json  fps, and each row's time and frame index
 
-In file names, a `/` in an id and other characters that a file name cannot have are written as in
-URLs: `run%2Fa.mp4.npy`.
+Characters of an id that a file name cannot contain, such as `/`, are percent-encoded as in URLs:
+`run%2Fa.mp4.npy`.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from .console import CountProgress, say
 from .options import console_options, settings_options
 from .settings import above, at_least, check_settings, make_folder, setting
 
-MIN_COSINE = 0.99  # of a recomputed feature vector; bfloat16 gives 0.9999
-NUM_LISTED = 5  # recomputed frames
+MIN_COSINE = 0.99  # of stored and recomputed features; bfloat16 gives 0.9999
+NUM_LISTED = 5  # recomputed frames with the smallest cosines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class VerifySettings:
     drop: bool = setting(False, help="Remove damaged shards, so that extract writes them again.")
     recompute: int = setting(
         0,
-        help="Also recompute so many random frames by the plainest path (PyAV, PIL, float32), and "
+        help="Number of random frames to recompute by the plainest path (PyAV, PIL, float32) and "
         "compare; the videos must be where they were.",
         check=at_least(0),
     )
@@ -61,8 +61,8 @@ class ExportSettings:
 
     fps: float | None = setting(
         None,
-        help="Rows per second, exactly evenly spaced: the frame nearest to each time; by default "
-        "each stored frame once.",
+        help="Rows per second, evenly spaced, each the frame nearest to its time; by default every "
+        "stored frame once.",
         check=above(0),
     )
     dtype: Literal["float32", "float16"] = setting("float32", help="Dtype of the arrays.")
@@ -74,7 +74,12 @@ class ExportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """Number of exported videos, and of those without features."""
+    """Result of `vtnpipe features export`.
+
+    Attributes:
+        num_videos: number of exported videos.
+        num_missing: number of wanted videos without features.
+    """
 
     num_videos: int
     num_missing: int
@@ -176,11 +181,11 @@ def verify_features(
             ThreadPoolExecutor(num_cpus()) as pool,
             CountProgress("verify", "shards", len(shards), console) as progress,
         ):
-            found = pool.map(lambda path: list(shard_faults(path, extraction, tasks)), shards)
-            for path, those in zip(shards, found, strict=True):
+            by_shard = pool.map(lambda path: list(shard_faults(path, extraction, tasks)), shards)
+            for path, found in zip(shards, by_shard, strict=True):
                 progress.count()
-                faults += [fault.message for fault in those]
-                if any(fault.is_damage for fault in those):
+                faults += [fault.message for fault in found]
+                if any(fault.is_damage for fault in found):
                     damaged.append(path)
         say(console, *faults)
         for path in damaged if settings.drop else ():
@@ -195,7 +200,7 @@ def verify_features(
     if not damaged:
         result = f"{len(faults):,} faults, listed above, none of which --drop repairs"
     elif settings.drop:
-        result = f"removed {count}; the extract command that wrote them writes them again"
+        result = f"removed {count}; rerun the extract command, which writes them again"
     else:
         result = f"{count} are damaged; --drop removes them, so that extract writes them again"
     say(console, f"{folder.root}: {result}")
@@ -214,10 +219,10 @@ def _recompute(features: str | Path, num_frames: int, console: Console) -> int:
         console,
         f"{len(frames):,} features of {num_videos:,} videos, computed in {spec.precision} and "
         f"stored in {spec.feature_dtype}, against PyAV, PIL and float32, frame by frame",
-        f"cosine   least {min(cosines):.6f}, mean {np.mean(cosines):.6f}",
-        f"error    largest {max(frame.error for frame in frames):.4g}, "
-        f"mean of frames {np.mean([frame.error for frame in frames]):.4g}",
-        "furthest",
+        f"cosine   minimum {min(cosines):.6f}, mean {np.mean(cosines):.6f}",
+        f"error    maximum {max(frame.error for frame in frames):.4g}, "
+        f"mean {np.mean([frame.error for frame in frames]):.4g}",
+        "smallest cosines",
     )
     for frame in sorted(frames, key=lambda frame: frame.cosine)[:NUM_LISTED]:
         say(
@@ -283,7 +288,11 @@ def file_name(video_id: str) -> str:
 
 
 def _view_index(store: FeatureStore, view: str) -> int | None:
-    """Return the number of a stored view; None for all."""
+    """Return the index of a stored view; None for all views.
+
+    Raises:
+        SettingsError: the folder has no such view.
+    """
     names = store.spec.views
     if view == "all":
         return None
@@ -327,7 +336,7 @@ def _export(video: VideoFeatures, root: Path, view: int | None, settings: Export
 
 
 def _largest_offset(times: npt.NDArray[np.float64], fps: float) -> float | None:
-    """Return the largest distance of a row from a steady rate, in seconds; None without a rate."""
+    """Return the largest deviation of a row from even spacing, in seconds; None without a rate."""
     if not math.isfinite(fps):
         return None
     return float(np.abs(times - times[0] - np.arange(len(times)) / fps).max())
@@ -370,7 +379,7 @@ def export_command(
     """Write FEATURES, or those of each VIDEO_ID, into FOLDER: ID.npy, and ID.json with fps and
     times. A slash in an id becomes %2F.
 
-    For action-localisation tools such as ActionFormer and OpenTAD, give --fps.
+    For action-localization tools such as ActionFormer and OpenTAD, give --fps.
     """
     settings = ExportSettings(**options)
     return export_features(features, folder, video_id, settings, console=console).exit_code

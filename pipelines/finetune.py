@@ -29,7 +29,8 @@ from .inference.video_classifier import (
 from .models.model_folder import save_network, write_config
 from .options import settings_options
 from .training.data import describe_splits, read_splits
-from .training.initial_model import choose_preset, initial_model
+from .training.finetune_settings import FinetuneSettings
+from .training.initial_model import initial_model
 from .training.session import (
     TrainReport,
     begin_run,
@@ -40,7 +41,7 @@ from .training.session import (
     run_training,
     training_session,
 )
-from .training.settings import FinetuneSettings
+from .training.temporal_config import choose_preset
 
 SIDES = r"\b(left|right)\b"  # a class name with one of these words forbids mirroring
 MAX_WORKERS = 8

@@ -1,7 +1,7 @@
-"""`vtnpipe import-checkpoint`: a checkpoint of the authors' code becomes a model folder.
+"""`vtnpipe import-checkpoint`: convert a checkpoint of the authors' code into a model folder.
 
-Theirs is a PySlowFast file: `model_state` (tensors by name) and `cfg` (YAML text). The temporal
-model's tensors have other names there (`PREFIXES`), and nothing else differs.
+The checkpoint is a PySlowFast file: `model_state` (tensors by name) and `cfg` (YAML text). Only the
+names of the temporal model's tensors differ (`PREFIXES`).
 """
 
 from collections.abc import Mapping
@@ -41,17 +41,18 @@ from .options import settings_options
 from .settings import check_settings, setting
 from .training.session import check_new
 
-PREFIXES = {  # ours → theirs
+PREFIXES = {  # of tensor names: vtnpipe → authors
     "encoder.cls_token": "cls_token",
     "encoder.model.": "temporal_encoder.",
     "head.": "mlp_head.",
 }
-COUNTER = "temporal_encoder.embeddings.position_ids"  # 0, 1, 2, …, which old transformers stored
+# A constant buffer 0, 1, 2, …, which old versions of transformers stored.
+POSITION_IDS = "temporal_encoder.embeddings.position_ids"
 SHORT_SIDE = 256
-MEAN, STD = 0.45, 0.225  # of the authors' data loader, for each color
+MEAN, STD = 0.45, 0.225  # of each color channel, in the authors' data loader
 POSITION_FPS = 25.0
-REMEDY = "give a checkpoint of a VTN, of the authors' PySlowFast"
-BACKBONES = (  # whose shapes are tried; DeiT's are ViT's
+REMEDY = "give a VTN checkpoint of the authors' PySlowFast code"
+BACKBONES = (  # candidates, recognized by the shapes of their tensors; DeiT has those of ViT
     "vit_base_patch16_224 vit_small_patch16_224 vit_tiny_patch16_224 vit_large_patch16_224 "
     "vit_base_patch32_224 vit_small_patch32_224 vit_large_patch32_224 vit_base_patch8_224 "
     "resnet50 resnet101 resnet152 resnet34 resnet18"
@@ -60,18 +61,18 @@ BACKBONES = (  # whose shapes are tried; DeiT's are ViT's
 
 @dataclass(frozen=True, kw_only=True)
 class ImportCheckpointSettings:
-    """The settings of `vtnpipe import-checkpoint`."""
+    """Settings of `vtnpipe import-checkpoint`."""
 
     backbone: str | None = setting(
         None,
-        help="Its timm name; by default the first that has the tensors' shapes, of "
-        f"{', '.join(BACKBONES)}.",
+        help="timm name of the backbone; by default the first of these whose tensors have the same "
+        f"shapes: {', '.join(BACKBONES)}.",
         metavar="NAME",
     )
     classes: str | None = setting(
         None,
-        help="Names of the classes in the logits' order, one a line, or PySlowFast's JSON; by "
-        "default 0, 1, 2, …",
+        help="Names of the classes in the order of the logits, one per line, or PySlowFast's "
+        "JSON; by default 0, 1, 2 and so on.",
         metavar="FILE",
     )
 
@@ -86,17 +87,17 @@ def import_checkpoint(
     *,
     console: Console | None = None,
 ) -> None:
-    """Writes a checkpoint of the authors' code as a model folder.
+    """Convert a checkpoint of the authors' code into a model folder.
 
     Args:
-        source: the `.pyth` file; no code in it is run.
-        model: the folder to make.
-        settings: by default, `ImportCheckpointSettings()`.
-        console: for what was found; by default, nothing is printed.
+        source: `.pyth` file; code in it is not run.
+        model: model folder to create.
+        settings: by default `ImportCheckpointSettings()`.
+        console: for a summary; by default nothing is printed.
 
     Raises:
-        VtnpipeError: the file is none of theirs, or a tensor has no place in the model; nothing has
-            been written then.
+        VtnpipeError: the file is not such a checkpoint, or its tensors do not fit the model;
+            nothing has been written.
     """
     settings = settings or ImportCheckpointSettings()
     console = console or Console(quiet=True)
@@ -106,19 +107,19 @@ def import_checkpoint(
     state, cfg = _read(path)
     config = _temporal_config(cfg, path)
     name = settings.backbone or _find_backbone(state, path)
-    with torch.device("meta"):  # whatever sizes the cfg claims
+    with torch.device("meta"):  # allocates nothing, even for absurd sizes in the cfg
         backbone = create_module(name, pretrained=False)
-        own = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
+        expected = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
         for key, tensor in TemporalClassifier(config).state_dict().items():
-            own[_their_name(key)] = tensor
-    if faults := mismatches(own, state):
+            expected[_authors_name(key)] = tensor
+    if faults := mismatches(expected, state):
         listed = "".join(f"\n  {fault}" for fault in faults)
         raise CheckpointError(
             f"{path}: does not fit a VTN with the backbone {name} and its cfg; nothing was "
-            f"written; name another with --backbone, or correct the cfg:{listed}"
+            f"written; give another --backbone, or correct the cfg:{listed}"
         )
     temporal = TemporalClassifier(config)
-    temporal.load_state_dict({key: state[_their_name(key)] for key in temporal.state_dict()})
+    temporal.load_state_dict({key: state[_authors_name(key)] for key in temporal.state_dict()})
     weights, digest = weights_bytes(_part(state, "backbone."))
     network = NetworkConfig(
         spec=FeatureSpec(
@@ -136,18 +137,21 @@ def import_checkpoint(
     say(
         console,
         f"{files.root}: {name}, {config.num_layers} layers, window {config.attention_window}, "
-        f"{config.num_classes} classes, "
-        f"{num_parameters / 1e6:.1f}M parameters",
+        f"{config.num_classes} classes, {num_parameters / 1e6:.1f}M parameters",
     )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the cfg of a checkpoint."""
+    """Read the tensors and the cfg of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, unsafe or not such a checkpoint.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; give the path of a .pyth file") from None
-    except Exception as error:  # noqa: BLE001  # whatever a damaged or a hostile file leads to
+    except Exception as error:  # noqa: BLE001  # damaged or malicious files raise anything
         raise CheckpointError(
             f"{path}: not a safe PyTorch file ({first_line(error)}); give a PySlowFast checkpoint "
             "of plain tensors"
@@ -155,7 +159,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = found.get("model_state") if isinstance(found, Mapping) else None
     text = found.get("cfg") if isinstance(found, Mapping) else None
     if not isinstance(state, Mapping) or not isinstance(text, str):
-        raise CheckpointError(f"{path}: holds no model_state with a cfg; {REMEDY}")
+        raise CheckpointError(f"{path}: contains no model_state with a cfg; {REMEDY}")
     try:
         cfg = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -165,24 +169,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(cfg, dict) or not isinstance(cfg.get("VTN"), dict):
         raise CheckpointError(f"{path}: its cfg has no section VTN; {REMEDY}")
     if not all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()):
-        raise CheckpointError(f"{path}: its model_state holds other things than tensors; {REMEDY}")
+        raise CheckpointError(
+            f"{path}: its model_state contains other objects than tensors; {REMEDY}"
+        )
     tensors = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    tensors.pop(COUNTER, None)
+    tensors.pop(POSITION_IDS, None)
     return tensors, cfg
 
 
-def _their_name(ours: str) -> str:
-    """The name of a temporal model's tensor in their checkpoints."""
-    (prefix,) = (prefix for prefix in PREFIXES if ours.startswith(prefix))
-    return PREFIXES[prefix] + ours.removeprefix(prefix)
+def _authors_name(name: str) -> str:
+    """Return the name of a temporal model's tensor in the authors' checkpoints."""
+    (prefix,) = (prefix for prefix in PREFIXES if name.startswith(prefix))
+    return PREFIXES[prefix] + name.removeprefix(prefix)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, without it."""
     return {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
 
 
 def _temporal_config(cfg: dict[str, Any], path: Path) -> TemporalConfig:
-    """The temporal model that the cfg describes."""
+    """Return the configuration of the temporal model that the cfg describes.
+
+    Raises:
+        CheckpointError: the cfg lacks an entry, or describes a model that cannot be imported.
+    """
     vtn, model = cfg["VTN"], cfg.get("MODEL")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path}: its cfg has no section MODEL; {REMEDY}")
@@ -192,7 +203,7 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> TemporalConfig:
         if any(window != windows[0] for window in windows[1:]) or not windows:
             raise CheckpointError(
                 f"{path}: VTN.ATTENTION_WINDOW {windows}: all layers must have the same window; a "
-                "checkpoint of several can't be imported"
+                "checkpoint with several windows cannot be imported"
             )
         return TemporalConfig(
             feature_dim=vtn["HIDDEN_DIM"],
@@ -217,7 +228,11 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> TemporalConfig:
 
 
 def _find_backbone(state: Mapping[str, Tensor], path: Path) -> str:
-    """The first backbone with the tensors' names and shapes."""
+    """Return the first backbone whose tensors have the checkpoint's names and shapes.
+
+    Raises:
+        CheckpointError: no backbone has them.
+    """
     shapes = {key: tensor.shape for key, tensor in _part(state, "backbone.").items()}
     for name in BACKBONES:
         with torch.device("meta"):
@@ -231,12 +246,16 @@ def _find_backbone(state: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _preprocessing(backbone: nn.Module) -> Preprocessing:
-    """The authors': short side 256, center crop of the backbone's input size."""
+    """Return the authors' preprocessing: short side 256, center crop of the backbone's input size.
+
+    Raises:
+        CheckpointError: the backbone's input is larger than the short side.
+    """
     size = default_preprocessing(backbone).input_size
     if size[-1] > SHORT_SIDE:
         raise CheckpointError(
-            f"the backbone takes frames of {size[-1]}, but the authors' short side is "
-            f"{SHORT_SIDE}; name another with --backbone"
+            f"the backbone takes frames of {size[-1]} pixels, but the authors resize their short "
+            f"side to {SHORT_SIDE}; give another --backbone"
         )
     return Preprocessing(
         input_size=size,
@@ -254,11 +273,11 @@ def _class_names(path: str | None, num_classes: int) -> list[str]:
     try:
         names = read_class_names(Path(path))
     except ManifestError as error:
-        raise SettingsError(f"--classes {error}; give one name a line") from None
+        raise SettingsError(f"--classes {error}; give one name per line") from None
     if not len(names) == len(set(names)) == num_classes or "" in names:
         raise SettingsError(
             f"--classes {path}: {len(names)} names, {len(set(names))} of them different; the model "
-            f"has {num_classes} classes, and each needs a name of its own"
+            f"has {num_classes} classes; give each a name of its own"
         )
     return names
 

@@ -75,7 +75,14 @@ class BuildSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """Rows of a new manifest, and clips whose files are missing."""
+    """Result of `vtnpipe manifest build`.
+
+    Attributes:
+        rows: rows of the new manifest.
+        missing: clips whose files are missing, or whose spans are empty.
+        num_repeated: number of clips left out because their id occurred before.
+        output: path of the manifest.
+    """
 
     rows: list[VideoRow]
     missing: list[AnnotatedClip]
@@ -94,7 +101,7 @@ class BuildReport:
 
     @property
     def lines(self) -> Iterator[str]:
-        """Lines of a summary."""
+        """Lines of the summary."""
         num_labels = len({row.label for row in self.rows})
         yield f"{self.output}: {len(self.rows):,} videos, {num_labels:,} classes"
         if num_spans := sum(row.end is not None for row in self.rows):
@@ -133,7 +140,7 @@ def build_manifest(
     clips = [clip for source in sources for clip in _clips(Path(source), settings)]
     if not clips:
         raise ManifestError(f"{sources[0]}: lists no clips; give the data set's own file")
-    unique = {clip.video_id: clip for clip in reversed(clips)}  # the first clip of an id counts
+    unique = {clip.video_id: clip for clip in reversed(clips)}  # keeps the first clip of an id
     finder = VideoFinder(Path(settings.videos))
     found = []
     missing: list[AnnotatedClip] = []
@@ -247,7 +254,7 @@ class SplitSettings:
 
 
 def check_manifest(manifest: str | Path) -> Iterator[str]:
-    """Read a manifest, check each file, and yield a line for each row that will fail.
+    """Yield a line for each row of a manifest whose file is missing, empty or not a regular file.
 
     Raises:
         ManifestError: the manifest is invalid.
@@ -284,6 +291,11 @@ def split_manifest(
 
 
 def _group(row: VideoRow, pattern: str | None) -> str:
+    """Return the name of a row's group; rows of a group stay in one split.
+
+    Raises:
+        ManifestError: the row's id does not match the pattern.
+    """
     if pattern is None:
         return row.video_id
     match = re.search(pattern, row.video_id)
@@ -299,8 +311,8 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     """Return the split of each row.
 
     Groups are assigned in random order, large ones first, each to the split that lacks most of its
-    classes: a split lacks its share of a class's rows minus the rows that it has. Of several labels
-    of a row, each is a class.
+    classes: a split lacks its share of a class's rows minus the rows that it has. If a row has
+    several labels, each counts as a class.
     """
     classes = _classes(rows)
     totals = Counter(label for labels in classes for label in labels)
@@ -324,7 +336,7 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
 
 
 def _classes(rows: Sequence[VideoRow]) -> list[list[str]]:
-    """Return the classes of each row; a single class if labels are mostly different numbers."""
+    """Return the classes of each row; one class for all if labels are mostly distinct numbers."""
     labels = {row.label for row in rows}
     if len(labels) > len(rows) / 2 and all(map(_is_number, labels)):
         return [[""] for _ in rows]
@@ -382,7 +394,7 @@ def build_command(source: tuple[str, ...], output: str, console: Console, **opti
 def check_command(manifest: str, console: Console) -> int:
     """Check MANIFEST's rules and that every file exists; list those that do not."""
     faults = list(check_manifest(manifest))
-    count = f"{len(faults):,} rows whose file is missing, empty or not a regular one"
+    count = f"{len(faults):,} rows whose file is missing, empty or not a regular file"
     say(console, *faults, f"{manifest}: {count if faults else 'ok'}")
     return EXIT_WITH_FAILURES if faults else EXIT_OK
 
@@ -394,8 +406,8 @@ def check_command(manifest: str, console: Console) -> int:
 def split_command(manifest: str, output: str, console: Console, **options: Any) -> int:
     """Assign train, val and test to MANIFEST's rows at random, class by class.
 
-    Existing splits are replaced. Of several labels of a row, each is a class; numeric labels are
-    split all together.
+    Existing splits are replaced. If a row has several labels, each counts as a class; rows with
+    numeric labels are split as one class.
     """
     split_manifest(manifest, output, SplitSettings(**options))
     say(console, *show_manifest(output))

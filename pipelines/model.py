@@ -1,8 +1,8 @@
-"""`vtnpipe model show`: what a preset or a model folder is made of, and what it costs.
+"""`vtnpipe model show`: parameters, GMACs and configuration of a preset or a model folder.
 
-GMACs are counted as the paper counts them: 10^9 multiplications with weights (linear and
-convolution), and not those of attention itself, over every token of every layer. vtnpipe's own
-encoder leaves some of them out (see `temporal/longformer.py`).
+GMACs are counted as in the paper: 10^9 multiplications with weights (linear layers and
+convolutions) for every token of every layer, without the products of attention itself. vtnpipe's
+own encoder skips some of them (see `temporal/longformer.py`).
 """
 
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ PAPER_FRAMES, PAPER_CLASSES = 250, 400  # 10 s at 25 fps; Kinetics-400
 
 
 def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
-    """Yields lines about a preset or a model folder.
+    """Yield lines about a preset or a model folder.
 
     Args:
-        name: a preset's, or the path of a model or run folder.
-        num_frames: of the video whose GMACs are counted.
+        name: name of a preset, or path of a model or run folder.
+        num_frames: number of frames of the video whose GMACs are counted.
 
     Raises:
-        VtnpipeError: it is neither.
+        VtnpipeError: `name` is neither.
     """
     backbone_name, config = _describe(name)
     with torch.device("meta"):
@@ -46,31 +46,33 @@ def show_model(name: str, *, num_frames: int = PAPER_FRAMES) -> Iterator[str]:
     input_size = default_preprocessing(backbone).input_size
     num_backbone, num_temporal = (_num_parameters(module) for module in (backbone, temporal))
     per_frame = backbone_macs(backbone, input_size)
-    once = temporal_macs(temporal, num_frames)
+    per_video = temporal_macs(temporal, num_frames)
     size = "x".join(map(str, input_size[1:]))
     yield f"{name}: {(num_backbone + num_temporal) / 1e6:.0f}M parameters"
     yield f"  backbone  {num_backbone / 1e6:7.2f}M  {backbone_name}, frames of {size}"
     yield f"  temporal  {num_temporal / 1e6:7.2f}M  {config.encoder}, {config.num_classes} classes"
-    if once is None:
+    if per_video is None:
         yield f"  {num_frames} frames: backbone {num_frames * per_frame / 1e9:.0f} GMACs"
     else:
+        total = num_frames * per_frame + per_video
         yield (
-            f"  {num_frames} frames: {(num_frames * per_frame + once) / 1e9:.0f} GMACs (backbone "
-            f"{num_frames} x {per_frame / 1e9:.2f}, temporal {once / 1e9:.2f}; products with "
-            "weights, as the paper counts)"
+            f"  {num_frames} frames: {total / 1e9:.0f} GMACs (backbone {num_frames} x "
+            f"{per_frame / 1e9:.2f}, temporal {per_video / 1e9:.2f}; products with weights, as in "
+            "the paper)"
         )
     for key, value in asdict(config).items():
         yield f"    {key.ljust(20)}{value}"
 
 
 def _describe(name: str) -> tuple[str, TemporalConfig]:
-    """The backbone's name and the temporal model."""
+    """Return the name of the backbone and the configuration of the temporal model."""
     if name in PRESETS:
-        found = PRESETS[name]
-        return found.backbone, found.temporal_config(num_classes=PAPER_CLASSES)
+        preset = PRESETS[name]
+        return preset.backbone, preset.temporal_config(num_classes=PAPER_CLASSES)
     if not Path(name).exists():
         raise SettingsError(
-            f"{name}: neither a preset ({', '.join(PRESETS)}) nor a model or run folder"
+            f"{name}: neither a preset ({', '.join(PRESETS)}) nor a model or run folder; give "
+            "one of these"
         )
     config = read_config(RunFolder(Path(name)))
     return config.spec.backbone, config.temporal
@@ -81,25 +83,23 @@ def _num_parameters(module: nn.Module) -> int:
 
 
 def backbone_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiplications with weights for one frame; the module lies on the meta device."""
+    """Return the multiplications with weights for one frame, by a module on the meta device."""
     aten = torch.ops.aten
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(1, *input_size, device="meta"))
     counts: dict[object, int] = counter.get_flop_counts()["Global"]
-    # Attention's own products are aten.bmm or a fused kernel.
+    # The products of attention itself, aten.bmm or a fused kernel, do not count.
     return sum(counts.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.convolution)) // 2
 
 
 def temporal_macs(model: TemporalClassifier, num_frames: int) -> int | None:
-    """Multiplications with weights for one clip; None where a module is the user's own."""
-    if model.config.head != "mlp":
-        return None
+    """Return the multiplications with weights for one clip; None if a part is a user module."""
 
     def num_uses(name: str) -> int:
-        """How many vectors go through a linear layer of the encoder."""
+        """Return the number of vectors that pass through a linear layer of the encoder."""
         return 1 if name.endswith("query_global") else 1 + num_frames
 
-    if not isinstance(model.encoder, ClsEncoder | MeanEncoder):
+    if model.config.head != "mlp" or not isinstance(model.encoder, ClsEncoder | MeanEncoder):
         return None
     encoder = sum(
         layer.weight.numel() * num_uses(name)
@@ -124,7 +124,7 @@ def group() -> None:
     default=PAPER_FRAMES,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Frames of the video whose GMACs are counted.",
+    help="Number of frames of the video whose GMACs are counted.",
 )
 @console_options
 def show_command(model: str, frames: int, console: Console) -> int:

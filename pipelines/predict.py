@@ -29,8 +29,8 @@ from ..temporal.tasks import decision, probabilities
 from .console import say
 from .inference.evaluation import logits_of_features
 from .inference.video_classifier import VideoClassifier, VideoToClassify
-from .models.model_folder import NetworkConfig, check_features, load_temporal, read_config
-from .models.network import VideoTransformerNetwork
+from .models.model_folder import NetworkConfig, check_features, read_config
+from .models.network import VideoTransformerNetwork, load_temporal
 from .options import settings_options
 from .settings import (
     at_least,
@@ -90,7 +90,7 @@ class Prediction(NamedTuple):
     Attributes:
         video: path or id.
         logits: [C]; None if nothing could be decoded.
-        note: why there are no logits, or which frames are missing.
+        note: why there are no logits, or which frames are missing, or "".
     """
 
     video: str

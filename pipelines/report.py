@@ -16,7 +16,7 @@ from ..manifests.manifest import VideoRow, read_manifest
 from ..temporal.checkpoint import RunFolder
 from ..temporal.tasks import read_targets
 from .console import say
-from .html.attention import Strip
+from .html.attention import VideoStrip
 from .html.features_page import extraction_section
 from .html.page import write_page
 from .html.run_page import choose_videos, run_section, video_strips
@@ -27,7 +27,7 @@ from .options import settings_options
 from .settings import at_least, check_output, check_settings, check_unset, device_setting, setting
 from .training.session import read_settings
 
-OF_RUNS = ("split", "source", "videos", "manifest")  # settings without effect on feature folders
+RUN_SETTINGS = ("split", "source", "videos", "manifest")  # no effect on feature folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class ReportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A run, and where its videos or features are.
+    """Run and its data.
 
     Attributes:
         files: run folder.
         config: configuration of its model.
-        begun: settings that it was begun with.
+        settings: settings that it was started with.
         source: feature folder or manifest; None if it is not known or gone.
         store: features; None if the source is a manifest.
         rows: video_id → row of the manifest.
@@ -78,7 +78,7 @@ class _Run:
 
     files: RunFolder
     config: NetworkConfig
-    begun: dict[str, Any]
+    settings: dict[str, Any]
     source: Path | None
     store: FeatureStore | None
     rows: dict[str, VideoRow]
@@ -113,7 +113,7 @@ def report(
     if settings.output is not None:
         path = check_output(Path(settings.output))
     if FeatureFolder(root).extraction.exists():
-        check_unset(settings, OF_RUNS, f"{root} is a feature folder, not a run")
+        check_unset(settings, RUN_SETTINGS, f"{root} is a feature folder, not a run")
         values = _features_values(open_features(root), settings)
     else:
         values = _run_values(RunFolder(root), settings)
@@ -137,15 +137,15 @@ def _features_values(store: FeatureStore, settings: ReportSettings) -> dict[str,
 
 def _run_values(files: RunFolder, settings: ReportSettings) -> dict[str, Any]:
     """Return the template's values for a run."""
-    begun = read_settings(files)
+    run_settings = read_settings(files)
     evaluation = EvaluateSettings(
-        split=settings.split or begun.get("val_split", "val"),
-        manifest=settings.manifest or begun.get("manifest"),
-        drop_partial=begun.get("drop_partial", False),
+        split=settings.split or run_settings.get("val_split", "val"),
+        manifest=settings.manifest or run_settings.get("manifest"),
+        drop_partial=run_settings.get("drop_partial", False),
         device=resolve_device(settings.device),
     )
     notes: list[str] = []
-    source = _source(files, begun.get("source"), settings, notes)
+    source = _source(files, run_settings.get("source"), settings, notes)
     store = open_features(source) if source is not None and source.is_dir() else None
     manifest = source
     if store is not None:
@@ -153,39 +153,40 @@ def _run_values(files: RunFolder, settings: ReportSettings) -> dict[str, Any]:
     run = _Run(
         files=files,
         config=read_config(files),
-        begun=begun,
+        settings=run_settings,
         source=source,
         store=store,
         rows=_rows(manifest),
     )
     predictions = _predictions(run, evaluation, notes)
-    strips: tuple[list[Strip], list[Strip]] = ([], [])
+    strips: tuple[list[VideoStrip], list[VideoStrip]] = ([], [])
     if predictions is not None and source is not None:
         strips = _strips(run, predictions, settings, evaluation.device)
         num_shown = len(strips[0]) + len(strips[1])
         if num_shown < min(2 * settings.videos, len(predictions.video_ids)):
             notes.append(
-                f"only {num_shown} videos are shown: the others have no frames, or are not in "
+                f"only {num_shown} videos are shown; the others have no frames, or are not in "
                 f"{source}"
             )
     values = {"extraction": None} if store is None else _features_values(store, settings)
     return values | {
-        "subtitle": f"a run: {files.root}",
-        "run": run_section(files, run.config, predictions, strips, begun),
+        "subtitle": f"run {files.root}",
+        "run": run_section(files, run.config, predictions, strips, run_settings),
         "notes": notes,
     }
 
 
 def _rows(manifest: Path | None) -> dict[str, VideoRow]:
+    """Return video_id → row of a manifest; empty if it does not exist."""
     if manifest is None or not manifest.exists():
         return {}
     return {row.video_id: row for row in read_manifest(manifest)}
 
 
 def _source(
-    files: RunFolder, begun_with: str | None, settings: ReportSettings, notes: list[str]
+    files: RunFolder, trained_on: str | None, settings: ReportSettings, notes: list[str]
 ) -> Path | None:
-    """Return where a run's videos or features are; None, and a note, if that is not known."""
+    """Return the path of a run's features or manifest; None, with a note, if it is unknown."""
     if settings.source is not None:
         source = Path(settings.source)
         if not source.exists():
@@ -194,16 +195,18 @@ def _source(
                 "run's own"
             )
         return source
-    found = None if begun_with is None else Path(begun_with)
+    found = None if trained_on is None else Path(trained_on)
     if found is None or not found.exists():
         what = "its training data is not recorded" if found is None else f"{found} is gone"
-        notes.append(f"{files.root}: {what}, so no videos and no features are shown; give --source")
+        notes.append(
+            f"{files.root}: {what}, so the page shows no videos and no features; give --source"
+        )
         return None
     return found
 
 
 def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> Predictions | None:
-    """Return the split's stored predictions; None, and a note, if they are missing or outdated."""
+    """Return the split's stored predictions; None, with a note, if they are missing or outdated."""
     stored = read_predictions(run.files.predictions, evaluation.predictions_name)
     fault = f"split {evaluation.split} has not been evaluated"
     if stored is not None:
@@ -245,7 +248,7 @@ def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) 
 
 def _strips(
     run: _Run, predictions: Predictions, settings: ReportSettings, device: str
-) -> tuple[list[Strip], list[Strip]]:
+) -> tuple[list[VideoStrip], list[VideoStrip]]:
     """Return strips of the worst and of the best videos."""
     if run.store is not None:
         check_features(run.config, run.store.spec, run.store.folder.root)

@@ -23,7 +23,6 @@ from .console import say
 from .models.model_folder import NetworkConfig, link_backbone, write_config
 from .options import settings_options
 from .training.data import describe_splits, read_splits
-from .training.initial_model import choose_preset, new_temporal_config
 from .training.session import (
     TrainReport,
     begin_run,
@@ -35,6 +34,7 @@ from .training.session import (
     training_session,
 )
 from .training.settings import TrainTemporalSettings
+from .training.temporal_config import choose_preset, new_temporal_config
 
 
 def train_temporal(

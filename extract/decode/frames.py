@@ -17,7 +17,7 @@ from ...manifests.errors import Reason, VideoError
 from ...manifests.plan import Cut
 from .container import Window, decode, image_of, open_window
 from .cuts import window_around, window_of
-from .decord_reader import decord_refusal, read_decord
+from .decord_reader import DecordFaultError, decord_refusal, read_decord
 from .limits import MAX_PIXELS
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
@@ -188,7 +188,7 @@ def read_frames(
         on_progress: called often while the file is read.
 
     Raises:
-        VideoError: no frame can be decoded, or decord is asked for and would be wrong.
+        VideoError: no frame can be decoded, or decord is asked for and is wrong.
         DecordFaultError: decord, taken by `auto`, gave wrong or too few frames; those that it gave
             are void, and PyAV must read the video.
     """
@@ -203,8 +203,15 @@ def read_frames(
     elif decoder == "auto":
         decoder_reason = decord_refusal(info, is_whole=selection.is_whole)
     if decoder == "decord" or (decoder == "auto" and not decoder_reason):
-        for index, image in read_decord(info, selection.wanted, on_progress):
-            yield Frame(image, index, float(info.times[index]))
+        try:
+            for index, image in read_decord(info, selection.wanted, on_progress):
+                yield Frame(image, index, float(info.times[index]))
+        except DecordFaultError as fault:
+            if decoder == "auto":
+                raise
+            raise VideoError(
+                "damaged", f"{info.path}: decord {fault}; give --decoder auto"
+            ) from None
         return Outcome(status="ok", decoder="decord")
     return (yield from _read_by_pyav(selection, on_progress, decoder_reason=decoder_reason))
 

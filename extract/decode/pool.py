@@ -37,7 +37,6 @@ from .protocol import (
 )
 
 QUEUED_REQUESTS = 2  # per process: the next file is opened while the last frames are fetched
-MAX_TRIES = 2
 START_SECONDS = 120.0  # until a process is ready
 MAX_STARTS = 3  # of a process that is killed before it is ready
 

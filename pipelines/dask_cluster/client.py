@@ -202,10 +202,12 @@ def _job_cluster(settings: ClusterSettings, logs: Path, security: Security | Non
             silence_logs=logging.CRITICAL,
             scheduler_options={"dashboard_address": f"{LOOPBACK}:0"},
         )
+        if security is not None:
+            for name in ("ca_file", "cert", "key"):  # before their folder is removed
+                stack.callback(getattr(cluster, f"_job_{name}").close)
         stack.enter_context(cluster)
         try:
-            cluster.scale(jobs=settings.jobs)
-            cluster.sync(cluster._correct_state)  # submits now, so that a refusal is raised here
+            cluster.sync(_submit, cluster, settings.jobs)
         except (OSError, RuntimeError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = lines[lines.index("stderr:") + 1 :] if "stderr:" in lines else lines
@@ -214,6 +216,25 @@ def _job_cluster(settings: ClusterSettings, logs: Path, security: Security | Non
                 "`vtnpipe cluster script` with the same options"
             ) from None
         yield cluster
+
+
+async def _submit(cluster: Any, num_jobs: int) -> None:
+    """Submit jobs, in the cluster's event loop.
+
+    `cluster.scale` would submit them at some later time, and drop the error of a refused job.
+
+    Raises:
+        OSError, RuntimeError: the batch system refuses a job; those before it are cancelled.
+    """
+    while len(cluster.worker_spec) < num_jobs:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        await cluster._correct_state()
+    except (OSError, RuntimeError):
+        cluster.worker_spec.clear()
+        await cluster._correct_state()
+        cluster._created.clear()  # else closing the cluster fails, since one never ran
+        raise
 
 
 def _jobqueue_class(settings: ClusterSettings) -> Any:

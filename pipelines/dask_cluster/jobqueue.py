@@ -64,6 +64,12 @@ class ClusterSettings:
                 "cluster: the section names no batch system; add kind: slurm, for instance, or "
                 "give --cluster slurm; with --scheduler, remove the section"
             )
+        for key in ("cores", "processes"):
+            value = (self.job or {}).get(key, 1)
+            if not (isinstance(value, int) and value >= 1):
+                raise SettingsError(
+                    f"cluster: {key} {value!r}: it must be a whole number, at least 1"
+                )
         if self.cluster == "local" and self.jobs != 1:
             raise SettingsError(
                 f"--jobs {self.jobs}: needs --cluster slurm, for instance; on this machine, give "

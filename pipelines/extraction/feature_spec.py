@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ...extract.backbone import evaluation_transform
-from ...extract.create_backbone import BuiltBackbone, build_backbone
+from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
 from ...extract.device import resolve
 from ...extract.preprocessing import VIEW_NAMES
 from ...manifests.atomic import sha256_of
@@ -24,7 +24,7 @@ from ...temporal.checkpoint import RunFolder
 from ..console import say
 from ..models.model_folder import backbone_of_model, read_config
 from ..settings import option_name
-from .settings import DEFAULT_BACKBONE, ExtractSettings
+from .settings import ExtractSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from ...extract.create_backbone import DEFAULT_BACKBONE
 from ...extract.decode.frames import Decoder
 from ...extract.decode.limits import Limits
 from ...extract.decode.sampling import Sampling
@@ -14,7 +15,6 @@ from ..dask_cluster.jobqueue import ClusterSettings
 from ..settings import above, at_least, auto_or_at_least, decoder_setting, setting
 from .failure_limit import check_failure_limit
 
-DEFAULT_BACKBONE = "vit_base_patch16_224"
 FeatureDtype = Literal["float16", "float32"]
 
 _PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")

@@ -1,4 +1,4 @@
-"""What is taken for what: a confusion matrix as a page and TensorBoard show it."""
+"""Confusion matrices: most confused pairs of classes, a table, and the whole matrix as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,34 +8,47 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-MAX_CLASSES_IN_TABLE = 24  # of a matrix whose cells are numbers
+MAX_CLASSES_IN_TABLE = 24  # rows and columns of the table of numbers
 MAX_PAIRS = 60
 
 
 class Pair(NamedTuple):
-    """Videos of one class that were taken for another."""
+    """Videos of one class that were predicted as another.
+
+    Attributes:
+        label: name of the labeled class.
+        predicted: name of the predicted class.
+        num_videos: number of such videos.
+        share: their share of the labeled class's videos.
+    """
 
     label: str
     predicted: str
     num_videos: int
-    share: float  # of the class's videos
+    share: float
 
 
 class MatrixCell(NamedTuple):
-    """Of a matrix whose cells are numbers."""
+    """Cell of the table of numbers.
+
+    Attributes:
+        num_videos: number of videos.
+        share: their share of the row's class.
+        is_correct: whether the cell is on the diagonal.
+    """
 
     num_videos: int
-    share: float  # of the row's class
-    is_right: bool
+    share: float
+    is_correct: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Confusion:
-    """A confusion matrix.
+    """Confusion matrix of a split.
 
     Attributes:
-        classes: [C].
-        counts: [C, C]; [i, j] counts videos of class i taken for class j.
+        classes: names of the C classes.
+        counts: [C, C]; [i, j] is the number of videos of class i predicted as class j.
     """
 
     classes: Sequence[str]
@@ -43,12 +56,12 @@ class Confusion:
 
     @cached_property
     def totals(self) -> npt.NDArray[np.int64]:
-        """[C] videos of each class."""
+        """Number of videos of each class, shape [C]."""
         return np.asarray(self.counts.sum(1))
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """Those that are confused most, by videos and then by share."""
+        """Most confused pairs of classes, sorted by number of videos, then by share."""
         errors = self.counts - np.diag(self.counts.diagonal())
         labels, predicted = np.nonzero(errors)
         found = [
@@ -64,12 +77,12 @@ class Confusion:
 
     @property
     def is_small(self) -> bool:
-        """Whether all of it can be a table of numbers."""
+        """Whether the table of numbers has room for all classes."""
         return len(self.classes) <= MAX_CLASSES_IN_TABLE
 
     @cached_property
-    def shown(self) -> list[int]:
-        """The classes of the table: all, or those of the worst pairs, in order of confusion."""
+    def table_classes(self) -> list[int]:
+        """Classes of the table: all, or those of the most confused pairs, in the pairs' order."""
         if self.is_small:
             return list(range(len(self.classes)))
         number = {name: index for index, name in enumerate(self.classes)}
@@ -83,7 +96,7 @@ class Confusion:
 
     @property
     def table(self) -> list[tuple[str, list[MatrixCell]]]:
-        """The shown classes' rows."""
+        """Rows of the table of numbers, as (class name, cells)."""
         return [
             (
                 self.classes[i],
@@ -93,16 +106,17 @@ class Confusion:
                         float(self.counts[i, j] / max(1, self.totals[i])),
                         i == j,
                     )
-                    for j in self.shown
+                    for j in self.table_classes
                 ],
             )
-            for i in self.shown
+            for i in self.table_classes
         ]
 
     @property
-    def together(self) -> list[int]:
-        """An order of all classes in which those that are confused are neighbors: each is
-        followed by the one that is confused with it most, of those that are left.
+    def clustered_order(self) -> list[int]:
+        """Order of all classes in which confused ones are neighbors.
+
+        Each class is followed by the one, of those that are left, that is confused with it most.
         """
         either = (self.counts + self.counts.T).astype(np.float64)
         np.fill_diagonal(either, -1)
@@ -116,7 +130,7 @@ class Confusion:
 
     @property
     def data(self) -> dict[str, Any]:
-        """For the page's script: classes, the cells that are not 0, and orders of the classes."""
+        """JSON values for the page's script: classes, nonzero cells, and orders of the classes."""
         labels, predicted = np.nonzero(self.counts)
         accuracy = self.counts.diagonal() / np.maximum(1, self.totals)
         return {
@@ -124,7 +138,7 @@ class Confusion:
             "totals": self.totals.tolist(),
             "cells": np.stack([labels, predicted, self.counts[labels, predicted]], 1).tolist(),
             "orders": {
-                "confused": self.together,
+                "confused": self.clustered_order,
                 "name": list(range(len(self.classes))),
                 "accuracy": np.argsort(accuracy, kind="stable").tolist(),
                 "videos": np.argsort(-self.totals, kind="stable").tolist(),
@@ -132,15 +146,21 @@ class Confusion:
         }
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a share, by Wilson's score (J. Am. Stat. Assoc. 22, 1927, p. 209).
+def wilson_interval(num_correct: int, total: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of a share, by Wilson's score.
+
+    Reference: J. Am. Stat. Assoc. 22, 1927, p. 209.
+
+    Args:
+        num_correct: number of correct predictions.
+        total: number of predictions, at least 1.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
     """
     z = 1.959964
-    share, spread = right / total, z * z / total
+    share, spread = num_correct / total, z * z / total
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,4 +1,4 @@
-"""The page of `vtnpipe explain`."""
+"""Page of `vtnpipe explain`: attention, occlusion and the prediction over time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,41 +13,41 @@ from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ...manifests.times import seconds_edges
 from ...temporal.config import TaskType
 from ..models.model_folder import NetworkConfig
-from .attention import Attention, Strip, Track
+from .attention import Attention, Track, VideoStrip
 from .page import cell, table, write_page
 from .plots import line_chart
 from .thumbnails import Thumbnail
 
-ATTENTION_WORDS = "how much [CLS], from which the class is read, attends to each, and "
-STRIP_WORDS = (
-    "Frames; under them, {}how much less sure of the first class the model is when a part is "
-    "hidden."
+ATTENTION_CAPTION = "the attention of [CLS], from which the class is predicted, to each frame, and "
+STRIP_CAPTION = (
+    "Frames along the video's time. Below them: {}how much the score of the most probable class "
+    "drops if a part of the video is hidden."
 )
-PREFIX_WORDS = "What the model says when it has seen the video only up to that second."
+PREFIX_CAPTION = "Prediction of the model if it sees the video only up to that second."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Of a model's answer about one video of T frames.
+    """Prediction of a model for one video of T frames, and what it depends on.
 
     Attributes:
-        task: of the model.
-        class_names: [C], or the name of what a regression gives.
-        first: the class of the highest logit.
-        scores: [C] probabilities; of regression the number.
-        outcome: of decoding.
+        task: task of the model.
+        class_names: names of the C classes; a single name for the output of a regression.
+        top_class: index of the largest logit.
+        scores: [C] probabilities, or [1], the value of a regression.
+        outcome: outcome of decoding.
         timestamps: [T] seconds.
-        frame_index: [T].
-        attention: of [CLS]; None where the model has none.
-        prefixes: [(seconds seen, scores [C])], the whole video last.
-        spans: [S] of frames that were hidden, half open.
-        drops: [S], by how much the first class's log-odds fall without them; of regression, the
-            value.
+        frame_index: [T] frame indices.
+        attention: attention of [CLS]; None if the model has no [CLS].
+        prefixes: (seconds seen, scores [C]) of the beginnings of the video; the whole video last.
+        spans: S half-open ranges of frames, each hidden once.
+        drops: [S], drop of the top class's log-odds, or of a regression's value, if that span is
+            hidden.
     """
 
     task: TaskType
     class_names: Sequence[str]
-    first: int
+    top_class: int
     scores: Tensor
     outcome: Outcome
     timestamps: npt.NDArray[np.float64]
@@ -58,101 +58,118 @@ class Explanation:
     drops: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
+    def span_edges(self) -> npt.NDArray[np.float64]:
+        """Boundaries of the spans in seconds, shape [S + 1]."""
+        edges = seconds_edges(self.timestamps)
+        return np.append(edges[[begin for begin, _ in self.spans]], edges[-1])
+
+    @property
     def agreement(self) -> float | None:
-        """Rank correlation (Spearman) of attention and drops, over the spans; None where there is
-        no attention, or one of the two is the same everywhere, or for fewer than three spans.
+        """Spearman's rank correlation of attention and drops over the spans.
+
+        None if there is no attention, if one of the two is constant, or if there are fewer than
+        three spans.
         """
         if self.attention is None or len(self.spans) < 3:
             return None
         starts = [begin for begin, _ in self.spans]
-        weights = np.add.reduceat(self.attention.frames[-1].mean(0), starts)
+        weights = np.add.reduceat(self.attention.frame_weights[-1].mean(0), starts)
         if np.ptp(weights) == 0 or np.ptp(self.drops) == 0:
             return None
         return float(np.corrcoef(_ranks(weights), _ranks(self.drops))[0, 1])
 
     @property
     def drop_unit(self) -> str:
-        """Of what hiding frames changes."""
+        """Unit of the drops."""
         return "value" if self.task == "regression" else "log-odds"
 
     @property
+    def drop_quantity(self) -> str:
+        """Quantity whose drops are measured, in words."""
+        if self.task == "regression":
+            return "the value"
+        return f"the log-odds of {self.class_names[self.top_class]}"
+
+    @property
     def exit_code(self) -> int:
-        """1 where the video is partial."""
+        """1 if the video is partial."""
         return EXIT_OK if self.outcome.status == "ok" else EXIT_WITH_FAILURES
 
     def most_attended(self, count: int) -> list[tuple[int, float]]:
-        """Places and attention of the frames that the last layer attends to most, in order of
-        time: the mean over its heads.
+        """Return the frames to which [CLS] attends most in the last layer, in order of time.
+
+        Args:
+            count: number of frames; all if there are fewer.
+
+        Returns:
+            (position among the T frames, attention as the mean over heads) of each frame; empty if
+            the model has no [CLS].
         """
         if self.attention is None:
             return []
-        weights = self.attention.frames[-1].mean(0)
-        places = sorted((-weights).argsort(kind="stable")[:count].tolist())
-        return [(place, float(weights[place])) for place in places]
+        weights = self.attention.frame_weights[-1].mean(0)
+        positions = sorted((-weights).argsort(kind="stable")[:count].tolist())
+        return [(position, float(weights[position])) for position in positions]
 
 
-def check_lines(found: Explanation) -> list[str]:
-    """What hiding frames tells."""
-    name = found.class_names[found.first]
-    most = int(found.drops.argmax())
-    begin, stop = found.spans[most]
-    frames = f"frame {found.frame_index[begin]}"
-    if stop - begin > 1:
-        frames = f"frames {found.frame_index[begin]} to {found.frame_index[stop - 1]}"
-    line = (
-        f"{name} falls most without {frames}, from {found.timestamps[begin]:.2f} s on: by "
-        f"{found.drops[most]:.3g} in {found.drop_unit}"
-    )
-    if found.drops[most] <= 0:
-        line = f"hiding any one of {len(found.spans):,} parts never makes {name} fall"
-    if found.attention is None:
-        return [line, "this model has no [CLS] that attends"]
-    agreement = found.agreement
+def occlusion_lines(explanation: Explanation) -> list[str]:
+    """Return lines about the largest drop, and about how well attention predicts the drops."""
+    quantity = explanation.drop_quantity
+    largest = int(explanation.drops.argmax())
+    drop, (begin, stop) = explanation.drops[largest], explanation.spans[largest]
+    first, last = explanation.frame_index[[begin, stop - 1]]
+    frames = f"frame {first}" if first == last else f"frames {first} to {last}"
+    seconds = explanation.timestamps[begin]
+    line = f"hiding {frames}, from {seconds:.2f} s, lowers {quantity} most: by {drop:.3g}"
+    if drop <= 0:
+        line = f"hiding any one of {len(explanation.spans):,} parts never lowers {quantity}"
+    if explanation.attention is None:
+        return [line, "this model has no [CLS] whose attention could be compared with the drops"]
+    agreement = explanation.agreement
     if agreement is None:
-        return [line, "too few parts, or too much alike, to compare with attention"]
-    return [line, f"rank correlation of that with attention: {agreement:.2f}"]
+        return [line, "too few parts, or too similar ones, to compare with attention"]
+    return [line, f"rank correlation of the drops with attention: {agreement:.2f}"]
 
 
 def write_explanation(
     path: Path,
     config: NetworkConfig,
     name: str,
-    found: Explanation,
-    along: Sequence[Thumbnail],
+    explanation: Explanation,
+    thumbnails: Sequence[Thumbnail],
     attended: Sequence[Thumbnail],
     note: str,
     *,
     top: int,
     most: int,
 ) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
-        path: of the page.
-        config: of the model.
-        name: of the video.
-        found: what there is to show.
-        along: pictures evenly along the video.
-        attended: of the most attended frames.
-        note: why pictures are missing.
-        top: number of classes to follow.
-        most: number of most attended frames.
+        path: path of the page.
+        config: configuration of the model.
+        name: name of the video.
+        explanation: explanation of the model's prediction.
+        thumbnails: thumbnails, evenly spaced in time.
+        attended: thumbnails of the most attended frames.
+        note: why thumbnails are missing, or "".
+        top: number of most probable classes to show.
+        most: number of most attended frames to show.
     """
     task = config.temporal.task
     is_share = task != "regression"
-    order = found.scores.argsort(descending=True)[:top].tolist()
-    edges = seconds_edges(found.timestamps)
-    starts = [begin for begin, _ in found.spans]
-    ends = np.append(edges[starts], edges[-1])
-    drops = Track(edges=ends, values=found.drops, pattern="{:+.3g}")
+    class_names = explanation.class_names
+    order = explanation.scores.argsort(descending=True)[:top].tolist()
+    edges = seconds_edges(explanation.timestamps)
+    drops = Track(edges=explanation.span_edges, values=explanation.drops, pattern="{:+.3g}")
     series = {
-        found.class_names[index]: [
-            (seconds, float(scores[index])) for seconds, scores in found.prefixes
+        class_names[index]: [
+            (seconds, float(scores[index])) for seconds, scores in explanation.prefixes
         ]
         for index in order
     }
     pattern = "{:.2%}" if is_share else "{:.6g}"
-    outcome = found.outcome
+    outcome = explanation.outcome
     write_page(
         path,
         "explain.html",
@@ -161,33 +178,35 @@ def write_explanation(
         notes=[] if outcome.status == "ok" else [f"partial: {outcome.reason}: {outcome.message}"],
         top=table(
             "Class, Probability" if is_share else "Output, Value",
-            [(found.class_names[n], cell(float(found.scores[n]), pattern)) for n in order],
+            [(class_names[n], cell(float(explanation.scores[n]), pattern)) for n in order],
         ),
         facts=[
-            ("frames", f"{len(found.timestamps):,}, {edges[0]:.2f} to {edges[-1]:.2f} s"),
-            *(("hiding parts", line) for line in check_lines(found)),
+            ("frames", f"{len(explanation.timestamps):,}, {edges[0]:.2f} to {edges[-1]:.2f} s"),
+            *(("hiding parts", line) for line in occlusion_lines(explanation)),
         ],
-        strip_words=STRIP_WORDS.format(ATTENTION_WORDS if found.attention else ""),
-        strip=Strip(
+        strip_caption=STRIP_CAPTION.format(ATTENTION_CAPTION if explanation.attention else ""),
+        strip=VideoStrip(
             name=name,
             lines=[],
-            thumbnails=along,
+            thumbnails=thumbnails,
             edges=edges,
             note=note,
-            attention=found.attention,
+            attention=explanation.attention,
             tracks=[
-                (f"Fall of its {found.drop_unit} without each of {len(found.spans):,} parts", drops)
+                (
+                    f"Drop of {explanation.drop_quantity} if one of {len(explanation.spans):,} "
+                    "parts is hidden",
+                    drops,
+                )
             ],
         ),
         most=[
             (frame, share)
-            for frame, (_, share) in zip(attended, found.most_attended(most), strict=True)
+            for frame, (_, share) in zip(attended, explanation.most_attended(most), strict=True)
         ],
-        prefix_words=PREFIX_WORDS,
+        prefix_caption=PREFIX_CAPTION,
         prefixes=[
-            line_chart(
-                "Prediction as it goes on", series, x_label="seconds seen", is_share=is_share
-            )
+            line_chart("Prediction over time", series, x_label="seconds seen", is_share=is_share)
         ],
     )
 

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing but themselves: no network, no other file."""
+"""Self-contained HTML pages, which need neither a network nor other files; their tables."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,27 +12,38 @@ from ...manifests.atomic import atomic_text
 
 
 class Cell(NamedTuple):
-    """Of a table: its text, and what it is sorted by, where that is a number; NaN comes last."""
+    """Cell of a table.
+
+    Attributes:
+        text: text of the cell.
+        value: number to sort by, NaN last; None to sort by the text.
+    """
 
     text: str
     value: float | None = None
 
     @property
     def sort_key(self) -> str:
-        """For the page's script; empty for NaN."""
+        """Value for the page's script, which sorts by it; empty for NaN."""
         return "" if self.value is None or math.isnan(self.value) else repr(float(self.value))
 
 
 class Table(NamedTuple):
-    """Columns' names, rows of cells, and what it shows."""
+    """Table of a page.
 
-    heads: Sequence[str]
+    Attributes:
+        columns: names of the columns.
+        rows: rows of cells.
+        caption: caption of the table.
+    """
+
+    columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
 
 
 def cell(value: object, pattern: str = "{:,}") -> Cell:
-    """A cell of a text or of a number, which a pattern writes; None is a dash.
+    """Return a cell of a text, or of a number in the given format; None becomes a dash.
 
     >>> cell(1234), cell(0.5, "{:.1%}"), cell("a"), cell(None)
     (Cell(text='1,234', value=1234), Cell(text='50.0%', value=0.5), Cell(text='a', value=None), \
@@ -45,23 +56,23 @@ Cell(text='–', value=nan))
     return Cell(str(value))
 
 
-def table(heads: str, rows: Iterable[Iterable[object]], caption: str = "") -> Table:
-    """A table of values, under names with a comma between them.
+def table(columns: str, rows: Iterable[Iterable[object]], caption: str = "") -> Table:
+    """Return a table of values; the names of the columns are separated by commas.
 
     >>> table("a, b", [[1, "x"]]).rows
     [[Cell(text='1', value=1), Cell(text='x', value=None)]]
     """
     cells = [[one if isinstance(one, Cell) else cell(one) for one in row] for row in rows]
-    return Table(heads.split(", "), cells, caption)
+    return Table(columns.split(", "), cells, caption)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Writes a page, atomically.
+    """Write a page atomically.
 
     Args:
-        path: of the file.
-        template: of `templates/`.
-        values: that it shows; everything is escaped.
+        path: path of the page.
+        template: file name of a template in `templates/`.
+        values: variables of the template; all values are escaped.
     """
     folder = Path(__file__).parent / "templates"
     environment = Environment(

@@ -1,4 +1,4 @@
-"""Charts as numbers: where each mark of an inline SVG stands; `templates/parts.html` draws them."""
+"""Charts: coordinates of the marks of an inline SVG, which `templates/parts.html` draws."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,24 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
 
-WIDTH, HEIGHT = 360, 210  # of a chart; a phone shows it as it is, so text stays readable
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34  # margins
+WIDTH, HEIGHT = 360, 210  # pixels; phones show a chart unscaled, so that its text is readable
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34  # margins in pixels
 MAX_TICKS = 5
 MAX_DECIMALS = 5
 ROUNDING = 1e-9
-MAX_DOTS = 60  # of a line; a longer one is drawn without
-MAX_POINTS = 2000  # of a scatter chart
+MAX_DOTS = 60  # per line; a line with more points is drawn without dots
+MAX_POINTS = 2000  # per scatter chart
 
 
 class Tick(NamedTuple):
-    """A line of the grid: where it is, and what it says."""
+    """Labeled position on an axis."""
 
-    at: float
+    position: float
     text: str
 
 
 class Mark(NamedTuple):
-    """A dot, or a bar: where it is, how large, and what it says when it is pointed at."""
+    """Position, size and tooltip of a dot, whose size is 0, or of a bar."""
 
     x: float
     y: float
@@ -36,26 +36,33 @@ class Mark(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line through points, with a dot on each unless they are many."""
+    """Line through points, or only their dots.
+
+    Attributes:
+        name: name in the legend.
+        path: SVG path; empty for dots without a line.
+        dots: a dot for each point; empty if there are more than `MAX_DOTS` points.
+        last: text of the last value, for the legend.
+    """
 
     name: str
     path: str
     dots: list[Mark]
-    last: str  # its last value, in words
+    last: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines, or bars, over two axes.
+    """Chart of lines or bars.
 
     Attributes:
-        title: above it.
-        summary: what it shows, for those who can't see it.
-        x_label: under it.
-        x_ticks: of it.
-        y_ticks: of it.
-        lines: named.
-        bars: of a histogram.
+        title: title above the chart.
+        summary: description for screen readers.
+        x_label: label of the x axis.
+        x_ticks: ticks of the x axis.
+        y_ticks: ticks of the y axis.
+        lines: lines of a line chart or a scatter chart.
+        bars: bars of a histogram.
     """
 
     title: str
@@ -71,15 +78,17 @@ class Chart:
 
 
 class Axis:
-    """A scale from values to places.
+    """Linear mapping from values to positions.
+
+    If `low` and `high` are equal up to rounding, both are moved apart, within the bounds.
 
     Args:
-        low: the least value.
-        high: the largest; where the two differ by no more than rounding, both are moved apart.
-        begin: place of the one.
-        end: place of the other.
-        least: below which nothing is.
-        most: above which nothing is.
+        low: smallest value.
+        high: largest value.
+        begin: position of `low`.
+        end: position of `high`.
+        minimum: lower bound of the values.
+        maximum: upper bound of the values.
     """
 
     def __init__(
@@ -89,21 +98,26 @@ class Axis:
         begin: float,
         end: float,
         *,
-        least: float = -math.inf,
-        most: float = math.inf,
+        minimum: float = -math.inf,
+        maximum: float = math.inf,
     ) -> None:
         if high - low <= ROUNDING * max(abs(low), abs(high)):
             middle, half = (low + high) / 2, 0.5 * (abs(high) or 1)
-            low, high = max(least, middle - half), min(most, middle + half)
+            low, high = max(minimum, middle - half), min(maximum, middle + half)
         self.low, self.high, self._begin, self._end = low, high, begin, end
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """Return the position of a value."""
         share = (value - self.low) / (self.high - self.low)
         return round(self._begin + share * (self._end - self._begin), 2)
 
     def ticks(self, *, is_share: bool = False, is_whole: bool = False) -> list[Tick]:
-        """Round values along it."""
+        """Return ticks at round values.
+
+        Args:
+            is_share: values are shares, and labels are in percent.
+            is_whole: values are integers.
+        """
         locator = MaxNLocator(MAX_TICKS, integer=is_whole, min_n_ticks=1)
         values = [
             value
@@ -116,7 +130,7 @@ class Axis:
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:
-    """Round numbers with as many decimals as they have.
+    """Return round numbers as text, all with as many decimals as they need.
 
     >>> tick_texts([13.9, 13.95, 14.0]), tick_texts([0, 2000]), tick_texts([0, 2e-7])
     (['13.90', '13.95', '14.00'], ['0', '2,000'], ['0', '2e-07'])
@@ -128,7 +142,7 @@ def tick_texts(values: Sequence[float]) -> list[str]:
 
 
 def number_text(value: float, *, is_share: bool = False) -> str:
-    """A number as short as it may be.
+    """Return a number as short text: about three digits, or the integer part if it is large.
 
     >>> number_text(1234567.0), number_text(0.25), number_text(0.1234, is_share=True)
     ('1,234,567', '0.25', '12.3%')
@@ -147,15 +161,15 @@ def line_chart(
     is_whole: bool = False,
     from_zero: bool = False,
 ) -> Chart | None:
-    """A chart of lines; None where there is no point.
+    """Return a chart of lines; None if there are no points.
 
     Args:
-        title: above it.
-        series: name → points (x, y); those without a finite y are left out.
-        x_label: under it.
-        is_share: y is a share, written in per cent.
-        is_whole: x is a whole number.
-        from_zero: y begins at 0.
+        title: title of the chart.
+        series: name → points (x, y); points without a finite y are left out.
+        x_label: label of the x axis.
+        is_share: y is a share, shown in percent.
+        is_whole: x is an integer.
+        from_zero: start the y axis at 0.
     """
     drawn = {
         name: [(x, y) for x, y in points if y is not None and math.isfinite(y)]
@@ -167,15 +181,15 @@ def line_chart(
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points] + ([0.0] if from_zero else [])
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    ends_of_share: dict[str, float] = {"least": 0.0, "most": 1.0} if is_share else {}
-    y_axis = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, **ends_of_share)
+    bounds: dict[str, float] = {"minimum": 0.0, "maximum": 1.0} if is_share else {}
+    y_axis = Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP, **bounds)
     lines = []
     for name, points in drawn.items():
-        places = [(x_axis(x), y_axis(y)) for x, y in points]
-        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
+        positions = [(x_axis(x), y_axis(y)) for x, y in points]
+        path = "M" + "L".join(f"{x:g} {y:g}" for x, y in positions)
         dots = [
-            Mark(*place, 0, 0, f"{name}, {x:g}: {number_text(y, is_share=is_share)}")
-            for place, (x, y) in zip(places, points, strict=True)
+            Mark(*position, 0, 0, f"{name}, {x:g}: {number_text(y, is_share=is_share)}")
+            for position, (x, y) in zip(positions, points, strict=True)
         ]
         last = number_text(points[-1][1], is_share=is_share)
         lines.append(Line(name, path, dots if len(dots) <= MAX_DOTS else [], last))
@@ -197,34 +211,34 @@ def line_chart(
 def histogram(
     title: str, values: npt.ArrayLike, *, x_label: str, unit: str, num_bins: int = 24
 ) -> Chart | None:
-    """A chart of how many values lie where; None where there is none.
+    """Return a histogram; None if there are no finite values.
 
     Args:
-        title: above it.
-        values: finite ones count.
-        x_label: under it.
-        unit: what is counted, in the plural.
-        num_bins: bars.
+        title: title of the chart.
+        values: values to count; those that are not finite are left out.
+        x_label: label of the x axis.
+        unit: plural name of what is counted.
+        num_bins: number of bars.
     """
-    found = np.asarray(values, dtype=np.float64)
-    found = found[np.isfinite(found)]
-    if not len(found):
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return None
-    x_axis = Axis(float(found.min()), float(found.max()), LEFT, WIDTH - RIGHT)
-    if np.ptp(found) <= ROUNDING * np.abs(found).max():
-        found = np.full_like(found, found[0])
-    counts, edges = np.histogram(found, bins=num_bins, range=(x_axis.low, x_axis.high))
+    x_axis = Axis(float(finite.min()), float(finite.max()), LEFT, WIDTH - RIGHT)
+    if np.ptp(finite) <= ROUNDING * np.abs(finite).max():
+        finite = np.full_like(finite, finite[0])
+    counts, edges = np.histogram(finite, bins=num_bins, range=(x_axis.low, x_axis.high))
     y_axis = Axis(0.0, float(counts.max()), HEIGHT - BOTTOM, TOP)
     bars = []
     for count, low, high in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
-        words = f"{number_text(low)} to {number_text(high)}: {count:,} {unit}"
+        text = f"{number_text(low)} to {number_text(high)}: {count:,} {unit}"
         width = max(0.5, x_axis(high) - x_axis(low) - 1)
-        bars.append(Mark(x_axis(low), y_axis(count), width, y_axis(0) - y_axis(count), words))
-    low, middle, high = np.quantile(found, [0, 0.5, 1])
+        bars.append(Mark(x_axis(low), y_axis(count), width, y_axis(0) - y_axis(count), text))
+    low, middle, high = np.quantile(finite, [0, 0.5, 1])
     return Chart(
         title=title,
-        summary=f"{title} of {len(found):,} {unit}: {number_text(low)} to {number_text(high)}, "
-        f"half of them below {number_text(middle)}",
+        summary=f"{title} of {len(finite):,} {unit}: {number_text(low)} to {number_text(high)}, "
+        f"median {number_text(middle)}",
         x_label=x_label,
         x_ticks=x_axis.ticks(),
         y_ticks=y_axis.ticks(is_whole=True),
@@ -235,13 +249,14 @@ def histogram(
 def scatter_chart(
     title: str, points: Sequence[tuple[float, float]], *, x_label: str, unit: str
 ) -> Chart | None:
-    """A chart of points (x, y), and the line on which the two are equal; None without points.
+    """Return a chart of points and the line y = x; None if there are no finite points.
 
     Args:
-        title: above it.
-        points: finite ones count; of many, `MAX_POINTS` evenly among them are drawn.
-        x_label: under it.
-        unit: what a point is, in the plural.
+        title: title of the chart.
+        points: points (x, y), those that are not finite are left out; of many, at most `MAX_POINTS`
+            evenly spaced ones are drawn.
+        x_label: label of the x axis.
+        unit: plural name of what a point stands for.
     """
     points = [point for point in points if all(map(math.isfinite, point))]
     if not points:

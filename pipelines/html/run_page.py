@@ -22,23 +22,23 @@ from ...temporal.tasks import decision, is_decided, probabilities, task_losses
 from ..console import metric_parts
 from ..inference.predictions import Predictions
 from ..inference.video_classifier import VideoFeatures, extract_features
-from ..models.model_folder import NetworkConfig, load_temporal
-from ..models.network import VideoTransformerNetwork
-from .attention import Strip, attention_of
+from ..models.model_folder import NetworkConfig
+from ..models.network import VideoTransformerNetwork, load_temporal
+from .attention import VideoStrip, video_attention
 from .confusion import Confusion, wilson_interval
 from .page import Cell, Table, cell, table
 from .plots import Chart, line_chart, number_text, scatter_chart
-from .thumbnails import Wanted, even_places, thumbnails
+from .thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 
-ATTENTION_WORDS = (
-    "Frames along each video's time and, under them, how much [CLS], from which the class is read, "
-    "attends to each frame. Choose a layer and a head under each."
+ATTENTION_CAPTION = (
+    "Frames along each video's time. Below them: the attention of [CLS], from which the class is "
+    "predicted, to each frame. Choose a layer and a head below each video."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """What a page shows of a run; the names are the template's."""
+    """Values of the page's section on a run, as `report.html` reads them."""
 
     facts: list[tuple[str, str]]
     metrics: list[dict[str, str]]
@@ -50,30 +50,30 @@ class RunSection:
     pairs: Table
     classes: Table | None
     scatter: Chart | None
-    worst: list[Strip]
-    best: list[Strip]
+    worst: list[VideoStrip]
+    best: list[VideoStrip]
     settings: list[tuple[str, str]]
     spec: list[tuple[str, str]]
-    strips_words: str
+    strips_caption: str
 
 
 def run_section(
     files: RunFolder,
     config: NetworkConfig,
     predictions: Predictions | None,
-    strips: tuple[list[Strip], list[Strip]],
-    begun: dict[str, Any],
+    strips: tuple[list[VideoStrip], list[VideoStrip]],
+    settings: dict[str, Any],
 ) -> RunSection:
-    """What there is to show of a run.
+    """Return the values of a run's section.
 
     Args:
-        files: the run or model folder.
-        config: of its model.
-        predictions: of the split that is shown; None where there are none.
-        strips: strips of its worst and of its best videos.
-        begun: settings that the run was begun with.
+        files: run or model folder.
+        config: configuration of the model.
+        predictions: predictions of the split to show; None if there are none.
+        strips: strips of the videos with the largest and with the smallest loss.
+        settings: settings that the run was started with.
     """
-    lines = read_lines(files)
+    epochs = read_epochs(files)
     record = {} if predictions is None else predictions.record
     metrics, intervals = record.get("metrics", {}), record.get("intervals", {})
     counts = record.get("counts", {"expected": 0, "scored": 0, "missing": 0, "partial": 0})
@@ -85,30 +85,36 @@ def run_section(
         confusion = Confusion(classes=config.class_names, counts=matrix)
     worst, best = strips
     return RunSection(
-        facts=_facts(config, lines, record),
+        facts=_facts(config, epochs, record),
         metrics=[
-            {"name": name, "value": value, "interval": f"95%: {words}" if words else ""}
-            for name, value, words in parts
+            {"name": name, "value": value, "interval": f"95%: {interval}" if interval else ""}
+            for name, value, interval in parts
         ],
         counts=f"{counts['expected']:,} videos expected, {counts['scored']:,} scored, "
         f"{counts['missing']:,} missing, {counts['partial']:,} partial",
         has_gaps=counts["missing"] + counts["partial"] > 0,
-        curves=curves(config, lines),
-        epochs=_epochs(lines),
+        curves=_curves(config, epochs),
+        epochs=_epoch_table(epochs),
         confusion=confusion,
-        pairs=_pairs(confusion),
-        classes=_classes(metrics, confusion),
+        pairs=_pair_table(confusion),
+        classes=_class_table(metrics, confusion),
         scatter=_scatter(config, predictions),
         worst=worst,
         best=best,
-        settings=_words(begun),
-        spec=_words(config.spec.to_json()),
-        strips_words=ATTENTION_WORDS if any(one.attention for one in worst + best) else "",
+        settings=_setting_texts(settings),
+        spec=_setting_texts(config.spec.to_json()),
+        strips_caption=ATTENTION_CAPTION if any(one.attention for one in worst + best) else "",
     )
 
 
-def read_lines(files: RunFolder) -> list[dict[str, Any]]:
-    """Those of metrics.jsonl; a model that was not trained here has none."""
+def read_epochs(files: RunFolder) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, one per epoch; none if the file does not exist.
+
+    A model that was imported has no such file.
+
+    Raises:
+        FeaturesError: the file cannot be read.
+    """
     if not files.metrics.exists():
         return []
     try:
@@ -116,13 +122,13 @@ def read_lines(files: RunFolder) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise FeaturesError(
-            f"{files.metrics}: cannot be read ({error}); the training command writes it anew from "
-            "its checkpoint"
+            f"{files.metrics}: cannot be read ({error}); rerun the training command, which writes "
+            "it again from its checkpoint"
         ) from None
 
 
 def _facts(
-    config: NetworkConfig, lines: list[dict[str, Any]], record: dict[str, Any]
+    config: NetworkConfig, epochs: list[dict[str, Any]], record: dict[str, Any]
 ) -> list[tuple[str, str]]:
     temporal, names = config.temporal, config.class_names
     encoder = temporal.encoder
@@ -135,78 +141,80 @@ def _facts(
         ("temporal model", f"{encoder}; features of {temporal.feature_dim}"),
         ("task", temporal.task + (f", {len(names):,} classes" if names else "")),
     ]
-    if lines:
-        best = [line["epoch"] for line in lines if line["is_best"]][-1]
-        found.append(("epochs", f"{len(lines)}; the model is epoch {best}'s, the best"))
+    if epochs:
+        best = [one["epoch"] for one in epochs if one["is_best"]][-1]
+        found.append(("epochs", f"{len(epochs)}; the model is the best one, of epoch {best}"))
     if record:
         settings = record["settings"]
         how = f"{settings['clips']} clips" if settings["clips"] else "every frame at once"
         found.append(("evaluated on", f"split {settings['split']}, {how}; {record['source']}"))
         if record["faults"]:
-            found.append(("not all decoded", "; ".join(record["faults"][:5])))
+            found.append(("not decoded completely", "; ".join(record["faults"][:5])))
     return found
 
 
-def curves(config: NetworkConfig, lines: list[dict[str, Any]]) -> list[Chart]:
-    """Charts over the epochs."""
+def _curves(config: NetworkConfig, epochs: list[dict[str, Any]]) -> list[Chart]:
+    """Return charts of the losses, of the validation metrics and of the learning rate."""
 
-    def of(*names: str) -> dict[str, Any]:
-        return {
-            metric_parts(name, None)[0]: [(line["epoch"], line[name]) for line in lines]
-            for name in names
-        }
+    def points(name: str) -> list[tuple[float, float | None]]:
+        return [(one["epoch"], one[name]) for one in epochs]
 
-    training = {"training": [(line["epoch"], line["train_loss"]) for line in lines]}
-    loss = training | {"validation": [(line["epoch"], line["loss"]) for line in lines]}
-    others = [name for name in METRICS[config.temporal.task].names if name != "loss"]
+    names = [name for name in METRICS[config.temporal.task].names if name != "loss"]
+    metrics = {metric_parts(name, None)[0]: points(name) for name in names}
     is_share = config.temporal.task != "regression"
-    rate = {"learning rate": [(line["epoch"], line["lr"]) for line in lines]}
-    over: dict[str, Any] = {"x_label": "epoch", "is_whole": True}
-    found = [
-        line_chart("Loss", loss, **over),
-        line_chart("Validation", of(*others), is_share=is_share, **over),
-        line_chart("Learning rate", rate, from_zero=True, **over),
+    options: dict[str, Any] = {"x_label": "epoch", "is_whole": True}
+    charts = [
+        line_chart(
+            "Loss", {"training": points("train_loss"), "validation": points("loss")}, **options
+        ),
+        line_chart("Validation", metrics, is_share=is_share, **options),
+        line_chart("Learning rate", {"learning rate": points("lr")}, from_zero=True, **options),
     ]
-    return [chart for chart in found if chart is not None]
+    return [chart for chart in charts if chart is not None]
 
 
-def _epochs(lines: list[dict[str, Any]]) -> Table:
-    names = [name for name in lines[0] if name not in ("lost", "is_best")] if lines else []
+def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
+    names = [name for name in epochs[0] if name not in ("lost", "is_best")] if epochs else []
     rows = [
         [
-            cell(None) if line[name] is None else Cell(number_text(line[name]), line[name])
+            cell(None) if one[name] is None else Cell(number_text(one[name]), one[name])
             for name in names
         ]
-        for line in lines
+        for one in epochs
     ]
     return Table(names, rows)
 
 
-def _pairs(confusion: Confusion | None) -> Table:
+def _pair_table(confusion: Confusion | None) -> Table:
     pairs = confusion.pairs if confusion else []
     rows = [(one.label, one.predicted, one.num_videos, cell(one.share, "{:.1%}")) for one in pairs]
-    return table("Class, Taken for, Videos, Share of the class", rows)
+    return table("Class, Predicted as, Videos, Share of the class", rows)
 
 
-def _classes(metrics: dict[str, Any], confusion: Confusion | None) -> Table | None:
-    """Each class's figure; with its 95% interval and what it is taken for, where one is right."""
+def _class_table(metrics: dict[str, Any], confusion: Confusion | None) -> Table | None:
+    """Return a table of the classes' metrics; None if the task has no classes.
+
+    With a confusion matrix, it also has 95% intervals and the most frequent wrong predictions.
+    """
     per_class: dict[str, float | None] = metrics.get("per_class", {})
     if not per_class:
         return None
     if confusion is None:
         rows = [(name, cell(value, "{:.1%}")) for name, value in per_class.items()]
-        return table("Class, Average precision", rows, "Classes; – where none of the videos has it")
+        return table("Class, Average precision", rows, "Classes; – if no video has the label")
     found = []
     for index, (name, value) in enumerate(per_class.items()):
         total, row = int(confusion.totals[index]), confusion.counts[index].copy()
-        right, row[index] = int(row[index]), 0
-        low, high = wilson_interval(right, total) if total else (None, None)
+        num_correct, row[index] = int(row[index]), 0
+        low, high = wilson_interval(num_correct, total) if total else (None, None)
         others = [other for other in np.argsort(-row, kind="stable")[:3].tolist() if row[other]]
-        taken = ", ".join(f"{confusion.classes[other]} ({row[other]})" for other in others)
+        predicted = ", ".join(f"{confusion.classes[other]} ({row[other]})" for other in others)
         shares = [cell(share, "{:.1%}") for share in (value, low, high)]
-        found.append([cell(name), cell(total), *shares, cell(taken)])
+        found.append([name, total, *shares, predicted])
     return table(
-        "Class, Videos, Accuracy, 95% from, 95% to, Taken for", found, "Classes; 95%: by Wilson"
+        "Class, Videos, Accuracy, 95% from, 95% to, Wrongly predicted as",
+        found,
+        "Classes, with Wilson's 95% intervals",
     )
 
 
@@ -214,25 +222,34 @@ def _scatter(config: NetworkConfig, predictions: Predictions | None) -> Chart | 
     if config.temporal.task != "regression" or predictions is None:
         return None
     points = zip(predictions.targets.tolist(), predictions.logits[:, 0].tolist(), strict=True)
-    return scatter_chart("Predicted against labelled", list(points), x_label="label", unit="videos")
+    return scatter_chart("Predicted against labeled", list(points), x_label="label", unit="videos")
 
 
-def _words(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Settings as people read them."""
-    words = []
+def _setting_texts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return settings as names and texts."""
+    texts = []
     for key, value in values.items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {one}" for name, one in value.items())
         elif isinstance(value, list | tuple):
             value = ", ".join(map(str, value))
-        words.append((key, "–" if value is None else str(value)))
-    return words
+        texts.append((key, "–" if value is None else str(value)))
+    return texts
 
 
 def choose_videos(
     config: NetworkConfig, predictions: Predictions, count: int
 ) -> tuple[list[int], list[int]]:
-    """Numbers of the videos with the largest and the smallest loss, none in both."""
+    """Return the numbers of the videos with the largest and with the smallest loss.
+
+    Args:
+        config: configuration of the model.
+        predictions: predictions of N videos.
+        count: number of videos to choose of each kind; fewer if there are too few.
+
+    Returns:
+        two disjoint lists of numbers below N: largest loss first, and smallest loss first.
+    """
     losses = task_losses(predictions.logits, predictions.targets, config.temporal)
     order = losses.argsort(descending=True, stable=True).tolist()
     worst = order[: min(count, (len(order) + 1) // 2)]
@@ -250,59 +267,66 @@ def video_strips(
     *,
     num_frames: int,
     device: str,
-) -> list[Strip]:
-    """Strips of some of the predicted videos.
+) -> list[VideoStrip]:
+    """Return strips of some of the predicted videos.
+
+    Videos that cannot be decoded are left out.
 
     Args:
-        files: the run or model folder.
-        config: of its model.
-        predictions: of the split.
-        numbers: of the videos in it.
-        rows: by video_id.
-        store: their features; None to decode the videos and compute them.
-        num_frames: pictures of each.
-        device: to compute on.
+        files: run or model folder.
+        config: configuration of the model.
+        predictions: predictions of the split.
+        numbers: numbers of the videos among the predictions.
+        rows: video_id → row of the manifest.
+        store: features of the videos; None to decode the videos and compute them.
+        num_frames: thumbnails per video.
+        device: device of the computation.
     """
     ids = [predictions.video_ids[number] for number in numbers]
     if store is None:
         network = VideoTransformerNetwork.from_pretrained(files.root).to(device)
-        temporal, seen = network.temporal, seen_by(network, [rows[video_id] for video_id in ids])
+        temporal = network.temporal
+        features = _compute_features(network, [rows[video_id] for video_id in ids])
         sizes: dict[str, int | None] = {}
     else:
         temporal = load_temporal(files, config).to(device)
-        seen = {video_id: seen_in(store, video_id) for video_id in ids}
+        features = {video_id: _stored_features(store, video_id) for video_id in ids}
         sizes = read_file_sizes(store.folder, ids)
-    wanted = {
-        video_id: Wanted.of(
+    requests = {
+        video_id: ThumbnailRequest.of(
             rows[video_id],
-            even_places(one.timestamps, num_frames),
-            one.frame_index,
-            one.timestamps,
+            even_positions(video.timestamps, num_frames),
+            video.frame_index,
+            video.timestamps,
             sizes.get(video_id),
         )
-        for video_id, one in seen.items()
+        for video_id, video in features.items()
     }
-    pictures = thumbnails(wanted)
+    decoded = decode_thumbnails(requests)
     strips = []
     for number, video_id in zip(numbers, ids, strict=True):
-        if video_id not in seen:
+        if video_id not in features:
             continue
-        one = seen[video_id].to(device)
+        video = features[video_id].to(device)
         strips.append(
-            Strip(
+            VideoStrip(
                 name=video_id,
                 lines=prediction_lines(config, predictions, number),
-                thumbnails=pictures[video_id].thumbnails,
-                note=pictures[video_id].note,
-                edges=seconds_edges(one.timestamps),
-                attention=attention_of(temporal, one),
+                thumbnails=decoded[video_id].thumbnails,
+                note=decoded[video_id].note,
+                edges=seconds_edges(video.timestamps),
+                attention=video_attention(temporal, video),
             )
         )
     return strips
 
 
-def seen_in(store: FeatureStore, video_id: str) -> VideoFeatures:
-    """A video's stored features."""
+def _stored_features(store: FeatureStore, video_id: str) -> VideoFeatures:
+    """Return a video's stored features.
+
+    Raises:
+        FeaturesError: a feature is not finite.
+    """
     video = store[video_id]
     check_finite(video_id, video.features, store)
     features = torch.from_numpy(video.features.astype(np.float32))
@@ -310,8 +334,10 @@ def seen_in(store: FeatureStore, video_id: str) -> VideoFeatures:
     return VideoFeatures(features.transpose(0, 1), video.timestamps, video.frame_index)
 
 
-def seen_by(network: VideoTransformerNetwork, rows: Sequence[VideoRow]) -> dict[str, VideoFeatures]:
-    """Videos' features as a network computes them; not of those that can't be decoded."""
+def _compute_features(
+    network: VideoTransformerNetwork, rows: Sequence[VideoRow]
+) -> dict[str, VideoFeatures]:
+    """Decode videos and return video_id → features, without videos that cannot be decoded."""
     sampling = Sampling.from_spec(network.config.spec)
     requests = [DecodeRequest(row.path, row.start, row.end, sampling) for row in rows]
     pieces = extract_features(network, requests)
@@ -323,19 +349,19 @@ def seen_by(network: VideoTransformerNetwork, rows: Sequence[VideoRow]) -> dict[
 
 
 def prediction_lines(config: NetworkConfig, predictions: Predictions, number: int) -> list[str]:
-    """What a model says of a video, beside its label."""
+    """Return the label and the prediction of a video, and its most probable classes."""
     logits, target = predictions.logits[number], predictions.targets[number]
     names, task = config.class_names, config.temporal.task
-    said = decision(logits, names, task)
+    predicted = decision(logits, names, task)
     if task == "regression":
-        return [f"label {float(target):.9g}, predicted {said}"]
+        return [f"label {float(target):.9g}, predicted {predicted}"]
     if task == "classification":
-        label, is_right = names[int(target)], int(logits.argmax()) == int(target)
+        label, is_correct = names[int(target)], int(logits.argmax()) == int(target)
     else:
         label = "|".join(names[index] for index in target.nonzero()[:, 0].tolist())
-        is_right = bool((is_decided(logits) == target.bool()).all())
+        is_correct = bool((is_decided(logits) == target.bool()).all())
     shares = probabilities(logits, task)
     top = shares.argsort(descending=True)[:5].tolist()
-    words = ", ".join(f"{names[index]} {float(shares[index]):.1%}" for index in top)
-    verdict = "right" if is_right else "wrong"
-    return [f"label {label or 'none'}, predicted {said or 'none'}: {verdict}", words]
+    classes = ", ".join(f"{names[index]} {float(shares[index]):.1%}" for index in top)
+    verdict = "right" if is_correct else "wrong"
+    return [f"label {label or 'none'}, predicted {predicted or 'none'}: {verdict}", classes]

@@ -29,7 +29,7 @@ from ...temporal.clips import Clip, Frames, Times
 from ...temporal.dataset import Read
 from ..console import CountProgress
 
-PROCESSES_PER_CPU = 2  # that read timelines, which waits for the disk half of the time
+PROCESSES_PER_CPU = 2  # processes that read timelines wait for the disk half of the time
 WAIT_SECONDS = 1.0
 NUM_AUGMENTATIONS = 2**32  # different augmentations of a clip
 
@@ -69,7 +69,12 @@ class IndexedVideos:
         return self.index.state(self.rows[video_id].path)
 
     def requests(self, video_id: str, frame_index: Frames) -> list[DecodeRequest]:
-        """Return requests for some frames of a row, increasing, one per piece of the file."""
+        """Return requests that decode some frames of a row, one for each piece of its file.
+
+        Args:
+            video_id: id of the row.
+            frame_index: indices of the frames in the file, increasing.
+        """
         row = self.rows[video_id]
         pieces = cut_clip(self.index.timeline(row.path), frame_index.tolist())
         return [
@@ -78,7 +83,7 @@ class IndexedVideos:
         ]
 
     def failures(self) -> list[Failure]:
-        """Return rows without frames, and rows with fewer than their file's index promises."""
+        """Return the rows without frames (failed) and those of truncated files (partial)."""
         return list(filter(None, map(self._failure, self.rows.values())))
 
     def _failure(self, row: VideoRow) -> Failure | None:
@@ -107,8 +112,8 @@ class VideoClipReader:
 
     Args:
         videos: videos to read from.
-        preprocessing: preprocessing of evaluation.
-        augmentation: augmentation in its place; None for none.
+        preprocessing: preprocessing of the frames for evaluation.
+        augmentation: augmentation that replaces the preprocessing; None for evaluation.
     """
 
     def __init__(
@@ -120,7 +125,8 @@ class VideoClipReader:
         self._videos = videos
         self._transform = evaluation_transform(preprocessing, "cpu")
         self._augmentation = augmentation
-        # By process id: a fork inherits its parent's pool, which would be killed if forgotten.
+        # Pool by process id. A forked process keeps its parent's pool, whose decoder process would
+        # be killed if the pool were garbage collected.
         self._pools: dict[int, DecoderPool] = {}
 
     @property
@@ -140,10 +146,12 @@ class VideoClipReader:
         """Return the frames of clips, [B, T, 3, h, w] uint8, padded with zeros."""
         requests: list[DecodeRequest] = []
         owners: list[int] = []  # number of the clip of each request
-        positions: list[dict[int, int]] = []  # of each clip: frame index → position in the clip
+        positions: list[dict[int, int]] = []  # for each clip, frame index → position in the clip
         for number, (video_id, frames, _) in enumerate(clips):
             frame_index = self._videos.times(video_id)[0][frames]
-            positions.append({index: place for place, index in enumerate(frame_index.tolist())})
+            positions.append(
+                {index: position for position, index in enumerate(frame_index.tolist())}
+            )
             pieces = self._videos.requests(video_id, np.sort(frame_index))
             requests += pieces
             owners += [number] * len(pieces)
@@ -155,14 +163,14 @@ class VideoClipReader:
         for request, event in self._pool().decode_repeating(requests):
             number = owners[request]
             if isinstance(event, Chunk):
-                places = [positions[number][index] for index in event.frame_index]
+                decoded = [positions[number][index] for index in event.frame_index]
                 images = torch.from_numpy(event.images)
-                inputs[number, places] = self._prepare(images, clips[number].view)
-                is_lost[number, places] = False
+                inputs[number, decoded] = self._prepare(images, clips[number].view)
+                is_lost[number, decoded] = False
             elif isinstance(event, Outcome) and event.status != "ok":
                 if event.status == "failed":
-                    void = requests[request].frames or ()
-                    is_lost[number, [positions[number][index] for index in void]] = True
+                    failed = requests[request].frames or ()
+                    is_lost[number, [positions[number][index] for index in failed]] = True
                 video_id = clips[number].video_id
                 faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
         return Read(inputs, is_lost, tuple(faults.values()))
@@ -188,13 +196,13 @@ class VideoClipReader:
 def index_videos(
     path: Path, rows: Iterable[VideoRow], console: Console, *, is_writer: bool = True
 ) -> VideoIndex:
-    """Return the index of the rows' files as they are now; written unless it exists.
+    """Return an index of the rows' files as they are now, and write it unless it exists.
 
     Args:
         path: path of the index.
         rows: rows of the manifest.
         console: for progress.
-        is_writer: write the index; otherwise wait until another process has written it.
+        is_writer: whether to write the index, or else to wait until another process has.
     """
     states = {row.path: file_state(row.path) for row in rows}
     while not (index := VideoIndex(path)).covers(states) and not is_writer:

@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split, from stored features or from the videos."""
+"""Evaluation: logits of a split's videos, from stored features or from the video files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ from ...temporal.splits import (
     usable_rows,
 )
 from ...temporal.tasks import read_targets
-from ..models.model_folder import NetworkConfig, check_features, load_temporal
-from ..models.network import VideoTransformerNetwork
+from ..models.model_folder import NetworkConfig, check_features
+from ..models.network import VideoTransformerNetwork, load_temporal
 from ..settings import (
     at_least,
     check_settings,
@@ -66,18 +66,18 @@ class EvaluateSettings:
     drop_partial: bool = drop_partial_setting()
     shuffle_frames: bool = setting(
         False,
-        help="Put each video's frames in a random order, to see what their order contributes.",
+        help="Shuffle the frames of each video, to see what their order contributes.",
     )
-    seed: int = seed_setting("Seed of that order, and of the intervals' resamples.")
+    seed: int = seed_setting("Seed of that order, and of the resamples for the intervals.")
     clips: int = setting(
         0,
-        help="Average the logits of so many clips, evenly spaced; 0: every frame at once.",
+        help="Number of evenly spaced clips whose logits are averaged; 0: every frame at once.",
         check=at_least(0),
     )
-    clip_frames: int = clip_frames_setting("Frames of such a clip.")
+    clip_frames: int = clip_frames_setting("Frames per clip.")
     clip_seconds: float = clip_seconds_setting()
     bootstrap: int = setting(
-        1000, help="Resamples for the 95% intervals; 0: no intervals.", check=at_least(0)
+        1000, help="Number of resamples for the 95% intervals; 0: no intervals.", check=at_least(0)
     )
     precision: Precision = setting(
         "float32", help="Precision of the computation; weights stay float32."
@@ -151,7 +151,7 @@ def score_feature_split(
     settings: EvaluateSettings,
     accelerator: Accelerator,
 ) -> ScoredSplit:
-    """Score a split from stored features."""
+    """Compute the logits of a split's videos from stored features."""
     store = open_features(source)
     check_features(config, store.spec, store.folder.root)
     usable = usable_rows(
@@ -197,7 +197,7 @@ def logits_of_features(
         store: features that fit the model, of all the videos.
         video_ids: ids of the videos.
         clips: clips whose logits are averaged; by default every frame at once.
-        position_fps: positions per second of the model.
+        position_fps: positions per second, see `frame_positions`; None for frame indices.
         batch_size: clips per batch, in each process.
         accelerator: see `temporal/distributed.py`.
 
@@ -221,9 +221,11 @@ def score_video_split(
     settings: EvaluateSettings,
     accelerator: Accelerator,
 ) -> ScoredSplit:
-    """Score a split of a manifest by decoding its videos."""
+    """Compute the logits of a split's videos, which a manifest lists, by decoding them."""
     rows = rows_of_split(read_manifest(source), settings.split)
-    read_targets(rows, config.class_names, config.temporal.task)  # raises before the work
+    read_targets(
+        rows, config.class_names, config.temporal.task
+    )  # raises before anything is decoded
     network = VideoTransformerNetwork.from_pretrained(files.root).to(accelerator.device)
     classify = VideoClassifier(
         network=network,
@@ -258,7 +260,7 @@ def score_video_split(
 def _videos_to_score(
     rows: list[VideoRow], config: NetworkConfig, settings: EvaluateSettings
 ) -> tuple[list[VideoToClassify], dict[str, str]]:
-    """Return the videos to decode, and video_id → fault of those that cannot be decoded."""
+    """Return the videos to decode, and video_id → fault of those that are not complete."""
     sampling = Sampling.from_spec(config.spec)
     if not settings.clips:
         return whole_videos(rows, sampling, settings.decoder), {}

@@ -1,8 +1,8 @@
-"""What `vtnpipe evaluate` writes of a split into a run's folder `predictions/`, and reading it.
+"""Predictions of a split, which `vtnpipe evaluate` writes into `predictions/` of a run folder.
 
-SPLIT.csv   a line a video: label, decision, each class's probability
+SPLIT.csv   one line per video: label, prediction, each class's probability
 SPLIT.npz   video_ids, logits, targets, classes
-SPLIT.json  figures, intervals, counts, and how it was made
+SPLIT.json  metrics, intervals, counts, settings, model and source
 """
 
 import csv
@@ -26,13 +26,13 @@ from ..settings import make_folder
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """A split's predictions as they lie on disk.
+    """Predictions of a split, as stored.
 
     Attributes:
-        video_ids: [N].
+        video_ids: [N] ids of the videos.
         logits: [N, C].
         targets: [N] or [N, C], see `temporal/tasks.py`.
-        record: what the JSON says.
+        record: contents of the JSON file.
     """
 
     video_ids: list[str]
@@ -48,18 +48,18 @@ def write_predictions(
     rows: Sequence[VideoRow],
     config: NetworkConfig,
 ) -> None:
-    """Writes the three files of a split, the JSON last.
+    """Write the three files of a split, the JSON file last.
 
     Args:
-        folder: for them.
-        name: of them.
-        predictions: of the split.
-        rows: [N], whose labels stand in the CSV.
-        config: of the model.
+        folder: folder of the files; created if missing.
+        name: file name without extension.
+        predictions: predictions of the split.
+        rows: manifest rows of the N videos.
+        config: configuration of the model.
 
     Raises:
-        SettingsError: the folder can't be made.
-        StorageError: they can't be written.
+        SettingsError: the folder cannot be created.
+        StorageError: a file cannot be written.
     """
     make_folder(folder)
     _write_csv(folder / f"{name}.csv", rows, predictions.logits, config)
@@ -75,17 +75,25 @@ def write_predictions(
 
 
 def read_predictions(folder: Path, name: str) -> Predictions | None:
-    """What was written of a split; None where nothing was.
+    """Return the stored predictions of a split; None if there are none.
+
+    Args:
+        folder: folder of the files.
+        name: file name without extension.
 
     Raises:
-        FeaturesError: it is damaged.
+        FeaturesError: a file is damaged.
     """
     path, remedy = folder / f"{name}.json", "remove it, and evaluate again"
     if not path.exists():
         return None
     record = read_json(path, remedy)
     try:
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        # Opened here, as np.load leaves a damaged file open.
+        with (
+            path.with_suffix(".npz").open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             return Predictions(
                 video_ids=arrays["video_ids"].tolist(),
                 logits=torch.from_numpy(arrays["logits"]),

@@ -1,7 +1,7 @@
-"""Recomputation of a sample of stored features by the plainest path.
+"""Recomputation of a sample of stored features by the plainest path, to check them.
 
-The plainest path is PyAV, timm's own transform on PIL images, and the backbone in float32, eager,
-one frame at a time.
+The plainest path is PyAV, timm's own transform on PIL images, and the eager backbone in float32 on
+the CPU, one frame at a time.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from ...manifests.errors import FeaturesError, VideoError
 from ...manifests.feature_store import FeatureStore, VideoFeatures
 from ...manifests.manifest import VideoRow, read_manifest
 
-FRAMES_PER_VIDEO = 16
-STRETCH_FRAMES = 256
+FRAMES_PER_VIDEO = 16  # unless there are too few videos
+STRETCH_FRAMES = 256  # consecutive frames of a video from which its frames are drawn
 SEED = 0
 
 
 class FrameComparison(NamedTuple):
-    """Stored against recomputed features of one view of one frame.
+    """Difference between stored and recomputed features of one view of one frame.
 
     Attributes:
         video_id: id of the video.
@@ -76,8 +76,8 @@ def draw_sample(
 
     Args:
         store: the features.
-        num_frames: total number of rows; all if there are fewer. At most 16 per video unless there
-            are too few videos, from 256 consecutive ones, so that little of a long video is
+        num_frames: total number of rows; all if there are fewer. At most 16 per video, unless there
+            are too few videos, and out of 256 consecutive ones, so that little of a long video is
             decoded.
         seed: seed of the draw.
     """

@@ -1,4 +1,4 @@
-"""Classification of video files, in two of VTN's three modes of inference.
+"""Classification of video files in two of VTN's three modes of inference.
 
 end-to-end  every frame through backbone and temporal model in one pass
 chunked     the backbone in chunks of frames, then the temporal model once over all of them
@@ -34,16 +34,22 @@ Mode = Literal["end-to-end", "chunked"]
 
 
 class VideoFeatures(NamedTuple):
-    """Features of one video, as a temporal model takes them."""
+    """Features of one video, as a temporal model takes them.
 
-    features: Tensor  # [V, T, D]
-    timestamps: npt.NDArray[np.float64]  # [T]
-    frame_index: npt.NDArray[np.int64]  # [T]
+    Attributes:
+        features: [V, T, D].
+        timestamps: [T] seconds.
+        frame_index: [T] frame indices.
+    """
+
+    features: Tensor
+    timestamps: npt.NDArray[np.float64]
+    frame_index: npt.NDArray[np.int64]
 
     def positions(self, position_fps: float | None) -> Tensor:
         """Return the frames' positions [T], on the features' device."""
-        places = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
-        return torch.from_numpy(places).to(self.features.device)
+        positions = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
+        return torch.from_numpy(positions).to(self.features.device)
 
     def to(self, device: str) -> "VideoFeatures":
         """Return a copy with its features on a device."""
@@ -51,12 +57,12 @@ class VideoFeatures(NamedTuple):
 
 
 class VideoToClassify(NamedTuple):
-    """A video to classify.
+    """Video to classify, clip by clip.
 
     Attributes:
         name: id or path.
         clips: requests of each clip, piece by piece; the whole video is one clip.
-        first: time and frame index of its first frame; None if that is decoded first.
+        first: time and frame index of its first frame; None if every clip begins with it.
     """
 
     name: str
@@ -79,13 +85,20 @@ class Classified(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """What could not be decoded, and why; empty if everything could."""
+        """Decoding error; empty if everything could be decoded."""
         reason = f"{self.outcome.reason}: {self.outcome.message}"
         return "" if self.outcome.status == "ok" else reason
 
 
 class Piece(NamedTuple):
-    """Decoded frames of one request: inputs [T, V, ...] of a network or its temporal model."""
+    """Decoded frames of one request.
+
+    Attributes:
+        inputs: [T, V, ...] inputs of a network (frames) or of its temporal model (features).
+        timestamps: [T] seconds.
+        frame_index: [T] frame indices.
+        outcome: outcome of decoding.
+    """
 
     inputs: Tensor
     timestamps: npt.NDArray[np.float64]
@@ -162,10 +175,10 @@ class VideoClassifier:
         if self.shuffle_seed is not None:
             order = generator_of(self.shuffle_seed, 0, video.name).permutation(len(inputs))
             inputs = inputs[torch.from_numpy(order)]
-        places = torch.from_numpy(positions)[None].to(device)
+        batch_positions = torch.from_numpy(positions)[None].to(device)
         model = self.network.temporal if self.mode == "chunked" else self.network
         views = [view[None].to(device) for view in inputs.unbind(1)]
-        logits = torch.stack([model(view, places)[0].cpu() for view in views])
+        logits = torch.stack([model(view, batch_positions)[0].cpu() for view in views])
         precise = torch.promote_types(logits.dtype, torch.float32)  # autocast returns bfloat16
         return logits.to(precise).mean(0)
 
@@ -182,7 +195,7 @@ def extract_features(
 
     Args:
         network: the network, on its device; set to evaluation mode.
-        requests: what to decode.
+        requests: frames to decode.
         chunk_frames: frames per backbone call.
         num_decoder_processes: size of the decoder pool.
     """
@@ -279,7 +292,7 @@ def score_videos(
     accelerator: Accelerator,
     should_stop: Callable[[], bool] = never,
 ) -> Scored:
-    """Return the logits of videos; those of which nothing can be decoded are left out.
+    """Return the logits of the videos of which at least one frame can be decoded.
 
     Raises:
         ManifestError: no video can be decoded.
@@ -295,7 +308,7 @@ def score_videos(
 
 
 def none_decoded(num_videos: int, first_fault: str) -> ManifestError:
-    """Return the error for videos of which none can be decoded."""
+    """Return the error for a set of videos of which none can be decoded."""
     return ManifestError(
         f"none of {num_videos} videos can be decoded, the first because of {first_fault}; see "
         "`vtnpipe manifest check` and `vtnpipe plan`"
@@ -311,7 +324,7 @@ def _classify_together(
     """Classify videos in all processes together; each process returns all results, in order.
 
     Raises:
-        StoppedError: `should_stop`, asked after each video, returned True in some process.
+        StoppedError: `should_stop`, called after each video, returned True in some process.
     """
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     results: list[Classified] = []

@@ -28,7 +28,6 @@ from ...manifests.errors import BackboneError, FeaturesError, SettingsError
 from ...manifests.feature_folder import FeatureFolder, FeatureSpec
 from ...temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
 from ...temporal.config import TemporalConfig
-from ...temporal.model import TemporalClassifier
 
 FORMAT, VERSION = "vtnpipe.model", 2
 DIGEST = "backbone_digest"  # key in the header of model.safetensors
@@ -80,7 +79,7 @@ def backbone_module(config: NetworkConfig) -> nn.Module:
     return create_module(config.spec.backbone, pretrained=False, pool=config.spec.pool)
 
 
-def write_model(files: RunFolder, temporal: TemporalClassifier, config: NetworkConfig) -> None:
+def write_model(files: RunFolder, temporal: nn.Module, config: NetworkConfig) -> None:
     """Write temporal weights and config.json, which makes the folder a model folder, last."""
     save_weights(temporal, files.best, prefix="temporal.")
     write_config(files, config)
@@ -120,19 +119,6 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
         weights=weights,
         digest=digest,
     )
-
-
-def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier:
-    """Load the temporal model of a model folder, without its backbone.
-
-    Raises:
-        FeaturesError: its weights do not fit its configuration.
-    """
-    temporal = TemporalClassifier(config.temporal)
-    state, prefix = read_weights(files.best), "temporal."
-    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    load_state(files.best, temporal, own)
-    return temporal.eval()
 
 
 def load_state(path: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -185,6 +185,19 @@ class VideoTransformerNetwork(
         write_config(files, replace(self.config, spec=spec))
 
 
+def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier:
+    """Load the temporal model of a model folder, without its backbone.
+
+    Raises:
+        FeaturesError: its weights do not fit its configuration.
+    """
+    temporal = TemporalClassifier(config.temporal)
+    state, prefix = read_weights(files.best), "temporal."
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    load_state(files.best, temporal, own)
+    return temporal.eval()
+
+
 def _set_frozen_to_eval(module: nn.Module) -> None:
     """Set frozen submodules to eval mode; those without parameters follow their parent."""
     parameters = list(module.parameters())

@@ -1,120 +1,25 @@
-"""The initial model of a training: a new temporal model, on a backbone or on another model's."""
+"""The initial network of a finetuning: a backbone and a new temporal model, or another model."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
-from ...extract.create_backbone import BuiltBackbone, build_backbone
+from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
 from ...extract.decode.sampling import Sampling
-from ...manifests.errors import ManifestError, SettingsError
+from ...manifests.errors import SettingsError
 from ...manifests.feature_folder import FeatureSpec
 from ...temporal.checkpoint import RunFolder
 from ...temporal.config import TemporalConfig
 from ...temporal.model import TemporalClassifier
-from ...temporal.presets import Preset, preset, preset_for, preset_like
-from ..extraction.settings import DEFAULT_BACKBONE
+from ...temporal.presets import preset
 from ..models.model_folder import NetworkConfig, backbone_module
 from ..models.network import VideoTransformerNetwork
 from ..settings import check_unset
 from .data import Splits
-from .settings import FinetuneSettings, TrainSettings
-
-# Setting → field of the temporal model's configuration.
-SHAPE = {
-    "encoder": "encoder",
-    "layers": "num_layers",
-    "heads": "num_heads",
-    "attention_window": "attention_window",
-    "intermediate": "intermediate_dim",
-    "head": "head",
-    "head_dim": "head_dim",
-    "position_embedding": "position_embedding",
-    "max_positions": "max_positions",
-    "position_fps": "position_fps",
-}
-DROPOUT = {
-    "dropout": ("dropout", "attention_dropout"),
-    "head_dropout": ("head_dropout",),
-}
-
-
-def choose_preset(settings: TrainSettings, backbone: str, dim: int) -> Preset:
-    """Return the preset for features of a backbone.
-
-    Raises:
-        SettingsError: the preset that was given is for other features.
-    """
-    if settings.preset == "auto":
-        return preset_for(backbone) or preset_like(dim)
-    chosen = preset(settings.preset)
-    if chosen.feature_dim != dim:
-        raise SettingsError(
-            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
-            f"but those of {backbone} have {dim}; give --preset auto"
-        )
-    return chosen
-
-
-def new_temporal_config(
-    settings: TrainSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
-) -> TemporalConfig:
-    """Return the configuration of a new temporal model: as given, else the preset's.
-
-    Args:
-        settings: settings of the training.
-        preset_shape: the preset.
-        dim: number of features, D.
-        targets: training targets.
-        num_classes: C; 0 for regression.
-
-    Raises:
-        SettingsError: a setting does not fit the features or the task.
-    """
-    is_regression = settings.task == "regression"
-    base = preset_shape.temporal_config(num_classes=num_classes or 1)
-    changes = {
-        field: getattr(settings, name)
-        for name, field in SHAPE.items()
-        if getattr(settings, name) is not None
-    }
-    if settings.positions == "frames":
-        changes["position_fps"] = None
-    return replace(
-        base,
-        feature_dim=dim,
-        task=settings.task,
-        target_mean=float(targets.mean()) if is_regression else 0.0,
-        target_std=_target_std(targets) if is_regression else 1.0,
-        **_dropouts(settings),
-        **changes,
-    )
-
-
-def _dropouts(settings: TrainSettings) -> dict[str, Any]:
-    """Return the given dropouts as fields of a configuration."""
-    return {
-        field: getattr(settings, name)
-        for name, fields in DROPOUT.items()
-        for field in fields
-        if getattr(settings, name) is not None
-    }
-
-
-def _target_std(targets: Tensor) -> float:
-    """Return the standard deviation of the training labels; 1 if they are all the same."""
-    is_constant = bool((targets == targets[0]).all())
-    std = 1.0 if is_constant else float(targets.std(correction=0))
-    if not 0 < std < math.inf:
-        raise ManifestError(
-            f"the training labels' standard deviation is {std:g}, which is out of range; give the "
-            "labels in another unit"
-        )
-    return std
+from .finetune_settings import FinetuneSettings
+from .temporal_config import SHAPE, choose_preset, given_dropouts, new_temporal_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +103,7 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
         )
 
     def create(splits: Splits) -> VideoTransformerNetwork:
-        temporal = replace(config.temporal, **_dropouts(settings))
+        temporal = replace(config.temporal, **given_dropouts(settings))
         if settings.new_head:
             temporal = _with_new_outputs(temporal, settings, splits)
         classifier = TemporalClassifier(temporal)

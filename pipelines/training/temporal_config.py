@@ -1,0 +1,104 @@
+"""The configuration of a new temporal model, from settings, preset, features and labels."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...manifests.errors import ManifestError, SettingsError
+from ...temporal.config import TemporalConfig
+from ...temporal.presets import Preset, preset, preset_for, preset_like
+from .settings import TrainSettings
+
+# Setting → field of the temporal model's configuration.
+SHAPE = {
+    "encoder": "encoder",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "attention_window": "attention_window",
+    "intermediate": "intermediate_dim",
+    "head": "head",
+    "head_dim": "head_dim",
+    "position_embedding": "position_embedding",
+    "max_positions": "max_positions",
+    "position_fps": "position_fps",
+}
+DROPOUT = {
+    "dropout": ("dropout", "attention_dropout"),
+    "head_dropout": ("head_dropout",),
+}
+
+
+def choose_preset(settings: TrainSettings, backbone: str, dim: int) -> Preset:
+    """Return the preset for features of a backbone.
+
+    Raises:
+        SettingsError: the preset that was given is for other features.
+    """
+    if settings.preset == "auto":
+        return preset_for(backbone) or preset_like(dim)
+    chosen = preset(settings.preset)
+    if chosen.feature_dim != dim:
+        raise SettingsError(
+            f"--preset {settings.preset!r} is for features of {chosen.feature_dim} dimensions, "
+            f"but those of {backbone} have {dim}; give --preset auto"
+        )
+    return chosen
+
+
+def new_temporal_config(
+    settings: TrainSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
+) -> TemporalConfig:
+    """Return the configuration of a new temporal model: as given, else the preset's.
+
+    Args:
+        settings: settings of the training.
+        preset_shape: the preset.
+        dim: number of features, D.
+        targets: training targets.
+        num_classes: C; 0 for regression.
+
+    Raises:
+        SettingsError: a setting does not fit the features or the task.
+    """
+    is_regression = settings.task == "regression"
+    base = preset_shape.temporal_config(num_classes=num_classes or 1)
+    changes = {
+        field: getattr(settings, name)
+        for name, field in SHAPE.items()
+        if getattr(settings, name) is not None
+    }
+    if settings.positions == "frames":
+        changes["position_fps"] = None
+    return replace(
+        base,
+        feature_dim=dim,
+        task=settings.task,
+        target_mean=float(targets.mean()) if is_regression else 0.0,
+        target_std=_target_std(targets) if is_regression else 1.0,
+        **given_dropouts(settings),
+        **changes,
+    )
+
+
+def given_dropouts(settings: TrainSettings) -> dict[str, Any]:
+    """Return the given dropouts as fields of a configuration."""
+    return {
+        field: getattr(settings, name)
+        for name, fields in DROPOUT.items()
+        for field in fields
+        if getattr(settings, name) is not None
+    }
+
+
+def _target_std(targets: Tensor) -> float:
+    """Return the standard deviation of the training labels; 1 if they are all the same."""
+    is_constant = bool((targets == targets[0]).all())
+    std = 1.0 if is_constant else float(targets.std(correction=0))
+    if not 0 < std < math.inf:
+        raise ManifestError(
+            f"the training labels' standard deviation is {std:g}, which is out of range; give the "
+            "labels in another unit"
+        )
+    return std
