@@ -17,11 +17,11 @@ from ..manifests.feature_folder import FeatureSpec
 from .create_backbone import create_module, timm_steps
 from .preprocessing import Preprocessing, Transform
 
-MIN_CONVOLUTIONS = 2  # that make channels-last memory pay; a transformer has one
+MIN_CONVOLUTIONS = 2  # for channels-last memory; a ViT has one, its patch embedding
 
 
 class PendingFeatures(NamedTuple):
-    """Features [N, V, D] float32 on the CPU, valid once `event` has come."""
+    """Features [N, V, D] float32 on the CPU, valid once `event` has completed."""
 
     features: Tensor
     event: torch.cuda.Event | None

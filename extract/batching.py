@@ -103,9 +103,9 @@ class ExtractedVideo:
         """Add features [n, V, D] of the next frames."""
         self._features.append(features)
 
-    def index_of(self, number: int) -> int:
-        """Return the frame index of the frame with so many features before it."""
-        return self._frame_index[number]
+    def frame_index_of(self, row: int) -> int:
+        """Return the frame index of a row of the features."""
+        return self._frame_index[row]
 
     def arrays(
         self, row_shape: tuple[int, ...], dtype: str
@@ -128,7 +128,7 @@ class ExtractedVideo:
         )
 
 
-class _Run(NamedTuple):
+class _FrameRange(NamedTuple):
     """Consecutive frames of one video in a batch."""
 
     video: ExtractedVideo
@@ -167,9 +167,9 @@ class Batcher:
         self._num_frames = max(1, batch_size // len(backbone.transform.views))
         self._dtype = np.dtype(dtype)
         self._on_progress = on_progress
-        self._runs: list[_Run] = []
+        self._ranges: list[_FrameRange] = []
         self._images: list[Tensor] = []  # [n, V, 3, h, w] uint8 each
-        self._started: tuple[list[_Run], PendingFeatures] | None = None
+        self._started: tuple[list[_FrameRange], PendingFeatures] | None = None
 
     def add(self, video: ExtractedVideo, chunk: Chunk) -> None:
         """Copy a chunk's frames to the device, and run each batch that they fill."""
@@ -180,10 +180,10 @@ class Batcher:
             images = transform.resize(uploaded)
         video.add_times(chunk.frame_index, chunk.timestamps)
         while len(images):
-            room = self._num_frames - sum(run.num_frames for run in self._runs)
+            room = self._num_frames - sum(run.num_frames for run in self._ranges)
             taken, images = images[:room], images[room:]
             self._images.append(taken)
-            self._runs.append(_Run(video, len(taken)))
+            self._ranges.append(_FrameRange(video, len(taken)))
             if len(taken) == room:
                 self._start()
 
@@ -193,7 +193,7 @@ class Batcher:
         Raises:
             FeaturesError: a feature is not finite, or exceeds the range of the dtype.
         """
-        if self._runs:
+        if self._ranges:
             self._start()
         self._fetch()
 
@@ -208,8 +208,8 @@ class Batcher:
                     "frames per batch; give a smaller --batch-size (extract) or --chunk-frames"
                 ) from None
         self._fetch()
-        self._started = (self._runs, pending)
-        self._runs, self._images = [], []
+        self._started = (self._ranges, pending)
+        self._ranges, self._images = [], []
 
     def _fetch(self) -> None:
         """Give the features of the batch that was started last to their videos."""
@@ -241,7 +241,7 @@ def _raise_not_finite(
 ) -> None:
     """Raise an error that names the first frame whose features cannot be stored."""
     number = int(np.argmin(is_finite))
-    where = f"video_id {video.name!r}, frame {video.index_of(video.num_features + number)}"
+    where = f"video_id {video.name!r}, frame {video.frame_index_of(video.num_features + number)}"
     if np.isfinite(features[number]).all():
         raise FeaturesError(
             f"{where}: a feature of {np.abs(features[number]).max():.4g} exceeds {dtype}'s "

@@ -6,20 +6,14 @@ Frames are resized and cropped in batches of uint8 on the device that computes, 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Views = Literal["center", "flip", "three-crop"]
-
-VIEW_NAMES: dict[str, tuple[str, ...]] = {
-    "center": ("center",),
-    "flip": ("center", "flip"),
-    "three-crop": ("left", "center", "right"),  # along the longer side; of a tall frame, from above
-}
+from .views import crop_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +56,7 @@ class Transform:
         preprocessing: the preprocessing it implements.
         resize_steps: steps before the crop, [N, 3, H, W] uint8 → the same of another size.
         crop: center crop.
-        views: views of each frame, see `VIEW_NAMES`.
+        views: names of each frame's views, see `extract/views.py`.
         device: device of the computation.
     """
 
@@ -112,17 +106,9 @@ class Transform:
         images = images.permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
         for step in self.resize_steps:
             images = step(images)
-        # Always a copy: without a resize, the steps return views of the given memory.
-        return torch.stack([self._view(images, name) for name in self.views], dim=1)
-
-    def _view(self, images: Tensor, name: str) -> Tensor:
-        if name == "center":
-            return self.crop(images)
-        if name == "flip":
-            return self.crop(images).flip(-1)
         _, height, width = self.preprocessing.input_size
-        top, left = crop_offset(name, (images.shape[-2], images.shape[-1]), (height, width))
-        return images[..., top : top + height, left : left + width]
+        views = [crop_view(images, name, (height, width), self.crop) for name in self.views]
+        return torch.stack(views, dim=1)  # a copy, even if no step has copied the given memory
 
     @cached_property
     def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -132,21 +118,3 @@ class Transform:
     @cached_property
     def _side_stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-
-
-def crop_offset(view: str, have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int]:
-    """Return (top, left) of a crop at one end of an image's longer side.
-
-    >>> crop_offset("right", (224, 300), (224, 224)), crop_offset("left", (300, 250), (224, 224))
-    ((0, 76), (0, 13))
-
-    Args:
-        view: `left` or `right`; of a tall image, its upper or lower end.
-        have: height and width of the image.
-        want: height and width of the crop.
-    """
-    room = [have[0] - want[0], have[1] - want[1]]
-    longer = 1 if have[1] >= have[0] else 0
-    offset = [round(room[0] / 2), round(room[1] / 2)]
-    offset[longer] = 0 if view == "left" else room[longer]
-    return offset[0], offset[1]

@@ -220,6 +220,6 @@ def _decoder_pool(num_processes: int, limits: Limits) -> Iterator[DecoderPool]:
     try:
         yield pool
     except BaseException:
-        pool.close()  # what its processes still send belongs to nobody
+        pool.close()  # discards what its processes still send
         raise
     idle.append(pool)

@@ -85,9 +85,9 @@ class FeatureStore(Mapping[str, VideoFeatures]):
                     "`vtnpipe features verify FEATURES --drop` removes it"
                 )
         self.num_views = 1 if len(self.row_shape) == 1 else self.row_shape[0]
-        self._homes = _newest_complete(self._shards)
+        self._locations = _newest_complete(self._shards)
         self.entries: dict[str, list[Entry]] = {
-            video_id: [entry for _, entry in home] for video_id, home in self._homes.items()
+            video_id: [entry for _, entry in parts] for video_id, parts in self._locations.items()
         }
         self._ids = [
             video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
@@ -107,7 +107,9 @@ class FeatureStore(Mapping[str, VideoFeatures]):
     @property
     def plans(self) -> dict[str, int]:
         """Id → number of the plan whose entries count, of every finished video."""
-        return {video_id: self._shards[home[0][0]].plan for video_id, home in self._homes.items()}
+        return {
+            video_id: self._shards[parts[0][0]].plan for video_id, parts in self._locations.items()
+        }
 
     @property
     def statuses(self) -> dict[str, Status]:
@@ -126,7 +128,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
     def __getitem__(self, video_id: str) -> VideoFeatures:
         if video_id not in self:
             raise KeyError(video_id)
-        home = self._homes[video_id]
+        parts = self._locations[video_id]
         frame_index, timestamps = self.times(video_id)
         status, reason = overall_status(self.entries[video_id])
         return VideoFeatures(
@@ -137,8 +139,8 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             fps=frame_rate(timestamps),
             status=status,
             reason=reason,
-            num_lost_frames=sum(entry.num_lost_frames for _, entry in home),
-            decoder=home[0][1].decoder,
+            num_lost_frames=sum(entry.num_lost_frames for _, entry in parts),
+            decoder=parts[0][1].decoder,
         )
 
     def times(self, video_id: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -157,10 +159,10 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         if len(parts) == 1:
             return parts[0][rows]
         ends = np.cumsum([len(part) for part in parts])
-        homes = np.searchsorted(ends, rows, side="right")
+        part_of_row = np.searchsorted(ends, rows, side="right")
         taken = np.empty((len(rows), *self.row_shape), parts[0].dtype)
-        for number in np.unique(homes):
-            is_here = homes == number
+        for number in np.unique(part_of_row):
+            is_here = part_of_row == number
             begin = ends[number] - len(parts[number])
             taken[is_here] = parts[number][rows[is_here] - begin]
         return taken
@@ -177,8 +179,8 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
     def _parts(self, video_id: str, name: str) -> list[npt.NDArray[Any]]:
         """Return one array of each of a video's parts that have rows, as views."""
-        home = self._homes[video_id]
-        return [self._rows(shard, entry, name) for shard, entry in home if entry.length]
+        parts = self._locations[video_id]
+        return [self._rows(shard, entry, name) for shard, entry in parts if entry.length]
 
     def _rows(self, index: int, entry: Entry, name: str) -> npt.NDArray[Any]:
         """Return one entry's rows [length, ...] of one array, as a view."""
@@ -203,23 +205,23 @@ def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry
     for index, shard in enumerate(shards):
         for entry in shard.entries:
             found.setdefault(entry.id, {}).setdefault(shard.plan, []).append((index, entry))
-    homes: dict[str, list[tuple[int, Entry]]] = {}
+    locations: dict[str, list[tuple[int, Entry]]] = {}
     for video_id, plans in found.items():
-        for _, home in sorted(plans.items(), reverse=True):
-            home.sort(key=lambda pair: pair[1].part)
-            num_parts = home[0][1].num_parts
-            if len(home) != num_parts or [one.part for _, one in home] != [*range(num_parts)]:
+        for _, parts in sorted(plans.items(), reverse=True):
+            parts.sort(key=lambda pair: pair[1].part)
+            num_parts = parts[0][1].num_parts
+            if len(parts) != num_parts or [one.part for _, one in parts] != [*range(num_parts)]:
                 continue
-            newest = homes.setdefault(video_id, home)
-            if all(entry.length or entry.reason not in TRANSIENT_REASONS for _, entry in home):
-                if _has_rows(home) or not _has_rows(newest):
-                    homes[video_id] = home
+            newest = locations.setdefault(video_id, parts)
+            if all(entry.length or entry.reason not in TRANSIENT_REASONS for _, entry in parts):
+                if _has_rows(parts) or not _has_rows(newest):
+                    locations[video_id] = parts
                 break
-    return homes
+    return locations
 
 
-def _has_rows(home: list[tuple[int, Entry]]) -> bool:
-    return any(entry.length for _, entry in home)
+def _has_rows(parts: list[tuple[int, Entry]]) -> bool:
+    return any(entry.length for _, entry in parts)
 
 
 def _join(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

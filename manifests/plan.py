@@ -184,7 +184,7 @@ def decide(
     | yes     | ok, partial          | gone, or missing at planning         | keep     |
     | yes     | ok, partial          | another one, or another span         | changed  |
     | yes     | pending              | gone, or missing at planning         | keep     |
-    | yes     | failed or none       | another one, or another span         | plan     |
+    | yes     | failed or none       | gone, another one, or another span   | plan     |
 
     Args:
         now: the row with its file as it is now.
@@ -212,7 +212,7 @@ def rows_to_plan(
     outcomes: Mapping[str, tuple[str, str]],
     *,
     pending: Container[str] = (),
-    counting: Mapping[str, int] | None = None,
+    current_plans: Mapping[str, int] | None = None,
     retry: Container[str] = (),
     redo_changed: bool = False,
 ) -> list[PlannedRow]:
@@ -223,19 +223,19 @@ def rows_to_plan(
         tasks: tasks of all plans, oldest first.
         outcomes: id → (status, reason) of the finished videos.
         pending: ids in tasks that still have to run.
-        counting: id → number of the plan whose entries count, of the finished videos.
+        current_plans: id → number of the plan whose entry counts, of the finished videos.
         retry: reasons for which a failed or partial video is extracted again.
         redo_changed: extract changed videos again.
 
     Raises:
         ManifestError: a video with stored features has changed, and `redo_changed` is not set.
     """
-    counting = counting or {}
+    current_plans = current_plans or {}
     planned = {
         row.video_id: row
         for task in tasks
         for row in task.rows
-        if task.plan <= counting.get(row.video_id, task.plan) or row.video_id in pending
+        if task.plan <= current_plans.get(row.video_id, task.plan) or row.video_id in pending
     }
     new, changed = [], []
     for row in rows:

@@ -121,9 +121,9 @@ def _report(error: Exception) -> int:
         return EXIT_STOPPED
     if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         click.echo(
-            f"vtnpipe: out of GPU memory ({first_line(error)}); process fewer frames at once: a "
-            "smaller --batch-size or --chunk-frames, a larger --gradient-accumulation, "
-            "--gradient-checkpointing, or --mode chunked, whichever the command has",
+            f"vtnpipe: out of GPU memory ({first_line(error)}); process fewer frames at once, "
+            "by the options that this command has: a smaller --batch-size or --chunk-frames, a "
+            "larger --gradient-accumulation, --gradient-checkpointing, or --mode chunked",
             err=True,
         )
         return EXIT_USAGE

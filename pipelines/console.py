@@ -257,10 +257,10 @@ class CountProgress:
             rate = self._done / max(1e-9, self._clock.seconds)
             self._bar.update(self._task, completed=self._done, total=total, rate=rate)
             if not self._console.is_terminal and self._clock.is_due():
-                left = (total - self._done) / max(1e-9, rate)
+                left = f", {duration_text((total - self._done) / rate)} left" if rate > 0 else ""
                 note = f"; {self._note}" if self._note else ""
                 say(
                     self._console,
-                    f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s, "
-                    f"{duration_text(left)} left{note}",
+                    f"{self._work}: {self._done:,}/{total:,} {self._unit}, {rate:,.1f}/s"
+                    f"{left}{note}",
                 )

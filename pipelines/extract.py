@@ -30,7 +30,6 @@ from .extraction.planning import (
     existing_plan,
     pending_tasks,
     plan_extraction,
-    read_state,
 )
 from .extraction.scheduler import run_tasks
 from .extraction.settings import ExtractSettings
@@ -75,9 +74,6 @@ def extract(
     with locked(folder):
         new = resolve_spec(folder, settings, console)
         _remove_leftovers(folder)
-        if settings.finish:
-            create_folder(folder, new, settings)
-            _check_planned(folder, rows, settings)
         plan = plan_extraction(folder, rows, settings, new, console)
         tasks = plan.pending
         if not tasks:
@@ -96,7 +92,7 @@ def _extract_part(
     folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings, console: Console
 ) -> ExtractReport:
     """Run every Nth task, while other parts may run on other hosts; the first part plans."""
-    number, num_parts = settings.parts
+    index, num_parts = settings.part_of
     with planning_lock(folder):  # on unlike hosts, the first one's precision is the folder's
         new = resolve_spec(folder, settings, console)
         create_folder(folder, new, settings)
@@ -104,7 +100,7 @@ def _extract_part(
     if plan is None:
         with planning_lock(folder):
             plan = plan_extraction(folder, rows, settings, new, console)
-    own = plan.tasks[number::num_parts]
+    own = plan.tasks[index::num_parts]
     tasks = pending_tasks(own, folder)
     say(
         console,
@@ -116,20 +112,6 @@ def _extract_part(
         return part_summary(folder, run, num_left, console)
     with planning_lock(folder):
         return write_summary(plan.store, plan.rows, run, console)
-
-
-def _check_planned(folder: FeatureFolder, rows: list[VideoRow], settings: ExtractSettings) -> None:
-    """Refuse to finish while rows are in no plan.
-
-    Raises:
-        StoppedError: some are.
-    """
-    _, _, unplanned = read_state(folder, rows, settings)
-    if unplanned:
-        raise StoppedError(
-            f"{folder.root}: {len(unplanned):,} videos are in no plan yet, "
-            f"{unplanned[0].video_id!r} for one; run the parts, or all by leaving out --finish"
-        )
 
 
 def _run(

@@ -204,7 +204,8 @@ def _describe_tasks(tasks: Sequence[Task]) -> Iterator[str]:
 def command(manifest: str, features: str, console: Console, **options: Any) -> int:
     """Probe every video in MANIFEST, and write the plan of their extraction into FEATURES.
 
-    It tells frames, bytes and time. The options are those of `vtnpipe extract`, which then runs
-    the plan. The exit code is 1 if a file cannot be opened.
+    Prints the number of frames, the size of the features and the time that extraction will take.
+    The options are those of `vtnpipe extract`, which then runs the plan. The exit code is 1 if a
+    file cannot be opened.
     """
     return plan(manifest, features, ExtractSettings(**options), console=console).exit_code

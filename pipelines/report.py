@@ -17,9 +17,9 @@ from ..temporal.checkpoint import RunFolder
 from ..temporal.tasks import read_targets
 from .console import say
 from .html.attention import VideoStrip
-from .html.features_page import extraction_section
 from .html.page import write_page
-from .html.run_page import choose_videos, run_section, video_strips
+from .html.report_features import extraction_section
+from .html.report_run import choose_videos, run_section, video_strips
 from .inference.evaluation import EvaluateSettings
 from .inference.predictions import Predictions, read_predictions
 from .models.model_folder import NetworkConfig, check_features, model_digest, read_config

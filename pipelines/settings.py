@@ -70,7 +70,7 @@ def seed_setting(help: str) -> Any:
     return setting(0, help=help, check=between(0, 2**31))
 
 
-def labels_setting() -> Any:
+def manifest_setting() -> Any:
     """Return the field of `--manifest`, which replaces the features' own manifest."""
     return setting(
         None,

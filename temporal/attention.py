@@ -59,12 +59,12 @@ def window_attention(
     windows = F.pad(is_key, (0, missing)).unfold(
         1, GROUP + num_around, GROUP
     )  # [B, groups, GROUP + W]
-    may_look = F.pad(band & windows[:, :, None, :], (1, 0), value=True)
+    may_attend = F.pad(band & windows[:, :, None, :], (1, 0), value=True)
     grouped = F.scaled_dot_product_attention(
         F.pad(query, (0, 0, 0, 0, 0, missing)).reshape(B * num_groups, GROUP, H, d).transpose(1, 2),
         _windows(key, cls_key, missing, num_around),
         _windows(value, cls_value, missing, num_around),
-        attn_mask=may_look.reshape(B * num_groups, 1, GROUP, 1 + GROUP + num_around),
+        attn_mask=may_attend.reshape(B * num_groups, 1, GROUP, 1 + GROUP + num_around),
         dropout_p=dropout,
     )  # [B * groups, H, GROUP, d]
     return grouped.transpose(1, 2).reshape(B, num_groups * GROUP, H, d)[:, :Q]

@@ -9,6 +9,8 @@ Weights are safetensors files. A checkpoint is one PyTorch file of plain tensors
 loaded with `weights_only=True`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,23 +162,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         FeaturesError: the file is missing or damaged.
     """
-    try:
+    with _readable(path):
         return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise FeaturesError(_missing(path)) from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise FeaturesError(_unreadable(path, error)) from None
-
-
-def _missing(path: Path) -> str:
-    return (
-        f"{path}: missing; a run writes it at the end of its first epoch: continue the training, "
-        "or restore the file"
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    return f"{path}: cannot read the file ({error}); restore a copy, or create the model again"
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -185,10 +172,25 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         FeaturesError: the file is missing or damaged.
     """
+    with _readable(path), safetensors.safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn errors while a weights file is read into one that names the file.
+
+    Raises:
+        FeaturesError: the file is missing or damaged.
+    """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+        yield
     except FileNotFoundError:
-        raise FeaturesError(_missing(path)) from None
+        raise FeaturesError(
+            f"{path}: missing; a run writes it at the end of its first epoch: continue the "
+            "training, or restore the file"
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise FeaturesError(_unreadable(path, error)) from None
+        raise FeaturesError(
+            f"{path}: cannot read the file ({error}); restore a copy, or create the model again"
+        ) from None

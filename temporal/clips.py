@@ -51,7 +51,7 @@ class ClipSampling:
     drop: float = 0.0
 
 
-WHOLE = ClipSampling(num_frames=None)
+ALL_FRAMES = ClipSampling(num_frames=None)
 
 
 def draw_clip(timestamps: Times, sampling: ClipSampling, generator: np.random.Generator) -> Frames:
@@ -83,13 +83,13 @@ def draw_clip(timestamps: Times, sampling: ClipSampling, generator: np.random.Ge
     return frames
 
 
-def lay_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips: int) -> Frames:
+def even_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips: int) -> Frames:
     """Return one of several clips that lie evenly over a video; a single clip lies in the middle.
 
     >>> clip = ClipSampling(num_frames=2, seconds=2.0)
-    >>> [lay_clip(np.arange(7.0), clip, number, 3).tolist() for number in range(3)]
+    >>> [even_clip(np.arange(7.0), clip, number, 3).tolist() for number in range(3)]
     [[0, 1], [2, 3], [4, 5]]
-    >>> lay_clip(np.arange(7.0), clip, 0, 1).tolist()
+    >>> even_clip(np.arange(7.0), clip, 0, 1).tolist()
     [2, 3]
 
     Args:

@@ -15,24 +15,24 @@ Which samples make a batch, and in which order, follows from lengths and seeds a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .clips import (
-    WHOLE,
+    ALL_FRAMES,
     Clip,
     ClipSampling,
     Frames,
     Times,
     draw_clip,
+    even_clip,
     frame_positions,
     generator_of,
-    lay_clip,
 )
 
 BLOCK_BATCHES = 32  # training batches whose clips are sorted by length together
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         mask: [B, T] bool, True for frames, False for padding and for frames that could not be
             read; but a clip of which no frame could be read keeps True for all its frames.
         targets: [B] or [B, C], see `temporal/tasks.py`.
-        numbers: [B] int64, number of each clip's row in the data set.
+        rows: [B] int64, index of each clip's row in the data set.
         is_read: [B] bool, False for a clip of which no frame could be read.
         faults: videos that could not be read completely, and why.
     """
@@ -59,9 +59,17 @@ class Batch(NamedTuple):
     positions: Tensor
     mask: Tensor
     targets: Tensor
-    numbers: Tensor
+    rows: Tensor
     is_read: Tensor
     faults: tuple[str, ...] = ()
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return inputs, positions and mask, the arguments of a model, on a device."""
+        return (
+            self.inputs.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.mask.to(device, non_blocking=True),
+        )
 
 
 class Read(NamedTuple):
@@ -119,7 +127,7 @@ class EvenClips:
             right order; None for the right order.
     """
 
-    sampling: ClipSampling = WHOLE
+    sampling: ClipSampling = ALL_FRAMES
     num_clips: int = 1
     shuffle_seed: int | None = None
 
@@ -129,7 +137,7 @@ class Sample(NamedTuple):
 
     Attributes:
         number: number of the row in the data set.
-        frames: [t] numbers of the frames among those of the row.
+        frames: [t] indices of the frames among those of the row.
         view: number of the view.
         positions: [t] frame positions.
     """
@@ -196,7 +204,7 @@ class ClipDataset(Dataset[Batch]):
             frames = draw_clip(timestamps, clips.sampling, generator)
         else:
             clip, view = divmod(draw, self._reader.num_views)
-            frames = lay_clip(timestamps, clips.sampling, clip, clips.num_clips)
+            frames = even_clip(timestamps, clips.sampling, clip, clips.num_clips)
         positions = frame_positions(
             timestamps[frames],
             frame_index[frames],
@@ -211,7 +219,7 @@ class ClipDataset(Dataset[Batch]):
         """Read samples as one batch, padded to the longest of them."""
         samples = [self.sample(key) for key in keys]
         positions, mask = pad([sample.positions for sample in samples])
-        numbers = torch.tensor([sample.number for sample in samples])
+        rows = torch.tensor([sample.number for sample in samples])
         inputs, is_lost, faults = self._reader.read(
             [Clip(self._ids[sample.number], sample.frames, sample.view) for sample in samples]
         )
@@ -221,8 +229,8 @@ class ClipDataset(Dataset[Batch]):
             # A clip of which no frame was read keeps its mask, over black frames, so that it has
             # finite logits; it has no weight in the loss.
             mask = mask & ~(is_lost & is_read[:, None])
-        targets = self.targets[numbers]
-        return Batch(inputs, positions, mask, targets, numbers, is_read, faults)
+        targets = self.targets[rows]
+        return Batch(inputs, positions, mask, targets, rows, is_read, faults)
 
     __getitems__ = batch  # torch's DataLoader calls it with a batch of keys
 
@@ -307,3 +315,32 @@ def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
     [[(0, 0), (1, 0)], [(2, 0)]]
     """
     return [keys[n] for n in np.array_split(np.arange(len(keys)), num_shares)[index]]
+
+
+def data_loader(
+    dataset: ClipDataset,
+    batches: Sequence[list[Key]],
+    num_workers: int,
+    device: torch.device,
+) -> DataLoader[Batch]:
+    """Return a loader of batches, in the given order.
+
+    Batches that other processes load for a GPU are in pinned memory.
+
+    Args:
+        dataset: the data set.
+        batches: keys of each batch.
+        num_workers: processes that load batches ahead; 0 to load them in this process.
+        device: device to which the batches will be copied.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_identity,
+        num_workers=num_workers,
+        pin_memory=num_workers > 0 and device.type == "cuda",
+    )
+
+
+def _identity(batch: Any) -> Any:
+    return batch  # `ClipDataset` returns complete batches, so there is nothing to collate

@@ -7,14 +7,13 @@ return its logits if only the beginning is visible, or if a part is hidden.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..manifests.errors import StoppedError
-from .dataset import Batch, ClipDataset, evaluation_batches
+from .dataset import ClipDataset, data_loader, evaluation_batches
 from .distributed import Accelerator, all_of
 from .model import TemporalClassifier
 
@@ -26,7 +25,7 @@ class Scored(NamedTuple):
 
     Attributes:
         logits: [M, C], one row per scored video.
-        rows: [M] numbers of the scored rows of the split; None for all rows, in order.
+        rows: [M] indices of the scored rows in the split; None for all rows, in order.
         faults: (video_id, why) of each video that could not be read completely.
     """
 
@@ -70,60 +69,23 @@ def predict_logits(
     network.eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
-    loader = iter(data_loader(dataset, batches[rank::num_processes], num_workers, accelerator))
+    loader = iter(
+        data_loader(dataset, batches[rank::num_processes], num_workers, accelerator.device)
+    )
     sums: Tensor | None = None
     for _ in range(0, len(batches), num_processes):
         batch = next(loader, None)
-        mine = (
-            None if batch is None else (batch.numbers, forward(network, batch, accelerator).cpu())
-        )
+        mine = None if batch is None else (batch.rows, network(*batch.on(accelerator.device)).cpu())
         found = all_of(accelerator, (mine, should_stop()))
         if any(stops for _, stops in found):
             raise StoppedError("stopped while evaluating")
-        for numbers, logits in (one for one, _ in found if one is not None):
+        for rows, logits in (one for one, _ in found if one is not None):
             if sums is None:
                 sums = torch.zeros(len(dataset), logits.shape[1], dtype=torch.float64)
                 dtype = logits.dtype
-            sums.index_add_(0, numbers, logits.double())
+            sums.index_add_(0, rows, logits.double())
     assert sums is not None, "a split has at least one row"
     return (sums / dataset.num_draws).to(dtype)
-
-
-def data_loader(
-    dataset: ClipDataset,
-    batches: list[list[tuple[int, int]]],
-    num_workers: int,
-    accelerator: Accelerator,
-) -> DataLoader[Batch]:
-    """Return a loader of batches, in the given order.
-
-    Batches that other processes load for a GPU are in pinned memory.
-
-    Args:
-        dataset: the data set.
-        batches: keys of each batch.
-        num_workers: processes that load batches ahead; 0 to load them in this process.
-        accelerator: see `temporal/distributed.py`.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_identity,
-        num_workers=num_workers,
-        pin_memory=num_workers > 0 and accelerator.device.type == "cuda",
-    )
-
-
-def _identity(batch: Any) -> Any:
-    return batch  # `ClipDataset` returns complete batches, so there is nothing to collate
-
-
-def forward(network: nn.Module, batch: Batch, accelerator: Accelerator) -> Tensor:
-    """Return the logits of a batch, [B, C], on the accelerator's device."""
-    inputs = (batch.inputs, batch.positions, batch.mask)
-    here = (tensor.to(accelerator.device, non_blocking=True) for tensor in inputs)
-    logits: Tensor = network(*here)
-    return logits
 
 
 def even_spans(num_frames: int, most: int) -> list[tuple[int, int]]:

@@ -270,7 +270,7 @@ class _Layer(nn.Module):
         heads: Tensor = self.projection(name)(tokens).unflatten(-1, (self.num_heads, -1))
         return heads
 
-    def look_at_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def attend_to_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Compute the attention of [CLS] to all tokens.
 
         Args:
@@ -308,7 +308,7 @@ class _Layer(nn.Module):
             mask: [B, N] bool; False for padding.
         """
         cls = tokens[:, 0]
-        return self.finish(self.look_at_all(cls, tokens, mask), cls)
+        return self.finish(self.attend_to_all(cls, tokens, mask), cls)
 
     def finish(self, context: Tensor, tokens: Tensor) -> Tensor:
         """Apply all of the layer that follows attention.
@@ -370,7 +370,7 @@ class LongformerLayer(_Layer):
         blocks = in_blocks(tokens, least=half)
         cls = blocks[0][:, 0]
         cls_seen = (self.project("key", cls), self.project("value", cls))
-        cls_context = self.look_at_all(cls, tokens, mask)[:, None]
+        cls_context = self.attend_to_all(cls, tokens, mask)[:, None]
         # Every token attends to [CLS] by a key of its own, so [CLS] is no neighbor of any token.
         is_key = F.pad(mask[:, 1:], (1 + half, half), value=False)
         nothing = blocks[0][:, :0]

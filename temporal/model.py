@@ -58,10 +58,7 @@ class TemporalClassifier(nn.Module):
         Returns:
             [B, C] logits; for regression [B, 1] float64, in the unit of the labels.
         """
-        if mask is None:
-            mask = torch.ones_like(positions)
-        dtype = next(self.parameters()).dtype
-        logits: Tensor = self.head(self.encoder(features.to(dtype), positions, mask.bool()))
+        logits: Tensor = self.head(self.encoder(*self._inputs(features, positions, mask)))
         if self.config.task == "regression":
             return logits.double() * self.config.target_std + self.config.target_mean
         return logits
@@ -82,10 +79,14 @@ class TemporalClassifier(nn.Module):
         """
         if not isinstance(self.encoder, ClsEncoder):
             return None
-        if mask is None:
-            mask = torch.ones_like(positions)
-        dtype = next(self.parameters()).dtype
-        return self.encoder.cls_attention(features.to(dtype), positions, mask.bool())
+        return self.encoder.cls_attention(*self._inputs(features, positions, mask))
+
+    def _inputs(
+        self, features: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the encoder's inputs: features of the weights' dtype, and always a mask."""
+        mask = torch.ones_like(positions) if mask is None else mask
+        return features.to(next(self.parameters()).dtype), positions, mask.bool()
 
     def use_gradient_checkpointing(self) -> None:
         """Trade time for memory in training: recompute a layer's intermediate tensors.

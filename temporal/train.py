@@ -22,15 +22,15 @@ from ..manifests.atomic import write_lines
 from ..manifests.errors import ManifestError, SettingsError, StoppedError
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint
 from .config import TemporalConfig
-from .dataset import Batch, ClipDataset, Key, share_of, training_batches
+from .dataset import Batch, ClipDataset, Key, data_loader, share_of, training_batches
 from .distributed import Accelerator, all_of, max_of, sum_of
-from .inference import Scored, data_loader, forward, never
+from .inference import Scored, never
 from .metrics import Metrics, task_metrics
 from .optim import Recipe
 from .tasks import LossOptions, clip_weights, task_losses
 
 CONTINUE, SAVE, STOP = range(3)
-PENDING_LOSSES = 16  # steps whose losses stay on the device, since reading one waits for it
+PENDING_LOSSES = 16  # losses that stay on the device, since reading one waits for its step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def train(
         )[state.step :]
         # An empty share becomes a clip of weight 0, so that every process takes every step.
         shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
-        samples = iter(data_loader(dataset, shares, num_workers, accelerator))
+        samples = iter(data_loader(dataset, shares, num_workers, accelerator.device))
         losses: list[Tensor] = []
         trainer.network.train()
         then = time.perf_counter()
@@ -337,10 +337,10 @@ def _step(
         state.waiting_seconds += time.perf_counter() - begun
         if share:
             state.lost += batch.faults
-            state.weight_sum += float(trainer.clip_weights[batch.numbers[batch.is_read]].sum())
+            state.weight_sum += float(trainer.clip_weights[batch.rows[batch.is_read]].sum())
         is_last = number == len(shares)
         with nullcontext() if is_last else accelerator.no_sync(trainer.network):
-            logits = forward(trainer.network, batch, accelerator)
+            logits = trainer.network(*batch.on(accelerator.device))
             targets = batch.targets.to(logits.device)
             losses = task_losses(logits, targets, trainer.config, trainer.loss)
             loss = (losses * batch.is_read.to(losses)).sum() * bool(share)

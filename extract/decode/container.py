@@ -80,7 +80,7 @@ class Window(NamedTuple):
     num_packets: int | None = None
 
 
-WHOLE = Window()
+WHOLE_FILE = Window()
 
 
 def check_file(path: str) -> str:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from ...manifests.plan import Cut
-from .container import SEEKABLE, WHOLE, Keyframe, Window
+from .container import SEEKABLE, WHOLE_FILE, Keyframe, Window
 from .probe import Timeline
 from .sampling import Sampling, select
 
@@ -109,7 +109,7 @@ def window_around(info: Timeline, first: int, stop: int) -> tuple[Window, int]:
         stop: index after that of the last frame.
     """
     if not info.keyframes:
-        return WHOLE, 0
+        return WHOLE_FILE, 0
     pts, packet_pts = info.presented_pts, info.packet_pts
     keyframe = _keyframe_before(info, first)
     first_packet = 0 if keyframe is None else keyframe.packet

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.errors import first_line
-from .container import MATROSKA, MOV, WHOLE, absolute, decode, open_window
+from .container import MATROSKA, MOV, WHOLE_FILE, absolute, decode, open_window
 from .probe import VideoInfo
 
 MIN_WIDTH = 64
@@ -92,7 +92,7 @@ def read_decord(
 def _gives_every_frame(info: VideoInfo, on_progress: Callable[[], None]) -> bool:
     """Return whether each presented timestamp is that of a decoded frame."""
     found: set[int] = set()
-    with open_window(info.path, WHOLE, info.max_pixels) as (_, stream, every):
+    with open_window(info.path, WHOLE_FILE, info.max_pixels) as (_, stream, every):
         for packet in itertools.chain(every, [None]):
             on_progress()
             found.update(frame.pts for frame in decode(stream, packet)[0])

@@ -198,7 +198,8 @@ def read_frames(
         if refusal := decord_refusal(info, is_whole=not selection.is_part):
             raise VideoError(
                 "refused",
-                f"{info.path}: decord would be wrong ({refusal}); give --decoder auto",
+                f"{info.path}: decord does not decode this file correctly ({refusal}); give "
+                "--decoder auto",
             )
     elif decoder == "auto":
         decoder_reason = decord_refusal(info, is_whole=selection.is_whole)

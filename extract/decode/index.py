@@ -1,10 +1,12 @@
 """Index of video files: the timeline of each, in one file that is read through a memory map.
 
-index.safetensors
-files          JSON, as bytes: path → size, mtime, and the timeline without its arrays,
-except for their ranges in the arrays below; or why it has none
-presented_pts  (N,) int64, all files' arrays end to end; packet_pts likewise
-keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is clean
+Arrays of index.safetensors:
+
+    files          (bytes,) uint8, JSON: path → size, mtime, and either the timeline, whose arrays
+                   are ranges of those below, or the reason why it cannot be read
+    presented_pts  (N,) int64, of all files end to end
+    packet_pts     (M,) int64, of all files end to end
+    keyframes      (K, 4) int64: packet, pts, dts (or NO_DTS), whether it is clean
 """
 
 import json

@@ -1,8 +1,8 @@
 """Decoder pool: sends requests to decoder processes and yields frames or answers, in order.
 
-A process that dies or hangs costs the video at hand one more try and then only that video; other
-videos, and the worker process that holds the backbone, never notice. Processes live on between
-tasks and end with the worker.
+If a process dies or hangs, its video is tried once more and then fails; other videos and the worker
+process with the backbone are not affected. Processes are kept between tasks and end with the
+worker.
 """
 
 import contextlib
@@ -233,7 +233,7 @@ class DecoderPool:
                     self._request(number + ahead, requests[number + ahead])
             is_finished = True
         finally:
-            if not is_finished:  # what the processes still send belongs to nobody
+            if not is_finished:  # discards what the processes still send
                 self.close()
 
     def _events_of_one(self, number: int, requests: Sequence[Request | Outcome]) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from .container import (
     MATROSKA,
     MOV,
     US_PER_SECOND,
-    WHOLE,
+    WHOLE_FILE,
     Keyframe,
     Window,
     check_file,
@@ -190,7 +190,7 @@ class VideoInfo(Timeline):
 
 def probe(
     path: str,
-    window: Window = WHOLE,
+    window: Window = WHOLE_FILE,
     *,
     origin_pts: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -266,7 +266,7 @@ def probe(
                 path, truncation, container, stream, num_read, last_pts, max_pixels
             )
         is_ranked = not count_reason and len(every_pts) == num_packets
-        may_begin = is_ranked and window == WHOLE
+        may_begin = is_ranked and window == WHOLE_FILE
         return VideoInfo(
             path=path,
             container=container.format.name,

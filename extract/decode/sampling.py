@@ -10,7 +10,7 @@ from ...manifests.errors import SettingsError
 from ...manifests.feature_folder import FeatureSpec
 from ...manifests.times import nearest
 
-ROUNDING_FRAMES = 1e-6  # 2 s x 5 frames/s is 10, whatever floating point says
+ROUNDING_FRAMES = 1e-6  # so that 2 s x 5 frames/s is 10 in floating point, too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 5.0  # for more workers, once one has connected
 REPORT_SECONDS = 60.0
-# Times that a task's worker may die before the task is suspected; workers of batch jobs often do.
+# Deaths of its workers after which a task is tried alone; batch jobs are often preempted.
 MAX_DEATHS, MAX_DEATHS_OF_JOBS = 2, 10
 
 
@@ -60,7 +60,7 @@ def open_client(
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(config))
         if settings.scheduler is not None:
-            client = stack.enter_context(_client_of(settings.scheduler, is_secret=settings.tls))
+            client = stack.enter_context(_client_of(settings.scheduler, use_tls=settings.tls))
             try:
                 yield client
             except (CancelledError, CommClosedError) as error:
@@ -115,7 +115,7 @@ def job_script(settings: ClusterSettings, logs: str) -> str:
         security = _security(**{key: f"{logs}/.tls/{name}" for key, name in names.items()})
         address = "tls://SCHEDULER:PORT"
     with TemporaryDirectory() as folder:  # dask-jobqueue creates the folder of logs
-        job = _created(job_class, settings, folder, address, name="NAME", security=security)
+        job = _create(job_class, settings, folder, address, name="NAME", security=security)
         script: str = job.job_script().replace(folder, logs)
     return script
 
@@ -141,13 +141,13 @@ def _local_cluster(num_workers: int, security: Security | None) -> Any:
     )
 
 
-def _client_of(scheduler: str, *, is_secret: bool) -> Any:
+def _client_of(scheduler: str, *, use_tls: bool) -> Any:
     """Return a client of a running scheduler.
 
     Raises:
         SettingsError: no scheduler answers, or it has no workers.
     """
-    security = Security(require_encryption=True) if is_secret else None
+    security = Security(require_encryption=True) if use_tls else None
     try:
         path = Path(scheduler)
         address = json.loads(path.read_text())["address"] if path.is_file() else scheduler
@@ -193,7 +193,7 @@ def _job_cluster(settings: ClusterSettings, logs: Path, security: Security | Non
             options["shared_temp_directory"] = stack.enter_context(
                 TemporaryDirectory(prefix=".tls-", dir=logs)
             )
-        cluster = _created(
+        cluster = _create(
             _jobqueue_class(settings),
             settings,
             str(logs.absolute()),
@@ -248,7 +248,7 @@ def _jobqueue_class(settings: ClusterSettings) -> Any:
     return getattr(dask_jobqueue, names.get(settings.cluster, f"{settings.cluster.upper()}Cluster"))
 
 
-def _created(
+def _create(
     jobqueue_class: Any, settings: ClusterSettings, logs: str, *values: Any, **options: Any
 ) -> Any:
     """Create a cluster or a job from the settings.

@@ -10,7 +10,7 @@ from rich.console import Console
 from ...extract.backbone import evaluation_transform
 from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
 from ...extract.device import resolve
-from ...extract.preprocessing import VIEW_NAMES
+from ...extract.views import VIEW_NAMES
 from ...manifests.atomic import sha256_of
 from ...manifests.errors import FeaturesError, SettingsError
 from ...manifests.feature_folder import (

@@ -22,6 +22,7 @@ from ...manifests.atomic import write_bytes
 from ...manifests.errors import (
     FeaturesError,
     SettingsError,
+    StoppedError,
     StorageError,
     VideoError,
 )
@@ -51,7 +52,7 @@ DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 128}
 TASK_FRAMES = {"cpu": 1024, "cuda": 65_536}
 MIN_TASK_FRAMES = {"cpu": 64, "cuda": 2048}
 TASKS_PER_WORKER = 8  # at least, unless tasks become shorter than MIN_TASK_FRAMES
-TAIL_TASKS_PER_WORKER = 2  # whose frames are divided into eighths
+TAIL_TASKS_PER_WORKER = 2  # the frames of this many tasks are divided into eighths at the end
 ASSUMED_WORKERS = 16  # of a scheduler elsewhere
 MAX_SHARD_BYTES = 256 * 2**20
 CUT_FROM = 1.5  # size of a video, in tasks, from which on it is cut
@@ -116,9 +117,15 @@ def plan_extraction(
     Raises:
         VtnpipeError: the folder contains something else, a file has changed, or too many files
             cannot be opened.
+        StoppedError: with `--finish`, rows are in no plan.
     """
     create_folder(folder, new, settings)
     store, tasks, unplanned = read_state(folder, rows, settings)
+    if unplanned and settings.finish:
+        raise StoppedError(
+            f"{folder.root}: {len(unplanned):,} videos are in no plan yet, "
+            f"{unplanned[0].video_id!r} for one; run the parts, or all by leaving out --finish"
+        )
     all_rows = _refresh_manifest(folder, rows)
     probed: list[ProbedRow] = []
     if unplanned:
@@ -182,7 +189,7 @@ def read_state(
         tasks,
         store.outcomes,
         pending={row.video_id for task in pending.values() for row in task.rows},
-        counting=store.plans,
+        current_plans=store.plans,
         retry=settings.reasons_to_retry,
         redo_changed=settings.redo_changed,
     )
@@ -305,7 +312,7 @@ def task_size(
     return automatic_task_size(
         sum(one.row.num_frames for one in probed),
         device=new.device,
-        num_workers=settings.parts[1] * expected_workers(settings, new.device),
+        num_workers=settings.part_of[1] * expected_workers(settings, new.device),
         most=max_task_frames(new.extraction),
     )
 

@@ -49,7 +49,7 @@ def run_on_each_worker(client: Any, function: Callable[..., T], *arguments: Any)
     ]
     results = []
     for future in futures:
-        # A task bound to a worker that has gone would wait for ever.
+        # A task bound to a worker that has gone would wait forever.
         try:
             results.append(future.result(timeout=ANSWER_SECONDS))
         except (KilledWorker, DaskTimeoutError):
@@ -71,8 +71,8 @@ def run_tasks(
 ) -> None:
     """Run tasks on a client's workers until all are finished.
 
-    A task whose workers died repeatedly may be innocent: its worker had another task, too, or the
-    machine is at fault. It is tried again alone.
+    The death of a worker may be due to its other task, or to the machine. A task whose workers died
+    repeatedly is therefore tried again alone, and fails if its worker dies again.
 
     Args:
         client: Dask client.
@@ -89,25 +89,25 @@ def run_tasks(
     """
     feeder = _Feeder(client, settings, on_progress, on_workers)
     queue = iter(tasks)
-    suspects = []
+    to_retry = []
     feeder.fill(queue, num_workers)
     for task, report in feeder.finished():
         if report is None:
-            suspects.append(task)
+            to_retry.append(task)
         else:
             on_finished(report)
         feeder.fill(queue, num_workers)
-    guilty = []
-    for suspect in suspects:
-        feeder.submit(suspect)
+    failed = []
+    for lone_task in to_retry:
+        feeder.submit(lone_task)
         for task, report in feeder.finished():
             if report is None:
-                guilty.append(task.name)
+                failed.append(task.name)
             else:
                 on_finished(report)
-    if guilty:
+    if failed:
         raise StoppedError(
-            f"{', '.join(guilty)}: the worker died repeatedly, even when running alone (out of "
+            f"{', '.join(failed)}: the worker died repeatedly, even when running alone (out of "
             "memory?); the same command resumes, with a smaller --batch-size for instance"
         )
 
@@ -203,8 +203,8 @@ def own_gpu() -> str:
     number = re.fullmatch(r"(?:.*-)?(\d+)", name)
     if number is None and num_gpus > 1:
         raise SettingsError(
-            f"Dask worker {name}: sees {num_gpus} GPUs, and nothing tells which is its own; start "
-            "it with --name NAME-0 (NAME-1, ...), or with one GPU in CUDA_VISIBLE_DEVICES"
+            f"Dask worker {name}: sees {num_gpus} GPUs, and its name does not tell which to use; "
+            "start it with --name NAME-0 (NAME-1, ...), or with one GPU in CUDA_VISIBLE_DEVICES"
         )
     return f"cuda:{int(number[1]) % num_gpus if number else 0}"
 

@@ -9,7 +9,7 @@ from ...extract.decode.frames import Decoder
 from ...extract.decode.limits import Limits
 from ...extract.decode.sampling import Sampling
 from ...extract.device import PrecisionChoice
-from ...extract.preprocessing import Views
+from ...extract.views import Views
 from ...manifests.errors import Reason, SettingsError
 from ..dask_cluster.jobqueue import ClusterSettings
 from ..settings import above, at_least, auto_or_at_least, decoder_setting, setting
@@ -100,24 +100,24 @@ class ExtractSettings(ClusterSettings):
         "core.",
         check=at_least(1),
     )
-    redo_changed: bool = setting(False, help="Extract videos again whose file or span has changed.")
+    redo_changed: bool = setting(False, help="Extract videos whose file or span has changed again.")
     retry: str | None = setting(
         None,
-        help="Extract failed and partial videos again whose reason in failures.csv is one of these "
-        "(separated by commas), or all of them.",
+        help="Extract failed and partial videos again if their reason in failures.csv is one of "
+        "these (separated by commas), or all of them.",
         check=_check_retry,
         metavar="REASONS|all",
     )
     max_failures: str = setting(
         "50%",
-        help="Stop if more videos fail than this number, or than this share of the manifest's; a "
-        "share counts from ten failures on.",
+        help="Stop if more videos fail than this number, or than this share of the manifest's; "
+        "a share applies only to ten failures or more.",
         check=check_failure_limit,
         metavar="N|P%",
     )
     stall_seconds: float = setting(
         Limits.stall_seconds,
-        help="Give up a video without progress for so long.",
+        help="Seconds without progress after which a video is given up.",
         check=above(0),
     )
     max_megapixels: float = setting(
@@ -146,10 +146,10 @@ class ExtractSettings(ClusterSettings):
         Sampling(fps=self.fps, frame_stride=self.frame_stride)
 
     @property
-    def parts(self) -> tuple[int, int]:
-        """Number of this part, from 0, and number of parts."""
-        number, of = (self.part or "1/1").split("/")
-        return int(number) - 1, int(of)
+    def part_of(self) -> tuple[int, int]:
+        """Index of this part, from 0, and number of parts."""
+        number, count = (self.part or "1/1").split("/")
+        return int(number) - 1, int(count)
 
     @property
     def may_cut(self) -> bool:

@@ -18,7 +18,7 @@ from .workers import Workers
 
 MAX_SPANS = 40  # spans of time whose throughput is recorded
 
-LIMITS = {
+BOTTLENECKS = {
     "forward": "the backbone: --precision bfloat16 or --compile if they help, a smaller one, or "
     "more cores or GPUs",
     "wait": "decoding: more --decoder-processes or cores, or videos of fewer pixels",
@@ -127,10 +127,10 @@ def limit_of(seconds: Mapping[str, float]) -> str:
     >>> limit_of({"forward": 5.0, "wait": 20.0, "decode": 25.0})
     '80% of the time went to decoding: more --decoder-processes or cores, or videos of fewer pixels'
     """
-    of_workers = {stage: spent for stage, spent in seconds.items() if stage in LIMITS}
+    of_workers = {stage: spent for stage, spent in seconds.items() if stage in BOTTLENECKS}
     stage = max(of_workers, key=lambda one: of_workers[one])
     share = of_workers[stage] / max(1e-9, sum(of_workers.values()))
-    return f"{share:.0%} of the time went to {LIMITS[stage]}"
+    return f"{share:.0%} of the time went to {BOTTLENECKS[stage]}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from ...manifests.errors import SettingsError
 from ...manifests.feature_store import FeatureStore, open_features
 from ...manifests.manifest import VideoRow, read_manifest
 from ...temporal.checkpoint import RunFolder
-from ...temporal.clips import WHOLE, ClipSampling
+from ...temporal.clips import ALL_FRAMES, ClipSampling
 from ...temporal.dataset import ClipDataset, EvenClips
 from ...temporal.distributed import Accelerator, Precision
 from ...temporal.feature_reader import FeatureReader
@@ -42,7 +42,7 @@ from ..settings import (
     decoder_setting,
     device_setting,
     drop_partial_setting,
-    labels_setting,
+    manifest_setting,
     seed_setting,
     setting,
 )
@@ -62,7 +62,7 @@ class EvaluateSettings:
     """Settings of `vtnpipe evaluate`."""
 
     split: str = setting("val", help="Split of the manifest to score.")
-    manifest: str | None = labels_setting()
+    manifest: str | None = manifest_setting()
     drop_partial: bool = drop_partial_setting()
     shuffle_frames: bool = setting(
         False,
@@ -110,7 +110,7 @@ class EvaluateSettings:
     def sampling(self) -> ClipSampling:
         """Clip sampling; whole videos if `clips` is 0."""
         if not self.clips:
-            return WHOLE
+            return ALL_FRAMES
         return ClipSampling(num_frames=self.clip_frames, seconds=self.clip_seconds)
 
     @property

@@ -19,7 +19,8 @@ from ...extract.create_backbone import timm_steps
 from ...extract.decode.frames import Outcome
 from ...extract.decode.pool import DecoderPool
 from ...extract.decode.protocol import Chunk, DecodeRequest
-from ...extract.preprocessing import Transform, crop_offset
+from ...extract.preprocessing import Transform
+from ...extract.views import crop_offset
 from ...manifests.errors import FeaturesError, VideoError
 from ...manifests.feature_store import FeatureStore, VideoFeatures
 from ...manifests.manifest import VideoRow, read_manifest

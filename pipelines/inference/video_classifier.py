@@ -24,7 +24,7 @@ from ...extract.decode.sampling import Sampling
 from ...extract.preprocessing import Transform
 from ...manifests.errors import ManifestError, StoppedError
 from ...manifests.manifest import VideoRow
-from ...temporal.clips import ClipSampling, frame_positions, generator_of, lay_clip
+from ...temporal.clips import ClipSampling, even_clip, frame_positions, generator_of
 from ...temporal.distributed import Accelerator, all_of
 from ...temporal.inference import Scored, never
 from ..models.network import VideoTransformerNetwork
@@ -280,7 +280,7 @@ def clips_of_videos(
     found = []
     for row in rows:
         frame_index, times = videos.times(row.video_id)
-        laid = [lay_clip(times, sampling, number, num_clips) for number in range(num_clips)]
+        laid = [even_clip(times, sampling, number, num_clips) for number in range(num_clips)]
         clips = [videos.requests(row.video_id, frame_index[clip]) for clip in laid]
         found.append(VideoToClassify(row.video_id, clips, (float(times[0]), int(frame_index[0]))))
     return found

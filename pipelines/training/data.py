@@ -33,16 +33,16 @@ class Splits:
         """Missing and partial videos of each split, in words."""
         return [part.gaps for part in (self.train, self.validation) if part.gaps]
 
-    def digest(self, source: Any, mark: Callable[[VideoRow], Any]) -> str:
+    def digest(self, source: Any, row_state: Callable[[VideoRow], Any]) -> str:
         """Return the digest of the training data, 16 hexadecimal digits.
 
         Args:
             source: JSON value that all videos have in common.
-            mark: returns a JSON value that changes with a row's frames.
+            row_state: returns a JSON value that changes when a row's frames change.
         """
         rows = [
             [
-                (row.video_id, target, mark(row))
+                (row.video_id, target, row_state(row))
                 for row, target in zip(part.rows, wanted.tolist(), strict=True)
             ]
             for part, wanted in zip((self.train, self.validation), self.targets, strict=True)

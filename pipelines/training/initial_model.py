@@ -11,7 +11,6 @@ from ...extract.decode.sampling import Sampling
 from ...manifests.errors import SettingsError
 from ...manifests.feature_folder import FeatureSpec
 from ...temporal.checkpoint import RunFolder
-from ...temporal.config import TemporalConfig
 from ...temporal.model import TemporalClassifier
 from ...temporal.presets import preset
 from ..models.model_folder import NetworkConfig, backbone_module
@@ -19,7 +18,13 @@ from ..models.network import VideoTransformerNetwork
 from ..settings import check_unset
 from .data import Splits
 from .finetune_settings import FinetuneSettings
-from .temporal_config import SHAPE, choose_preset, given_dropouts, new_temporal_config
+from .temporal_config import (
+    SHAPE,
+    choose_preset,
+    given_dropouts,
+    new_temporal_config,
+    output_fields,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,8 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
     def create(splits: Splits) -> VideoTransformerNetwork:
         temporal = replace(config.temporal, **given_dropouts(settings))
         if settings.new_head:
-            temporal = _with_new_outputs(temporal, settings, splits)
+            outputs = output_fields(settings, splits.targets[0], len(splits.class_names))
+            temporal = replace(temporal, **outputs)
         classifier = TemporalClassifier(temporal)
         classifier.encoder.load_state_dict(model.temporal.encoder.state_dict())
         if not settings.new_head:
@@ -118,24 +124,4 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
         sampling=Sampling.from_spec(config.spec),
         class_names=None if settings.new_head else config.class_names,
         create=create,
-    )
-
-
-def _with_new_outputs(
-    config: TemporalConfig, settings: FinetuneSettings, splits: Splits
-) -> TemporalConfig:
-    """Return the configuration with outputs for the training targets."""
-    new = new_temporal_config(
-        settings,
-        choose_preset(settings, "", config.feature_dim),
-        config.feature_dim,
-        splits.targets[0],
-        len(splits.class_names),
-    )
-    return replace(
-        config,
-        task=new.task,
-        num_classes=new.num_classes,
-        target_mean=new.target_mean,
-        target_std=new.target_std,
     )

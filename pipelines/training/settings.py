@@ -19,7 +19,7 @@ from ..settings import (
     clip_seconds_setting,
     device_setting,
     drop_partial_setting,
-    labels_setting,
+    manifest_setting,
     one_of_or_factory,
     seed_setting,
     setting,
@@ -188,7 +188,7 @@ class TrainTemporalSettings(TrainSettings):
     train_on: Literal["clips", "videos"] = setting(
         "clips", help="videos: every frame of each video, as in evaluation."
     )
-    manifest: str | None = labels_setting()
+    manifest: str | None = manifest_setting()
     drop_partial: bool = drop_partial_setting()
     preload: Preload = setting(
         "auto",

@@ -62,8 +62,8 @@ def new_temporal_config(
     Raises:
         SettingsError: a setting does not fit the features or the task.
     """
-    is_regression = settings.task == "regression"
-    base = preset_shape.temporal_config(num_classes=num_classes or 1)
+    outputs = output_fields(settings, targets, num_classes)
+    base = preset_shape.temporal_config(num_classes=outputs["num_classes"])
     changes = {
         field: getattr(settings, name)
         for name, field in SHAPE.items()
@@ -74,12 +74,30 @@ def new_temporal_config(
     return replace(
         base,
         feature_dim=dim,
-        task=settings.task,
-        target_mean=float(targets.mean()) if is_regression else 0.0,
-        target_std=_target_std(targets) if is_regression else 1.0,
+        **outputs,
         **given_dropouts(settings),
         **changes,
     )
+
+
+def output_fields(settings: TrainSettings, targets: Tensor, num_classes: int) -> dict[str, Any]:
+    """Return the fields of a configuration that depend on task and labels.
+
+    Args:
+        settings: settings of the training.
+        targets: training targets.
+        num_classes: C; 0 for regression.
+
+    Raises:
+        ManifestError: the standard deviation of a regression's labels is out of range.
+    """
+    is_regression = settings.task == "regression"
+    return {
+        "task": settings.task,
+        "num_classes": num_classes or 1,
+        "target_mean": float(targets.mean()) if is_regression else 0.0,
+        "target_std": _target_std(targets) if is_regression else 1.0,
+    }
 
 
 def given_dropouts(settings: TrainSettings) -> dict[str, Any]:
