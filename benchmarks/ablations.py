@@ -1,6 +1,6 @@
-"""Top-1 of each ablation's runs, in order and with frames shuffled; `ablations.sh` ends with it.
+"""Table of the top-1 of each ablation, in order and with shuffled frames; see `ablations.sh`.
 
-python benchmarks/ablations.py FOLDER      # of runs NAME,SEED
+python benchmarks/ablations.py FOLDER      # a folder of runs named NAME,SEED
 """
 
 import json
@@ -13,7 +13,7 @@ from measure import finish
 
 
 def main(folder: Path, *, is_quick: bool) -> None:
-    """Prints the table, and writes the result, unless `is_quick`."""
+    """Print the table, and write the result unless `is_quick`."""
     found: defaultdict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(folder.iterdir(), key=lambda path: path.stat().st_ctime):
         name = run.name.rpartition(",")[0]

@@ -1,11 +1,10 @@
-"""What Dask costs for each task of stage one: tasks that do nothing, fed to workers as `vtnpipe
-extract --scheduler` feeds real ones.
+"""Dask's cost per task of stage one: empty tasks, scheduled as by `vtnpipe extract --scheduler`.
 
     python benchmarks/dask_overhead.py            # 1,000, 10,000 and 100,000 tasks: 10 minutes
     python benchmarks/dask_overhead.py --quick    # 1,000 tasks; writes no result
 
-Scheduler and workers are processes of their own, so that the scheduler's CPU time and memory can be
-told from the client's. `--ahead` is the number of workers for which tasks are kept ready.
+Scheduler and workers are separate processes, so that the scheduler's CPU time and memory can be
+distinguished from the client's. As many tasks are submitted ahead as keep `num_ahead` workers busy.
 """
 
 import argparse
@@ -19,41 +18,48 @@ from typing import Any
 
 import psutil
 from measure import finish
-from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.task import Job, TaskReport
-from vtnpipe.manifests.plan import PlannedRow, Speed, Task
-from vtnpipe.pipelines import cluster, dask_tasks
+from vtnpipe.extract.task import TaskReport, WorkerSettings
+from vtnpipe.manifests.plan import PlannedRow, Task
+from vtnpipe.pipelines.dask_cluster.client import open_client
 from vtnpipe.pipelines.dask_cluster.jobqueue import THREADS_PER_WORKER, ClusterSettings
+from vtnpipe.pipelines.extraction import scheduler as scheduling
 
 NUM_TASKS = (1_000, 10_000, 100_000)
 NUM_WORKERS = 2
-NUM_ROWS = 20  # of a task: short videos
-TASK_SECONDS = 90.0  # of a real one, see `pipelines/extraction/planning.py`
+NUM_ROWS = 20  # rows per task: short videos
+TASK_SECONDS = 90.0  # duration of a real task on one core, see `TASK_FRAMES` of the planning
 
 
-def nothing(task: Task, job: Job, topic: str) -> TaskReport:
-    """In place of a task's work."""
+def do_nothing(task: Task, settings: WorkerSettings, topic: str) -> TaskReport:
+    """Replace the work of a task."""
     return TaskReport(task=task.name)
 
 
 def made_up_tasks(num_tasks: int) -> list[Task]:
-    """Tasks of short videos."""
+    """Return tasks of short videos."""
     return [
         Task(
             name=f"000-{number:05d}",
             rows=tuple(
-                PlannedRow(f"video-{number}-{row}", f"/data/videos/{number}/{row}.mp4",
-                           None, None, 1_000_000, 10**18, num_frames=250)
+                PlannedRow(
+                    video_id=f"video-{number}-{row}",
+                    path=f"/data/videos/{number}/{row}.mp4",
+                    start=None,
+                    end=None,
+                    size=1_000_000,
+                    mtime_ns=10**18,
+                    num_frames=250,
+                )
                 for row in range(NUM_ROWS)
             ),
-            speed=Speed(32),
+            batch_size=32,
         )
         for number in range(num_tasks)
-    ]  # fmt: skip
+    ]
 
 
 def run(num_tasks: int, num_ahead: int) -> dict[str, Any]:
-    """Runs so many, on a scheduler that is new; what it took."""
+    """Run so many tasks on a new scheduler; return times and memory."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         file = folder / "scheduler.json"
@@ -74,24 +80,25 @@ def run(num_tasks: int, num_ahead: int) -> dict[str, Any]:
             start(*worker.split(), "--nthreads", str(THREADS_PER_WORKER))
         wait = f"import distributed as d; d.Client(scheduler_file='{file}').wait_for_workers(2)"
         subprocess.run([sys.executable, "-c", wait], check=True, timeout=120)
-        job = Job(folder="/features", device="cpu", num_threads=1, num_children=1, batch_size=None,
-                  compile=False, decoder="auto", limits=Limits(), settings={})  # fmt: skip
+        settings = WorkerSettings(
+            folder="/features", device="cpu", num_threads=1, num_decoder_processes=1
+        )
         tasks = made_up_tasks(num_tasks)
-        with cluster.open_client(ClusterSettings(scheduler=str(file))) as client:
+        with open_client(ClusterSettings(scheduler=str(file))) as client:
 
             def feed(tasks: list[Task]) -> int:
                 reports: list[TaskReport] = []
-                dask_tasks.run_tasks(
+                scheduling.run_tasks(
                     client,
                     tasks,
-                    job,
+                    settings,
                     num_workers=num_ahead,
                     on_progress=lambda progress: None,
                     on_finished=reports.append,
                 )
                 return len(reports)
 
-            feed(made_up_tasks(20))  # all import what they need
+            feed(made_up_tasks(20))  # scheduler and workers import their modules
             memory, processor = scheduler.memory_info().rss, scheduler.cpu_times()
             own = time.process_time()
             begun = time.perf_counter()
@@ -113,16 +120,16 @@ def run(num_tasks: int, num_ahead: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures each number of tasks, few and many ahead."""
+    """Measure each number of tasks, with few and with many ahead."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    dask_tasks._run_on_worker = nothing
+    scheduling._run_on_worker = do_nothing
     runs = [
         run(num_tasks, num_ahead)
         for num_tasks in (NUM_TASKS[:1] if quick else NUM_TASKS)
         for num_ahead in (NUM_WORKERS, 1_000)
-        if num_tasks <= 10_000 or num_ahead == 1_000  # it is a plan for a thousand workers
+        if num_tasks <= 10_000 or num_ahead == 1_000  # as for a thousand workers
     ]
     worst = max(one["ms_per_task"] for one in runs)
     result = {

@@ -1,11 +1,11 @@
-"""All benchmarks, one after the other, and the table of their results in README.md.
+"""Run all benchmarks one after the other, and write the table of their results into README.md.
 
     python benchmarks/everything.py            # about two hours on two idle cores
-    python benchmarks/everything.py NAME.py    # only those that are named
+    python benchmarks/everything.py NAME.py    # only the named ones
     python benchmarks/everything.py --quick    # minutes, to see that each still runs; no results
-    python benchmarks/everything.py --table    # only the table, of the results that lie here
+    python benchmarks/everything.py --table    # only the table, from the existing result files
 
-A benchmark that fails is told at the end, and its result of before stays.
+Failed benchmarks are listed at the end; their earlier results stay.
 """
 
 import argparse
@@ -33,19 +33,19 @@ SCRIPTS = [
 
 
 def efficiency(found: Any) -> str:
-    """Of each set of videos."""
+    """Return the efficiency of each set of videos, in words."""
     return ", ".join(f"{name} {one['efficiency']:.2f}" for name, one in found.items())
 
 
 def top1(runs: Any) -> str:
-    """In order, and shuffled, of the two ends."""
+    """Return the top-1 of the best and the simplest model, in words."""
     return ", ".join(
         f"{name} {sum(runs[name]['val']) / len(runs[name]['val']):.0%}"
         for name in ("3 layers", "encoder: mean")
     )
 
 
-# What is measured, the result file, and its figure in words.
+# What is measured, the result file, and how to write its value.
 ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
     (
         "extraction over the bare backbone, frames/s",
@@ -123,20 +123,20 @@ ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
 
 
 def table() -> str:
-    """The table, from the result files: a column for each kind of machine."""
+    """Return the table of the result files, with a column for each kind of machine."""
     lines = [
         "| what | CPU with bfloat16 instructions | without | in `results/*/` |",
         "|---|---|---|---|",
     ]
-    for words, name, figure in ROWS:
+    for words, name, in_words in ROWS:
         files = [RESULTS / kind / f"{name}.json" for kind in KINDS]
-        found = [figure(json.loads(file.read_text())) if file.exists() else "–" for file in files]
+        found = [in_words(json.loads(file.read_text())) if file.exists() else "–" for file in files]
         lines.append(f"| {words} | {' | '.join(found)} | `{name}.json` |")
     return "\n".join(lines)
 
 
 def write_table() -> None:
-    """Puts the table into README.md, between its marks."""
+    """Write the table into README.md, between its marks."""
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
@@ -144,12 +144,12 @@ def write_table() -> None:
 
 
 def main() -> int:
-    """Runs everything; the exit code is 1 where a benchmark failed."""
+    """Run everything; return 1 if a benchmark failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scripts", nargs="*", metavar="NAME", help="of SCRIPTS; by default all")
     parser.add_argument(
-        "--quick", action="store_true", help="minutes, to try them; no result files"
+        "scripts", nargs="*", metavar="NAME", help="file names of benchmarks; by default all"
     )
+    parser.add_argument("--quick", action="store_true", help="minutes, as a test; no result files")
     parser.add_argument("--table", action="store_true", help="write the table only")
     arguments = parser.parse_args()
     scripts = [] if arguments.table else arguments.scripts or SCRIPTS

@@ -1,16 +1,17 @@
-"""Stage one against what its parts can do, and against the usual loop.
+"""Stage one against its parts, and against the usual loop.
 
     python benchmarks/extract.py [--quick] [--only NAME ...]
 
-efficiency  extracted frames/s over those of the bare backbone, in the same processes and threads,
-            on made-up input that is ready for it; measured before and after each extraction
+efficiency  extracted frames/s over those of the backbone alone, in as many processes and threads,
+            on random input; the backbone is measured before and after each extraction
 scaling     two workers of one thread over one
-peer        one process, float32, timm's PIL transform frame by frame, batches of 32, as most
-            tools do
-memory      a worker with its children along two hours of 1080p (PSS; what they share counts once)
-million     a manifest of 1,000,000 rows, with stand-ins for looking at files and for extracting
+peer        over a loop as in most tools: one process, float32, timm's PIL transform frame by frame,
+            batches of 32; the rate of --compile includes the compilation
+memory      memory of a worker and its decoder processes in two hours of 1080p (PSS, which counts
+            shared memory once)
+million     a manifest of 1,000,000 rows; quick probes and the tasks' work are replaced by stubs
 
-Videos are drawn here: moving shapes and noise, H.264, 25 frames/s. Each part has a result file.
+Videos are synthetic: moving shapes and noise, H.264, 25 frames/s. Each part has a result file.
 """
 
 import argparse
@@ -37,22 +38,22 @@ import psutil
 import torch
 from measure import finish
 from rich.console import Console
+from vtnpipe.extract.backbone import load_backbone
 from vtnpipe.extract.decode.quick_probe import QuickProbe
-from vtnpipe.extract.task import TaskReport, set_up, worker_backbone
-from vtnpipe.manifests.feature_folder import FeatureFolder, read_extraction
+from vtnpipe.extract.task import TaskReport, set_num_threads
+from vtnpipe.manifests.feature_folder import Extraction, FeatureFolder, read_extraction
+from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
-from vtnpipe.manifests.plan import Speed, Task
-from vtnpipe.manifests.shards import VideoPart, open_features, write_shard
-from vtnpipe.pipelines import extract as pipeline
-from vtnpipe.pipelines import preparation
+from vtnpipe.manifests.plan import PlannedRow, Task, read_plans
+from vtnpipe.manifests.shards import VideoPart, write_shard
+from vtnpipe.pipelines import extract as command
 from vtnpipe.pipelines.dask_cluster.client import open_client
 from vtnpipe.pipelines.extract import extract
-from vtnpipe.pipelines.extraction.pace import Finished, Pace
-from vtnpipe.pipelines.extraction.planning import LookedAt
-from vtnpipe.pipelines.extraction.preparation import Crew
-from vtnpipe.pipelines.extraction.scheduler import on_each_worker
+from vtnpipe.pipelines.extraction import planning
+from vtnpipe.pipelines.extraction.planning import Plan, ProbedRow
+from vtnpipe.pipelines.extraction.scheduler import run_on_each_worker
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
-from vtnpipe.pipelines.extraction.tuning import Tuning
+from vtnpipe.pipelines.extraction.summary import FinishedRun, Throughput
 from vtnpipe.pipelines.extraction.workers import Workers
 
 FPS = 25
@@ -61,9 +62,9 @@ BARE_SECONDS = 30.0
 
 
 def main() -> None:
-    """Runs all of it, or what is named."""
+    """Run all parts, or the named ones."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a minute, to try it; no result file")
+    parser.add_argument("--quick", action="store_true", help="a minute, as a test; no result files")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--million", choices=MILLION, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -84,7 +85,7 @@ def main() -> None:
 def draw(
     path: Path, num_frames: int, *, height: int = 240, width: int = 320, seed: int = 0
 ) -> Path:
-    """Encodes moving shapes and noise; a file that is there stays."""
+    """Encode moving shapes and noise, unless the file exists."""
     if path.exists():
         return path
     generator = np.random.default_rng(seed)
@@ -108,36 +109,37 @@ def draw(
 
 
 def manifest_of(folder: Path, name: str, paths: list[Path]) -> Path:
-    """Writes a manifest of videos."""
+    """Write a manifest of videos."""
     rows = [VideoRow(video_id=path.stem, path=str(path)) for path in paths]
     write_manifest(rows, folder / f"{name}.csv")
     return folder / f"{name}.csv"
 
 
-def run(manifest: Path, features: Path, **options: Any) -> Pace:
-    """Extracts into a new folder; how fast that was."""
+def run(manifest: Path, features: Path, **options: Any) -> Throughput:
+    """Extract into a new folder, and return the throughput."""
     shutil.rmtree(features, ignore_errors=True)
     settings = ExtractSettings(**{"backbone": BACKBONE, "weights": "none", **options})
     report = extract(manifest, features, settings, console=Console(stderr=True))
-    assert report.pace is not None
-    return report.pace
+    assert report.throughput is not None
+    return report.throughput
 
 
 def bare_rate(features: Path, num_workers: int, seconds: float) -> float:
-    """Frames/s of the bare backbone in so many processes of one thread, at the folder's speed."""
-    speed = json.loads((features / "plan/000.json").read_text())["speed"]
+    """Return frames/s of the backbone alone in so many processes of one thread."""
+    folder = FeatureFolder(features)
+    batch_size = read_plans(folder, read_extraction(folder).fingerprint)[0].batch_size
     with open_client(num_workers=num_workers) as client:
-        rates = on_each_worker(client, bare_forward, str(features), 1, Speed(**speed), seconds)
-    return sum(rates)
+        return sum(run_on_each_worker(client, bare_forward, features, 1, batch_size, seconds))
 
 
-def bare_forward(features: str, num_threads: int, speed: Speed, seconds: float) -> float:
-    """In one process: frames/s of the module alone on input that is normalized and in its dtype."""
-    set_up("cpu", num_threads)
-    backbone = worker_backbone(features, "cpu", speed, is_compiled=False)
-    shape = (speed.batch_size, *backbone.transform.preprocessing.input_size)
+def bare_forward(features: Path, num_threads: int, batch_size: int, seconds: float) -> float:
+    """Return frames/s of the module alone, in this process, on normalized input in its dtype."""
+    set_num_threads("cpu", num_threads)
+    folder = FeatureFolder(features)
+    backbone = load_backbone(folder.backbone, read_extraction(folder).spec, "cpu")
+    shape = (batch_size, *backbone.transform.preprocessing.input_size)
     inputs = torch.randn(shape).to(backbone.dtype)
-    if speed.channels_last:
+    if backbone.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         backbone.module(inputs)
@@ -145,11 +147,11 @@ def bare_forward(features: str, num_threads: int, speed: Speed, seconds: float) 
         while time.perf_counter() - start < seconds:
             backbone.module(inputs)
             num_batches += 1
-    return num_batches * speed.batch_size / (time.perf_counter() - start)
+    return num_batches * batch_size / (time.perf_counter() - start)
 
 
 def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """Of mixes of videos; each extraction stands between two measurements of the bare backbone."""
+    """Measure sets of videos; the backbone alone is measured before and after each extraction."""
     scale = 20 if is_quick else 1
     short = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(100 // scale)]
     num_mixed = 40 // scale
@@ -168,14 +170,14 @@ def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
     before = bare_rate(features, 2, bare_seconds)
     found: dict[str, Any] = {}
     for name, paths in mixes.items():
-        pace = run(manifest_of(folder, "mix", paths), features, workers=2, threads=1)
+        throughput = run(manifest_of(folder, "mix", paths), features, workers=2, threads=1)
         after = bare_rate(features, 2, bare_seconds)
         found[name] = {
-            "efficiency": round(pace.frames_per_second / mean((before, after)), 3),
-            "frames_per_second": pace.frames_per_second,
+            "efficiency": round(throughput.frames_per_second / mean((before, after)), 3),
+            "frames_per_second": throughput.frames_per_second,
             "bare_before_and_after": [round(before, 2), round(after, 2)],
-            "busy_at_end": pace.busy_at_end,
-            "seconds_by_stage": pace.seconds_by_stage,
+            "busy_at_end": throughput.busy_at_end,
+            "seconds_by_stage": throughput.seconds_by_stage,
         }
         print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
         before = after
@@ -183,7 +185,7 @@ def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 
 def scaling(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """Two workers over one, one thread each; one is measured before and after."""
+    """Compare two workers of one thread with one, which is measured before and after."""
     paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 20)]
     manifest = manifest_of(folder, "scaling", paths)
     rates = [
@@ -197,7 +199,7 @@ def scaling(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 
 def peer(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """vtnpipe, by default and in float32, against the usual loop on the same weights and videos."""
+    """Compare vtnpipe with the usual loop, on the same weights and videos."""
     paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 20)]
     manifest = manifest_of(folder, "peer", paths)
     found: dict[str, Any] = {}
@@ -212,20 +214,19 @@ def peer(folder: Path, is_quick: bool) -> dict[str, Any]:
     store = open_features(features["auto"])
     stored = torch.from_numpy(np.concatenate([store[path.stem].features for path in paths]))
     cosines = torch.cosine_similarity(stored.float(), before[1])
-    for name, pace in (("auto", auto), ("float32", float32), ("compiled", compiled)):
-        found[f"{name} over the usual loop"] = round(pace.frames_per_second / usual, 2)
-        found[f"{name} frames_per_second"] = pace.frames_per_second
-    precision = store.extraction["identity"]["precision"]
+    for name, throughput in (("auto", auto), ("float32", float32), ("compiled", compiled)):
+        found[f"{name} over the usual loop"] = round(throughput.frames_per_second / usual, 2)
+        found[f"{name} frames_per_second"] = throughput.frames_per_second
     return {
         **found,
         "usual loop frames_per_second": [round(before[0], 2), round(after[0], 2)],
-        "precision auto": precision,
+        "precision auto": store.spec.precision,
         "least cosine": round(float(cosines.min()), 5),
     }
 
 
 def usual_loop(paths: list[Path], state: Path) -> tuple[float, torch.Tensor]:
-    """Decode, PIL, transform, batch, forward, one after the other; frames/s and features [N, D]."""
+    """Decode, transform by PIL and compute in one process; return frames/s and features [N, D]."""
     import safetensors.torch
     import timm
     from timm.data import create_transform, resolve_model_data_config
@@ -251,7 +252,7 @@ def usual_loop(paths: list[Path], state: Path) -> tuple[float, torch.Tensor]:
 
 
 def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """Of a worker and its children, along a stretch in the middle of two hours of 1080p."""
+    """Measure a worker and its decoder processes in the middle of two hours of 1080p."""
     seconds = 1 if is_quick else 10
     drawn = draw(folder / "seconds.mp4", seconds * FPS, height=1080, width=1920)
     hours = folder / "two-hours.mp4"
@@ -262,14 +263,14 @@ def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
     write_manifest([row], manifest)
     samples: list[tuple[float, float]] = []
     with sampled(samples):
-        pace = run(manifest, folder / "memory", backbone="vit_tiny_patch16_224", workers=1)
+        throughput = run(manifest, folder / "memory", backbone="vit_tiny_patch16_224", workers=1)
     sizes = [size for _, size in samples]
     steady = sizes[len(sizes) // 4 :]
     half = len(steady) // 2
     return {
         "file_gib": round(hours.stat().st_size / 2**30, 2),
-        "frames": round(pace.frames_per_second * pace.seconds),
-        "frames_per_second": pace.frames_per_second,
+        "frames": round(throughput.frames_per_second * throughput.seconds),
+        "frames_per_second": throughput.frames_per_second,
         "peak_mib": round(max(sizes)),
         "steady_mib_first_and_second_half": [
             round(mean(steady[:half])),
@@ -280,7 +281,7 @@ def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 
 def remux(source: Path, path: Path, times: int) -> None:
-    """Copies a file's packets so many times one after the other."""
+    """Copy a file's packets so many times, one after the other."""
     with av.open(str(source)) as container:
         packets = [
             (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe, p.time_base)
@@ -301,7 +302,7 @@ def remux(source: Path, path: Path, times: int) -> None:
 
 @contextmanager
 def sampled(samples: list[tuple[float, float]]) -> Iterator[None]:
-    """Samples (seconds, MiB) of the worker that has decoding children, with them."""
+    """Sample (seconds, MiB) of the worker with its decoder processes."""
     is_over = threading.Event()
     start = time.perf_counter()
 
@@ -310,7 +311,7 @@ def sampled(samples: list[tuple[float, float]]) -> Iterator[None]:
             for process in psutil.Process().children(recursive=True):
                 try:
                     family = [process, *process.children()]
-                    commands = [" ".join(child.cmdline()) for child in family[1:]]
+                    commands = [" ".join(one.cmdline()) for one in family[1:]]
                     if not any("vtnpipe.extract.decode.process" in command for command in commands):
                         continue
                     size = sum(one.memory_full_info().pss for one in family)
@@ -331,7 +332,7 @@ NUM_ROWS, NUM_FILES, NUM_DONE = 1_000_000, 1000, 0.99
 
 
 def million(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """Each step in a process of its own: seconds, and peak memory."""
+    """Measure seconds and peak memory of each step, in a process of its own."""
     folder = folder / "million"
     (folder / "videos").mkdir(parents=True)
     for number in range(NUM_FILES):
@@ -356,65 +357,64 @@ def million(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 
 def read_step(folder: Path) -> dict[str, Any]:
-    """Reads the manifest."""
+    """Read the manifest."""
     start = time.perf_counter()
     read_manifest(folder / "videos.csv")
     return {"seconds": round(time.perf_counter() - start, 1), "peak_gib": peak_gib()}
 
 
 def plan_step(folder: Path) -> dict[str, Any]:
-    """Extracts all but one in a hundred of the tasks; writing their shards is left out."""
-    return extract_with_stand_ins(folder, NUM_DONE)
+    """Plan the manifest, and write the shards of 99% of the tasks, which is not timed."""
+    return extract_with_stubs(folder, NUM_DONE)
 
 
 def resume_step(folder: Path) -> dict[str, Any]:
-    """Extracts the rest."""
-    return extract_with_stand_ins(folder, 1.0)
+    """Resume the extraction, and write the other shards."""
+    return extract_with_stubs(folder, 1.0)
 
 
-def extract_with_stand_ins(folder: Path, share: float) -> dict[str, Any]:
-    """`extract` with stand-ins for looking at files, for the workers and for their tasks."""
-    look = QuickProbe("mov,mp4,m4a,3gp,3g2,mj2", "h264", 320, 240, 25.0, 250, 10.0, "index")
+def extract_with_stubs(folder: Path, share: float) -> dict[str, Any]:
+    """Run `extract` without decoding, and write the shards of a share of the tasks."""
+    probe = QuickProbe("mov,mp4,m4a,3gp,3g2,mj2", "h264", 320, 240, 25.0, 250, 10.0, "index")
     spent = 0.0
     details: dict[str, Any] = {}
-    workers = Workers(device="cpu", num_workers=2, num_threads=1, reason="stand-ins")
-    tuning = Tuning(
-        speed=Speed(32), forward_fps=1200.0, decode_fps=None, num_children=1, reasons=[]
+    workers = Workers(
+        device="cpu", num_workers=2, num_threads=1, num_decoder_processes=1, description="stubs"
     )
 
-    def look_at_files(rows: Any, sampling: Any, limits: Any) -> list[LookedAt]:
-        return [LookedAt(row=row._replace(num_frames=250), quick_probe=look) for row in rows]
+    def probe_rows(rows: list[PlannedRow], *arguments: Any, **options: Any) -> list[ProbedRow]:
+        return [ProbedRow(row=row._replace(num_frames=250), probe=probe) for row in rows]
 
-    def hire(*arguments: Any) -> Crew:
-        return Crew(client=None, workers=workers, tuning=tuning)
-
-    def run_tasks(features: FeatureFolder, tasks: list[Task], *rest: Any) -> Finished:
+    def run_tasks(tasks: list[Task], plan: Plan, *arguments: Any) -> FinishedRun:
         nonlocal spent
         start = time.perf_counter()
         done = tasks[: round(len(tasks) * share)]
-        fingerprint = read_extraction(features)["fingerprint"]
+        features = plan.store.folder
+        extraction = read_extraction(features)
         for task in done:
-            write_stand_in(task, features, fingerprint)
+            write_stub(task, features, extraction)
         sizes = [len(pickle.dumps(task)) for task in tasks]
         details.update(tasks=len(tasks), largest_task_bytes=max(sizes))
         spent = time.perf_counter() - start
         reports = [TaskReport(task=task.name, num_frames=len(task.rows), end=1.0) for task in done]
-        return Finished(reports=reports, seconds=1.0, workers=workers, tuning=tuning)
+        return FinishedRun(reports=reports, seconds=1.0, workers=workers)
 
-    settings = ExtractSettings(backbone="test_vit", weights="none")
+    settings = ExtractSettings(
+        backbone="test_vit", weights="none", shard_frames=str(planning.TASK_FRAMES["cuda"])
+    )
     start = time.perf_counter()
     with (
-        patch.multiple(preparation, look_at_files=look_at_files, hire=hire),
-        patch.multiple(pipeline, hire=hire, _run=run_tasks),
+        patch.object(planning, "probe_rows", probe_rows),
+        patch.object(command, "_run", run_tasks),
     ):
         extract(folder / "videos.csv", folder / "features", settings)
     seconds = time.perf_counter() - start - spent
     return {"seconds": round(seconds, 1), "peak_gib": peak_gib(), **details}
 
 
-def write_stand_in(task: Task, features: FeatureFolder, fingerprint: str) -> None:
-    """A shard of the task's videos with one frame each."""
-    row_shape = tuple(read_extraction(features)["row_shape"])
+def write_stub(task: Task, features: FeatureFolder, extraction: Extraction) -> None:
+    """Write a shard of the task's videos with one frame each."""
+    row_shape = extraction.row_shape
     parts = [
         VideoPart(
             video_id=row.video_id,
@@ -431,14 +431,14 @@ def write_stand_in(task: Task, features: FeatureFolder, fingerprint: str) -> Non
         parts,
         row_shape=row_shape,
         dtype="float16",
-        fingerprint=fingerprint,
+        fingerprint=extraction.fingerprint,
         views=["center"],
         settings={},
     )
 
 
 def peak_gib() -> float:
-    """Of this process so far."""
+    """Return the peak memory of this process."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 

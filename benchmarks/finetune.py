@@ -1,16 +1,15 @@
-"""Finetuning: what its seconds go to, what it keeps in memory, what it learns that frozen features
-do not tell.
+"""Finetuning: time of its stages, memory, and what it learns beyond frozen features.
 
     python benchmarks/finetune.py [--quick] [--only NAME ...] [--device cuda]
 
-stages      vit_tiny: seconds a clip of 16 frames in decoding, augmentation, forward and backward,
-            each alone; and how long a real run waits for its two decoding processes
+stages      vit_tiny: seconds per clip of 16 frames of decoding, augmentation, forward and backward,
+            each alone; and how long a real run waits for clips, with two workers
 memory      peak memory of a training step, with and without gradient checkpointing
-textures    a set whose classes are a horizontal and a vertical hatching, with an untrained
-            backbone: stage two on its frozen features, and finetuning
+textures    classes that are a horizontal and a vertical hatching, with an untrained backbone:
+            stage two on its frozen features, and finetuning
 demo        the demo's videos: stage two, and finetuning from its weights
 
-All videos are drawn here.
+All videos are synthetic.
 """
 
 import argparse
@@ -33,18 +32,21 @@ from rich.console import Console
 from vtnpipe.extract.augmentation import Augmentation, default_short_sides
 from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.protocol import Chunk
-from vtnpipe.extract.decode.sampling import EVERY_FRAME
+from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.extract.device import resolve_precision
+from vtnpipe.manifests.feature_folder import FeatureSpec
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.pipelines.demo import RECIPE, write_videos
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
-from vtnpipe.pipelines.finetune import FinetuneSettings, finetune
+from vtnpipe.pipelines.finetune import finetune
 from vtnpipe.pipelines.inference.clip_reader import IndexedVideos, index_videos
 from vtnpipe.pipelines.models.model_folder import NetworkConfig
 from vtnpipe.pipelines.models.network import VideoTransformerNetwork
-from vtnpipe.pipelines.train_temporal import TrainTemporalSettings, train_temporal
+from vtnpipe.pipelines.train_temporal import train_temporal
+from vtnpipe.pipelines.training.finetune_settings import FinetuneSettings
+from vtnpipe.pipelines.training.settings import TrainTemporalSettings
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.presets import preset_like
@@ -54,7 +56,7 @@ from extract import draw
 BACKBONE = "vit_tiny_patch16_224"
 NUM_CLASSES, NUM_FRAMES, CLIP_FRAMES = 400, 250, 16
 MEMORY_CLIPS = 4
-HATCHING_BACKBONE = "test_vit"  # timm's smallest; a convolutional one tells hatchings untrained
+HATCHING_BACKBONE = "test_vit"  # untrained convolutions would distinguish hatchings
 HATCHING: dict[str, Any] = {
     "encoder": "mean",  # every frame tells the class
     "head_dim": 64,
@@ -66,12 +68,12 @@ HATCHING: dict[str, Any] = {
 
 
 def main() -> None:
-    """Runs all of it, or what is named."""
+    """Run all parts, or the named ones."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="minutes, to try it; no result file")
+    parser.add_argument("--quick", action="store_true", help="minutes, as a test; no result files")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--one-step", choices=("plain", "checkpointing"), help="of part memory")
+    parser.add_argument("--one-step", choices=("plain", "checkpointing"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one_step:
         print(one_step(arguments.one_step == "checkpointing", arguments.device))
@@ -88,50 +90,49 @@ def main() -> None:
 
 
 def fastest_precision(device: str) -> Literal["float32", "bfloat16"]:
-    """bfloat16 where the device has instructions for it."""
+    """Return bfloat16 if the device has instructions for it, else float32."""
     precision, _ = resolve_precision("auto", device)
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def untrained() -> VideoTransformerNetwork:
-    """The backbone with a new temporal model, all of which learns."""
+    """Return the backbone with a new temporal model, all parameters trainable."""
     from vtnpipe.extract.create_backbone import create_module, default_preprocessing
 
     backbone = create_module(BACKBONE, pretrained=False)
     temporal = TemporalClassifier(preset_like(192).temporal_config(num_classes=NUM_CLASSES))
     preprocessing = default_preprocessing(backbone).to_json()
-    identity = {"backbone": BACKBONE, "preprocessing": preprocessing, "views": ["center"]}
+    spec = FeatureSpec(backbone=BACKBONE, preprocessing=preprocessing)
     names = [str(number) for number in range(NUM_CLASSES)]
-    config = NetworkConfig(identity=identity, temporal=temporal.config, class_names=names)
+    config = NetworkConfig(spec=spec, temporal=temporal.config, class_names=names)
     network = VideoTransformerNetwork(backbone, temporal, config)
     network.unfreeze()
     return network
 
 
 def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """Seconds a clip of each stage, and the share of a run's time that it waits for clips."""
+    """Measure the seconds per clip of each stage, and a run's share of waiting for clips."""
     num_videos = 4 if is_quick else 40
     root = folder / "stages"
     root.mkdir()
     rows = []
     for number in range(num_videos):
         path = draw(root / f"{number}.mp4", NUM_FRAMES)
-        for copy in range(1 if is_quick else 3):  # an epoch that is long beside its beginning
+        for copy in range(1 if is_quick else 3):  # so that an epoch is long compared with its start
             split = "train" if number % 20 else "val"
             name, label = f"{number}-{copy}", str(number % 2)
             rows.append(VideoRow(video_id=name, path=str(path), label=label, split=split))
     write_manifest(rows, root / "m.csv")
     index = index_videos(root / "index.safetensors", rows, Console(quiet=True))
     videos = IndexedVideos(
-        rows={row.video_id: row for row in rows}, index=index, sampling=EVERY_FRAME
+        rows={row.video_id: row for row in rows}, index=index, sampling=Sampling()
     )
     generator = np.random.default_rng(0)
     requests = []
     for row in rows[: 4 if is_quick else 16]:
-        ranks, times = videos.times(row.video_id)
-        requests += videos.requests(
-            row.video_id, ranks[draw_clip(times, ClipSampling(), generator)]
-        )
+        frame_index, times = videos.times(row.video_id)
+        chosen = draw_clip(times, ClipSampling(), generator)
+        requests += videos.requests(row.video_id, frame_index[chosen])
     augment = Augmentation(
         size=(224, 224),
         short_sides=default_short_sides((224, 224)),
@@ -145,7 +146,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     passed: dict[str, torch.Tensor] = {}
 
     def decode() -> None:
-        for _, event in children.run(requests):
+        for _, event in pool.decode_repeating(requests):
             assert not isinstance(event, Chunk) or len(event.images)
 
     precision = fastest_precision(device)
@@ -155,7 +156,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
             logits = network(clip, positions)
         passed["loss"] = logits.float().logsumexp(-1).mean()
 
-    with DecoderPool() as children:
+    with DecoderPool() as pool:
         seconds = in_turn(
             {
                 "decode": decode,
@@ -180,7 +181,9 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     one = {name: median(spent) for name, spent in seconds.items()}
     return {
         "seconds a clip": {name: spread(spent) for name, spent in seconds.items()},
-        "of which the num_workers": round((one["decode"] + one["augment"]) / sum(one.values()), 3),
+        "share of decoding and augmentation": round(
+            (one["decode"] + one["augment"]) / sum(one.values()), 3
+        ),
         "a run's waiting for clips": report.training.last["waiting"],
         "a run's clips a second": report.training.last["videos_per_second"],
         "backbone": BACKBONE,
@@ -191,7 +194,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
 
 def memory(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """MiB that a step adds to a process that holds the model."""
+    """Measure the MiB that a step adds to a process with the model."""
     found = {}
     for kind in ("plain", "checkpointing"):
         command = [sys.executable, __file__, "--one-step", kind, "--device", device]
@@ -209,7 +212,7 @@ def memory(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
 
 def one_step(is_checkpointing: bool, device: str) -> str:
-    """Peak memory that a training step takes beyond the model, as JSON."""
+    """Return a training step's seconds and its peak memory beyond the model, as JSON."""
     network = untrained().to(device).train()
     if is_checkpointing:
         network.use_gradient_checkpointing()
@@ -226,7 +229,7 @@ def one_step(is_checkpointing: bool, device: str) -> str:
 
 
 def peak_mib(device: str) -> float:
-    """Most memory so far, of this process or of the GPU."""
+    """Return the peak memory of this process, or of the GPU."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text().splitlines()
@@ -234,7 +237,7 @@ def peak_mib(device: str) -> float:
 
 
 def textures(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """Top-1 of an untrained backbone, frozen and finetuned, on hatchings."""
+    """Measure the top-1 of an untrained backbone, frozen and finetuned, on hatchings."""
     rows = write_hatchings(folder / "hatchings", 40 if is_quick else 400)
     manifest, features = folder / "hatchings.csv", folder / "hatching-features"
     write_manifest(rows, manifest)
@@ -276,8 +279,9 @@ def textures(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
 
 def write_hatchings(folder: Path, num_videos: int) -> list[VideoRow]:
-    """Videos of 4 frames: a fine hatching whose phase changes from tile to tile, over a random
-    gradient, with noise.
+    """Write videos of 4 frames: a fine hatching over a random gradient, with noise.
+
+    The phase of the hatching is different in each tile.
     """
     folder.mkdir()
     rows = []
@@ -310,13 +314,13 @@ def _hatching(label: str, generator: np.random.Generator) -> Iterator[np.ndarray
 
 
 def demo(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """Top-1 on the demo's held-out videos, of stage two and of finetuning from its weights."""
+    """Measure the top-1 of stage two, and of finetuning from its weights, on the demo's videos."""
     manifest, features, before = (folder / f"demo{end}" for end in (".csv", "-features", "-run"))
     write_manifest(write_videos(folder / "demo-videos", 12 if is_quick else 90), manifest)
     extract(manifest, features, ExtractSettings(backbone=BACKBONE, weights="none", device=device))
     epochs = 5 if is_quick else 45
     train_temporal(features, before, TrainTemporalSettings(**RECIPE, epochs=epochs, device=device))
-    found = {"stage two": evaluate(before, manifest).figures["top1"]}
+    found = {"stage two": evaluate(before, manifest).values["top1"]}
     settings = FinetuneSettings(
         from_=str(before),
         optimizer="adamw",

@@ -1,4 +1,4 @@
-"""What the benchmarks share: rounds of several candidates in turn, and what machine it was."""
+"""Shared by the benchmarks: timing candidates in turn, and result files that name the machine."""
 
 import json
 import os
@@ -14,37 +14,39 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = ("bf16", "no-bf16")  # of machines, by their CPU
+KINDS = ("bf16", "no-bf16")  # machines whose CPU has bfloat16 instructions, and others
 
 
 def in_turn(
     candidates: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each candidate, in turn, by default after one warm-up round.
+    """Return the seconds of each round of each candidate, run in turn after one warm-up round.
 
-    What disturbs the machine for a while then disturbs all of them.
+    Something that disturbs the machine for a while then disturbs all candidates alike. A candidate
+    that returns a float has measured its own seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + warm_up):
         for name, run in candidates.items():
             begun = time.perf_counter()
-            run()
+            found = run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - begun)
+                elapsed = time.perf_counter() - begun
+                seconds[name].append(found if isinstance(found, float) else elapsed)
     return seconds
 
 
 def spread(seconds: Sequence[float]) -> list[float]:
-    """Median, least and most, rounded."""
+    """Return median, minimum and maximum, rounded."""
     return [round(x, 4) for x in (statistics.median(seconds), min(seconds), max(seconds))]
 
 
 def finish(name: str, result: Mapping[str, Any]) -> None:
-    """Writes results/KIND/NAME.json with how it was run, and prints it as the last line.
+    """Write results/KIND/NAME.json with command, machine and versions; print it as the last line.
 
-    KIND is one of `KINDS`: a CPU with bfloat16 instructions is another one for nearly every figure.
+    KIND is one of `KINDS`: bfloat16 instructions change nearly every result.
     """
     cpu = next(
         (line.split(":")[1].strip() for line in _read("/proc/cpuinfo") if "model name" in line),

@@ -3,8 +3,8 @@
     python benchmarks/temporal_encoder.py [--quick] [--device cuda]
 
 vit-b-vtn's encoder (3 layers, 768 dimensions, 12 heads) on random features. All candidates run in
-turn, in one process, and only the state of [CLS] is used, as in training and prediction. Each ratio
-is one of medians: how many times as long as ours the other takes.
+turn, in one process, and only the state of [CLS] is used, as in training and prediction. A ratio is
+LongformerModel's median time over ours.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import torch
 from measure import finish, in_turn, spread
 from torch import Tensor
 from vtnpipe.extract.device import resolve_precision
-from vtnpipe.temporal import linear
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.longformer import Longformer
 
@@ -32,15 +31,15 @@ from longformer_reference import longformer_model, run_longformer_model
 
 WINDOWS = (18, 32)
 SHAPES = ((16, 251), (1, 4001), (1, 16001), (16, 17))  # clips x tokens
-NUM_JUDGED = 3  # of the shapes; the last one, a training batch of the paper's, is reported
+NUM_JUDGED = 3  # shapes in the means; the last one, a training batch of the paper, is only reported
 LARGEST_DIFFERENCE = 1e-4
 LENGTHS = (1_001, 4_001, 16_001, 64_001)
 D = 768
-FULL_UP_TO = 5_000  # tokens, on a CPU
+MAX_FULL_TOKENS = 5_000  # tokens of full attention on a CPU
 
 
 def main() -> None:
-    """Runs all of it, or one measurement of memory in a process of its own."""
+    """Run all measurements, or one of memory in a separate process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="one round, short sequences")
     parser.add_argument("--device", default="cpu")
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def models(window: int, dropout: float, device: str) -> tuple[torch.nn.Module, Longformer]:
-    """LongformerModel and ours with the same weights."""
+    """Return LongformerModel and ours with the same weights."""
     config = TemporalConfig(
         feature_dim=D,
         num_classes=400,
@@ -91,7 +90,7 @@ def models(window: int, dropout: float, device: str) -> tuple[torch.nn.Module, L
 
 
 def clips(num_clips: int, num_tokens: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """[CLS], features, positions and mask."""
+    """Return [CLS], features, positions and mask."""
     positions = torch.arange(num_tokens - 1, device=device).repeat(num_clips, 1)
     features = torch.randn(num_clips, num_tokens - 1, D, device=device)
     cls = torch.randn(1, 1, D, device=device)
@@ -105,7 +104,7 @@ def compare(
     arguments: argparse.Namespace,
     result: dict[str, Any],
 ) -> None:
-    """Adds the ratios of one window and one shape."""
+    """Add the ratios of one window and one shape to the result."""
     device, rounds = arguments.device, 1 if arguments.quick else (3 if num_tokens > 10_000 else 5)
     inputs = clips(num_clips, num_tokens, device)
     ratios: dict[str, float] = {}
@@ -125,22 +124,13 @@ def compare(
 
     difference = float((run(ours, inputs) - run(theirs, inputs)).abs().max())
     if difference > LARGEST_DIFFERENCE:
-        raise SystemExit(f"ours and LongformerModel differ by {difference}: not the same model")
-
-    def run_by_mkl() -> Tensor:
-        linear.has_onednn = False
-        try:
-            return run(ours, inputs)
-        finally:
-            linear.has_onednn = True
+        raise SystemExit(f"ours and LongformerModel differ by {difference}")
 
     candidates = {"theirs": lambda: run(theirs, inputs), "ours": lambda: run(ours, inputs)}
-    if device == "cpu" and linear.has_onednn:
-        candidates["ours by MKL"] = run_by_mkl
     if resolve_precision("auto", device)[0] == "bfloat16":
         candidates["theirs bfloat16"] = lambda: run(low_theirs, low_inputs)
         candidates["ours bfloat16"] = lambda: run(low_ours, low_inputs)
-    if device != "cpu" or num_tokens < FULL_UP_TO:
+    if device != "cpu" or num_tokens < MAX_FULL_TOKENS:
         config = TemporalConfig(feature_dim=D, num_classes=400, encoder="full")
         full = Longformer(config).to(device).eval()
         candidates["full"] = lambda: run(full, inputs)
@@ -150,8 +140,6 @@ def compare(
     if "ours bfloat16" in seconds:
         ratios["inference bfloat16 to float32"] = seconds["theirs"] / seconds["ours bfloat16"]
         ratios["inference bfloat16"] = seconds["theirs bfloat16"] / seconds["ours bfloat16"]
-    if "ours by MKL" in seconds:
-        ratios["inference float32, ours by MKL to ours"] = seconds["ours by MKL"] / seconds["ours"]
     if "full" in seconds:
         ratios["inference float32, exact attention to ours"] = seconds["full"] / seconds["ours"]
 
@@ -178,7 +166,7 @@ def compare(
 
 
 def per_token(device: str) -> dict[str, Any]:
-    """Microseconds a token of ours, float32, for sequences of growing length, in turn."""
+    """Return our microseconds per token in float32, by length of the sequence."""
     _, ours = models(18, 0.0, device)
     ours.eval()
     inputs = {length: clips(1, length, device) for length in LENGTHS}
@@ -194,9 +182,9 @@ def per_token(device: str) -> dict[str, Any]:
 
 
 def memory(device: str) -> dict[str, Any]:
-    """Bytes that a token adds to the peak, and 100,000 frames; in processes of their own."""
+    """Return the bytes that a token adds to the peak memory, and the peak of 100,000 frames."""
 
-    def child(model: str, num_tokens: int) -> dict[str, float]:
+    def measured(model: str, num_tokens: int) -> dict[str, float]:
         command = [sys.executable, __file__, "--memory", model, str(num_tokens), "--device", device]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found: dict[str, float] = json.loads(output.splitlines()[-1])
@@ -204,15 +192,15 @@ def memory(device: str) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for model, (short, long) in {"ours": (16_001, 64_001), "theirs": (4_001, 16_001)}.items():
-        grown = child(model, long)["peak_bytes"] - child(model, short)["peak_bytes"]
+        grown = measured(model, long)["peak_bytes"] - measured(model, short)["peak_bytes"]
         found[f"{model}: bytes a token"] = round(grown / (long - short))
     found["features alone: bytes a token"] = D * 4
-    found["ours: 100,000 frames"] = child("ours", 100_001)
+    found["ours: 100,000 frames"] = measured("ours", 100_001)
     return found
 
 
 def measure_memory(name: str, num_tokens: int, device: str) -> None:
-    """Prints this process's peak memory for one forward pass, and its time."""
+    """Print this process's peak memory in one forward pass, and its time."""
     pair = list(models(18, 0.0, device))
     model = pair[name == "ours"].eval()
     pair.clear()
@@ -226,7 +214,7 @@ def measure_memory(name: str, num_tokens: int, device: str) -> None:
     seconds = time.perf_counter() - begun
     if device != "cpu":
         peak = torch.cuda.max_memory_allocated()
-    else:  # of this process: ru_maxrss begins with what its parent had
+    else:  # ru_maxrss would begin with the parent's memory
         status = Path("/proc/self/status").read_text()
         peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     print(json.dumps({"peak_bytes": peak, "seconds": round(seconds, 2)}))

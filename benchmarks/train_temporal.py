@@ -1,15 +1,15 @@
-"""Stage two against the same work on data in memory, and against the same model from video.
+"""Stage two against training on batches in memory, and against training from video.
 
     python benchmarks/train_temporal.py [--quick] [--only NAME ...] [--device cuda]
 
-reading     epochs from the shards, and from features copied to memory, against the very same
-            batches kept in memory
-end_to_end  vit-b-vtn: an epoch of stage two against one of the whole network from video, on the
-            same clips (a few batches, extrapolated), the backbone learning or frozen; and the
-            inference of a whole video from features against that from its file
-processes   the weights that two gloo processes make, against those of one with the whole batch
+reading     an epoch from the shards, and from features copied to memory, against the same batches
+            kept in memory
+end_to_end  vit-b-vtn: an epoch of stage two against one of the whole network from video, on clips
+            of the same shape (a few batches, extrapolated), with a trained or frozen backbone; and
+            inference of a whole video from its features against that from its file
+processes   the weights after a training in two gloo processes, against those of one process
 
-Features are random numbers of vit_base_patch16_224's shape, in float16; videos are drawn here.
+Features are random, of vit_base_patch16_224's shape, in float16; videos are synthetic.
 """
 
 import argparse
@@ -18,8 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,35 +31,44 @@ from measure import finish, in_turn, spread
 from torch import Tensor
 from vtnpipe.extract.backbone import evaluation_transform
 from vtnpipe.extract.create_backbone import create_module, default_preprocessing
-from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_folder import (
+    Extraction,
+    FeatureFolder,
+    FeatureSpec,
+    write_extraction,
+)
 from vtnpipe.manifests.feature_store import FeatureStore
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.shards import VideoPart, write_shard
-from vtnpipe.temporal.batch import Batch
-from vtnpipe.temporal.checkpoint import read_weights, save_weights
+from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
-from vtnpipe.temporal.dataset import ClipDataset, EvenClips, Key, RandomClips
+from vtnpipe.temporal.dataset import (
+    Batch,
+    ClipDataset,
+    EvenClips,
+    Key,
+    RandomClips,
+    training_batches,
+)
 from vtnpipe.temporal.distributed import accelerated
 from vtnpipe.temporal.feature_reader import FeatureReader, preload
 from vtnpipe.temporal.inference import Scored
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.optim import Recipe
-from vtnpipe.temporal.order import training_batches
 from vtnpipe.temporal.presets import preset
-from vtnpipe.temporal.progress import Progress
-from vtnpipe.temporal.run_folder import RunFolder
-from vtnpipe.temporal.train import Fit
+from vtnpipe.temporal.train import Callbacks, EpochReport, train
 
 from extract import draw
 
 PRESET, NUM_CLASSES = "vit-b-vtn", 400
 NUM_FRAMES, FPS, DIM = 250, 25, 768
+RECIPE = Recipe()
 
 
 def main() -> None:
-    """Runs all of it, or what is named."""
+    """Run all parts, or the named ones."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a minute, to try it; no result file")
+    parser.add_argument("--quick", action="store_true", help="a minute, as a test; no result file")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -78,17 +86,17 @@ def main() -> None:
 
 
 def made_up_store(root: Path, num_videos: int) -> FeatureStore:
-    """Features of so many videos of ten seconds, in one shard; a folder that is there stays."""
+    """Write features of so many videos of ten seconds in one shard, unless the folder exists."""
     folder = FeatureFolder(root)
     if not folder.extraction.exists():
         folder.shards.mkdir(parents=True)
-        identity: dict[str, Any] = {
-            "backbone": "vit_base_patch16_224",
-            "feature_dtype": "float16",
-            "precision": "float32",
-        }
-        identity |= {"weights_digest": "", "views": ["center"], "fps": None, "frame_stride": 1}
-        write_extraction(folder, identity, row_shape=[DIM])
+        spec = FeatureSpec(
+            backbone="vit_base_patch16_224", feature_dtype="float16", precision="float32"
+        )
+        write_extraction(
+            folder,
+            Extraction(spec=spec, fingerprint=spec.fingerprint, row_shape=(DIM,), weights="none"),
+        )
         folder.backbone.write_bytes(b"")
         generator = np.random.default_rng(0)
         parts = [
@@ -106,7 +114,7 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
             parts,
             row_shape=(DIM,),
             dtype="float16",
-            fingerprint=FeatureStore(root).extraction["fingerprint"],
+            fingerprint=spec.fingerprint,
             views=["center"],
             settings={},
         )
@@ -123,33 +131,43 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
     return FeatureStore(root)
 
 
-def fit_of(dataset: ClipDataset, accelerator: Any, folder: Path, **recipe: Any) -> Fit:
-    """A fit of the preset's model, ready for its first step."""
-    config = preset(PRESET).temporal_config(num_classes=NUM_CLASSES)
-    model = TemporalClassifier(config)
-    fit = Fit(
-        model=model,
-        config=config,
-        train=dataset,
-        validate=lambda network, should_stop: Scored(torch.zeros(len(dataset), NUM_CLASSES)),
-        validation_targets=dataset.targets,
-        save=lambda path: save_weights(model, path),
-        class_names=[str(number) for number in range(NUM_CLASSES)],
-        recipe=Recipe(**recipe),
-        folder=RunFolder(folder),
-        accelerator=accelerator,
-    )
-    fit._prepare()
-    return fit
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Training:
+    """Training of a model on a data set, by the default recipe."""
+
+    model: TemporalClassifier
+    dataset: ClipDataset
+    accelerator: Any
+
+    def epoch(self) -> float:
+        """Train one epoch; return its seconds without validation and checkpoint."""
+        reports: list[EpochReport] = []
+        logits = torch.zeros(len(self.dataset), NUM_CLASSES)
+        with TemporaryDirectory(prefix="vtnpipe-benchmark-") as run:
+            train(
+                self.model,
+                self.model.config,
+                self.dataset,
+                replace(RECIPE, epochs=1),
+                RunFolder(Path(run)),
+                self.accelerator,
+                validate=lambda network, should_stop: Scored(logits),
+                validation_targets=self.dataset.targets,
+                class_names=[str(number) for number in range(NUM_CLASSES)],
+                save=lambda path: None,
+                callbacks=Callbacks(on_epoch=reports.append),
+            )
+        return len(self.dataset) / reports[0].videos_per_second
 
 
-def train_epoch(fit: Fit) -> None:
-    """An epoch of the fit's own loop, from its first step."""
-    fit._train_epoch(Progress())
+def new_training(dataset: ClipDataset, accelerator: Any) -> Training:
+    """Return a training of the preset's temporal model."""
+    model = TemporalClassifier(preset(PRESET).temporal_config(num_classes=NUM_CLASSES))
+    return Training(model=model, dataset=dataset, accelerator=accelerator)
 
 
 def on_device(batch: Batch, device: str) -> Batch:
-    """A batch whose tensors are there."""
+    """Copy a batch to a device."""
     there: dict[str, Any] = {
         name: value.to(device)
         for name, value in batch._asdict().items()
@@ -159,19 +177,19 @@ def on_device(batch: Batch, device: str) -> Batch:
 
 
 class InMemory(ClipDataset):
-    """Batches that have been read before."""
+    """Batches that were read before."""
 
     kept: dict[tuple[Key, ...], Batch]
 
     def batch(self, keys: Sequence[Key]) -> Batch:
-        """A batch out of the dictionary `kept`."""
+        """Return a batch of the dictionary `kept`."""
         return self.kept[tuple(keys)]
 
     __getitems__ = batch
 
 
 def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """Seconds of an epoch of the fit's own loop, from three places in turn."""
+    """Measure an epoch with features from three places, in turn."""
     num_videos = 64 if is_quick else 320
     store = made_up_store(folder / "features", num_videos)
     video_ids = list(store)
@@ -184,14 +202,14 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     in_memory = InMemory(readers["copied"], video_ids, targets, RandomClips(), position_fps=25)
     datasets["the same batches in memory"] = in_memory
     with accelerated(device, "float32") as accelerator:
-        fits = {name: fit_of(data, accelerator, folder) for name, data in datasets.items()}
-        fit = next(iter(fits.values()))
+        trainings = {name: new_training(data, accelerator) for name, data in datasets.items()}
         in_memory.kept = {}
-        for keys in training_batches(in_memory.lengths, fit.recipe.batch_size, seed=0, epoch=0):
+        lengths, seed = in_memory.lengths, RECIPE.seed
+        for keys in training_batches(lengths, RECIPE.batch_size, seed=seed, epoch=0):
             batch = datasets["copied"].batch(keys)
             in_memory.kept[tuple(keys)] = on_device(batch, device)
         seconds = in_turn(
-            {name: partial(train_epoch, fit) for name, fit in fits.items()},
+            {name: training.epoch for name, training in trainings.items()},
             rounds=1 if is_quick else 5,
         )
         alone = time.perf_counter()
@@ -209,7 +227,7 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
 
 def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """Seconds a clip in training, and seconds a video in inference."""
+    """Measure seconds per clip in training, and seconds per video in inference."""
     store = made_up_store(folder / "features", 64 if is_quick else 320)
     num_clips = 1 if is_quick else 2
     video = draw(folder / "video.mp4", NUM_FRAMES)
@@ -228,7 +246,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         images = decode(video, chosen)
         return transform.normalize(transform.resize(transform.upload(images))[:, 0])
 
-    def train(is_frozen: bool) -> None:
+    def train_from_video(is_frozen: bool) -> None:
         clips = [
             draw_clip(times, ClipSampling(), np.random.default_rng(n)) for n in range(num_clips)
         ]
@@ -250,8 +268,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
     def infer_from_features(dataset: ClipDataset, model: torch.nn.Module) -> None:
         with torch.inference_mode():
-            there = on_device(dataset.batch([(0, 0)]), device)
-            model(there.inputs, there.positions, there.mask)
+            model(*dataset.batch([(0, 0)]).on(torch.device(device)))
 
     video_ids = list(store)
     targets = torch.arange(len(video_ids)) % NUM_CLASSES
@@ -259,17 +276,17 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         reader = FeatureReader(store)
         dataset = ClipDataset(reader, video_ids, targets, RandomClips(), position_fps=25)
         whole = ClipDataset(reader, video_ids, targets, EvenClips(), position_fps=25)
-        fit = fit_of(dataset, accelerator, folder)
-        candidates: dict[str, Callable[[], None]] = {
-            "stage two": partial(train_epoch, fit),
-            "end to end": lambda: train(False),
-            "end to end, backbone frozen": lambda: train(True),
+        training = new_training(dataset, accelerator)
+        candidates: dict[str, Callable[[], Any]] = {
+            "stage two": training.epoch,
+            "end to end": lambda: train_from_video(False),
+            "end to end, backbone frozen": lambda: train_from_video(True),
         }
         seconds = in_turn(candidates, rounds=1 if is_quick else 3)
         both.eval()
         inference = in_turn(
             {
-                "from features": lambda: infer_from_features(whole, fit.model.eval()),
+                "from features": lambda: infer_from_features(whole, training.model.eval()),
                 "from video": infer_from_video,
             },
             rounds=1 if is_quick else 3,
@@ -289,12 +306,12 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         ),
         "seconds a clip": {name: round(found, 4) for name, found in a_clip.items()},
         "seconds a video of 250 frames": {n: spread(found) for n, found in inference.items()},
-        "clips a batch": {"stage two": fit.recipe.batch_size, "end to end": num_clips},
+        "clips a batch": {"stage two": RECIPE.batch_size, "end to end": num_clips},
     }
 
 
 def decode(path: Path, chosen: np.ndarray) -> np.ndarray:
-    """Frames [t, H, W, 3] of a file, by their number."""
+    """Return frames [t, H, W, 3] of a file, by their number."""
     wanted = set(chosen.tolist())
     with av.open(str(path)) as container:
         frames = enumerate(container.decode(video=0))
@@ -302,7 +319,7 @@ def decode(path: Path, chosen: np.ndarray) -> np.ndarray:
 
 
 def processes(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
-    """The largest differences of the weights that two processes make from those of one."""
+    """Compare the weights after training in two processes with those of one."""
     store = made_up_store(folder / "few", 40)
     options = "--dropout 0 --head-dropout 0 --epochs 2 --batch-size 10 --lr 0.01 --layers".split()
     options += ["1" if is_quick else "3"]
