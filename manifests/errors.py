@@ -1,34 +1,15 @@
 """Errors caused by input, settings or the environment, and the exit codes of the command line.
 
-A message names the thing, the value, the rule and the remedy. Every error here derives from
+A message names the thing, the value, the rule and the remedy. Every error derives from
 `VtnpipeError`; any other exception that reaches the command line is a bug and exits with its
-traceback.
+traceback. The error of a single video is in `manifests/failures.py`.
 """
-
-from typing import Literal
 
 EXIT_OK = 0
 EXIT_WITH_FAILURES = 1  # finished, but some videos failed or are partial
 EXIT_USAGE = 2  # wrong usage or settings
 EXIT_STOPPED = 3  # stopped early; the same command resumes
 EXIT_BUG = 70
-
-Reason = Literal[
-    "missing",  # no file at the path
-    "permission",  # no permission to read the file
-    "refused",  # not a regular local file: a URL, a playlist, a FIFO, a device
-    "empty",  # 0 bytes
-    "not-a-video",  # the first bytes match no known video container
-    "no-video-stream",
-    "no-frames",
-    "unsupported-codec",
-    "encrypted",
-    "truncated",  # the file ends before its frames do
-    "damaged",  # some packets could not be decoded
-    "too-large",  # exceeds the pixel limit or the memory limit
-    "crashed",  # the decoder process died
-    "stalled",  # no progress within the deadline
-]
 
 
 class VtnpipeError(Exception):
@@ -69,20 +50,6 @@ class StoppedError(VtnpipeError):
 
 class StorageError(StoppedError):
     """A file cannot be written: the disk is full, lost or read-only."""
-
-
-class VideoError(VtnpipeError):
-    """One video cannot be decoded; the run goes on without it.
-
-    Attributes:
-        reason: machine-readable cause.
-    """
-
-    exit_code = EXIT_WITH_FAILURES
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
 
 
 def first_line(error: BaseException) -> str:

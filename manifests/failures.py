@@ -1,11 +1,45 @@
-"""failures.csv: failed and partial videos, with their reasons."""
+"""Failures of videos: the reasons why a video fails or is partial, and failures.csv."""
 
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .atomic import atomic_text
+from .errors import EXIT_WITH_FAILURES, VtnpipeError
+
+Reason = Literal[
+    "missing",  # no file at the path, or the disk cannot read it
+    "permission",  # no permission to read the file
+    "refused",  # not a regular local file: a URL, a playlist, a FIFO, a device
+    "empty",  # 0 bytes
+    "not-a-video",  # the first bytes match no known video container
+    "no-video-stream",
+    "no-frames",
+    "unsupported-codec",
+    "encrypted",
+    "truncated",  # the file ends before its frames do
+    "damaged",  # some packets could not be decoded, or the file changed while it was read
+    "too-large",  # exceeds the pixel limit or the memory limit
+    "crashed",  # the decoder process died, or a bug in vtnpipe
+    "stalled",  # no progress within the deadline
+]
+# Transient reasons; such a failure never replaces features of an earlier plan.
+TRANSIENT_REASONS = ("missing", "permission", "crashed", "stalled")
+
+
+class VideoError(VtnpipeError):
+    """One video cannot be decoded; the run goes on without it.
+
+    Attributes:
+        reason: machine-readable cause.
+    """
+
+    exit_code = EXIT_WITH_FAILURES
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 class Failure(NamedTuple):

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FeaturesError
+from .failures import TRANSIENT_REASONS
 from .feature_folder import FeatureFolder, read_extraction
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
-# Transient reasons: such a failure never replaces features of an earlier plan.
-TRANSIENT_REASONS = ("missing", "permission", "crashed", "stalled")
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
 
 

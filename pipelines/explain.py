@@ -14,7 +14,8 @@ from ..extract.decode.frames import Decoder, Outcome
 from ..extract.decode.protocol import DecodeRequest
 from ..extract.decode.sampling import Sampling
 from ..extract.device import resolve_device
-from ..manifests.errors import SettingsError, VideoError
+from ..manifests.errors import SettingsError
+from ..manifests.failures import VideoError
 from ..manifests.manifest import VideoRow
 from ..temporal.inference import even_spans, logits_without, prefix_logits
 from ..temporal.tasks import log_odds, probabilities

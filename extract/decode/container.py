@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
 
 from ...manifests.atomic import read_through
-from ...manifests.errors import VideoError
+from ...manifests.failures import VideoError
 from .limits import MAX_PIXELS, check_pixels, limited_for_opening
 from .truncation import TS_HEAD_BYTES, find_truncation, ts_packet_bytes
 

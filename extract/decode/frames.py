@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.errors import Reason, VideoError
+from ...manifests.failures import Reason, VideoError
 from ...manifests.plan import Cut
 from .container import Window, decode, image_of, open_window
 from .cuts import window_around, window_of

@@ -23,7 +23,8 @@ import safetensors
 import safetensors.numpy
 
 from ...manifests.atomic import FileState, write_bytes
-from ...manifests.errors import FeaturesError, VideoError
+from ...manifests.errors import FeaturesError
+from ...manifests.failures import VideoError
 from .pool import DecoderPool
 from .probe import Timeline
 from .protocol import TimelineRequest

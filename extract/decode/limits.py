@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...manifests.errors import VideoError
+from ...manifests.failures import VideoError
 
 MAX_PIXELS = 40_000_000  # per frame; 8K has 33 million
 # An index takes up to about 100 bytes in memory per frame, which has at least 8 bytes in the file.

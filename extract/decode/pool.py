@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from ...manifests.errors import StoppedError, VideoError
+from ...manifests.errors import StoppedError
+from ...manifests.failures import VideoError
 from .frames import Outcome
 from .limits import Limits
 from .protocol import (

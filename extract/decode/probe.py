@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.errors import VideoError
+from ...manifests.failures import VideoError
 from .container import (
     DISPLAY_MATRIX,
     MATROSKA,

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ...manifests.atomic import FileState, file_state
-from ...manifests.errors import VideoError
+from ...manifests.failures import VideoError
 from .cuts import cut_video
 from .decord_reader import DecordFaultError
 from .frames import Frame, Outcome, read_frames, select_frames

@@ -8,7 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ...manifests.errors import VideoError
+from ...manifests.failures import VideoError
 from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets, rate_of
 from .limits import MAX_PIXELS
 from .probe import orientation_of

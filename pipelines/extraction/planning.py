@@ -19,13 +19,8 @@ from ...extract.decode.quick_probe import QuickProbe
 from ...extract.decode.sampling import Sampling
 from ...extract.device import num_gpus
 from ...manifests.atomic import write_bytes
-from ...manifests.errors import (
-    FeaturesError,
-    SettingsError,
-    StoppedError,
-    StorageError,
-    VideoError,
-)
+from ...manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
+from ...manifests.failures import VideoError
 from ...manifests.feature_folder import Extraction, FeatureFolder, check_spec, write_extraction
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow, read_manifest, write_manifest

@@ -10,7 +10,8 @@ from ...extract.decode.limits import Limits
 from ...extract.decode.sampling import Sampling
 from ...extract.device import PrecisionChoice
 from ...extract.views import Views
-from ...manifests.errors import Reason, SettingsError
+from ...manifests.errors import SettingsError
+from ...manifests.failures import Reason
 from ..dask_cluster.jobqueue import ClusterSettings
 from ..settings import above, at_least, auto_or_at_least, decoder_setting, setting
 from .failure_limit import check_failure_limit

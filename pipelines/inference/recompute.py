@@ -21,7 +21,8 @@ from ...extract.decode.pool import DecoderPool
 from ...extract.decode.protocol import Chunk, DecodeRequest
 from ...extract.preprocessing import Transform
 from ...extract.views import crop_offset
-from ...manifests.errors import FeaturesError, VideoError
+from ...manifests.errors import FeaturesError
+from ...manifests.failures import VideoError
 from ...manifests.feature_store import FeatureStore, VideoFeatures
 from ...manifests.manifest import VideoRow, read_manifest
 
