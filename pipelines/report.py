@@ -17,9 +17,8 @@ from ..temporal.checkpoint import RunFolder
 from ..temporal.tasks import read_targets
 from .console import say
 from .html.attention import VideoStrip
-from .html.page import write_page
 from .html.report_features import extraction_section
-from .html.report_run import choose_videos, run_section, video_strips
+from .html.report_page import RunSection, choose_videos, run_section, video_strips, write_report
 from .inference.evaluation import EvaluateSettings
 from .inference.predictions import Predictions, read_predictions
 from .models.model_folder import NetworkConfig, check_features, model_digest, read_config
@@ -114,29 +113,32 @@ def report(
         path = check_output(Path(settings.output))
     if FeatureFolder(root).extraction.exists():
         check_unset(settings, RUN_SETTINGS, f"{root} is a feature folder, not a run")
-        values = _features_values(open_features(root), settings)
+        store: FeatureStore | None = open_features(root)
+        subtitle, run, notes = f"features of {root}", None, list[str]()
     else:
-        values = _run_values(RunFolder(root), settings)
-    title = root.absolute().name
-    write_page(path, "report.html", title=title, **values)
-    say(console, *(f"note: {note}" for note in values["notes"]))
+        subtitle = f"run {root}"
+        run, store, notes = _run_section(RunFolder(root), settings)
+    extraction = None
+    if store is not None:
+        rows = _rows(store.folder.manifest)
+        extraction = extraction_section(store, rows, num_frames=settings.frames)
+    write_report(
+        path,
+        title=root.absolute().name,
+        subtitle=subtitle,
+        run=run,
+        extraction=extraction,
+        notes=notes,
+    )
+    say(console, *(f"note: {note}" for note in notes))
     say(console, f"{path}: {path.stat().st_size / 2**20:,.1f} MiB; open it in a browser")
     return path
 
 
-def _features_values(store: FeatureStore, settings: ReportSettings) -> dict[str, Any]:
-    """Return the template's values for a feature folder."""
-    section = extraction_section(store, _rows(store.folder.manifest), num_frames=settings.frames)
-    return {
-        "subtitle": f"features of {store.folder.root}",
-        "run": None,
-        "extraction": section,
-        "notes": [],
-    }
-
-
-def _run_values(files: RunFolder, settings: ReportSettings) -> dict[str, Any]:
-    """Return the template's values for a run."""
+def _run_section(
+    files: RunFolder, settings: ReportSettings
+) -> tuple[RunSection, FeatureStore | None, list[str]]:
+    """Return a run's section, its features if they are there, and notes on what is missing."""
     run_settings = read_settings(files)
     evaluation = EvaluateSettings(
         split=settings.split or run_settings.get("val_split", "val"),
@@ -168,12 +170,7 @@ def _run_values(files: RunFolder, settings: ReportSettings) -> dict[str, Any]:
                 f"only {num_shown} videos are shown; the others have no frames, or are not in "
                 f"{source}"
             )
-    values = {"extraction": None} if store is None else _features_values(store, settings)
-    return values | {
-        "subtitle": f"run {files.root}",
-        "run": run_section(files, run.config, predictions, strips, run_settings),
-        "notes": notes,
-    }
+    return run_section(files, run.config, predictions, strips, run_settings), store, notes
 
 
 def _rows(manifest: Path | None) -> dict[str, VideoRow]:

@@ -1,4 +1,4 @@
-"""Features page of `vtnpipe report`: failures, file properties, throughput, feature statistics."""
+"""Section on a feature folder of the page of `vtnpipe report`: failures, files, statistics."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

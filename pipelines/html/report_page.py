@@ -1,8 +1,9 @@
-"""Run page of `vtnpipe report`: metrics, curves, confusion, classes, and videos with attention."""
+"""The page of `vtnpipe report`, and its section on a run: metrics, curves, confusion, videos."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from ..models.model_folder import NetworkConfig
 from ..models.network import VideoTransformerNetwork, load_temporal
 from .attention import VideoStrip, video_attention
 from .confusion import Confusion, wilson_interval
-from .page import Cell, Table, cell, table
+from .page import Cell, Table, cell, table, write_page
 from .plots import Chart, line_chart, number_text, scatter_chart
+from .report_features import ExtractionSection
 from .thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 
 ATTENTION_CAPTION = (
@@ -55,6 +57,36 @@ class RunSection:
     settings: list[tuple[str, str]]
     spec: list[tuple[str, str]]
     strips_caption: str
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    run: RunSection | None,
+    extraction: ExtractionSection | None,
+    notes: Sequence[str],
+) -> None:
+    """Write the page of `vtnpipe report`.
+
+    Args:
+        path: path of the page.
+        title: title of the page.
+        subtitle: line below the title.
+        run: section on a run; None for a feature folder.
+        extraction: section on a feature folder; None if a run's features are not there.
+        notes: what is missing on the page, and why.
+    """
+    write_page(
+        path,
+        "report.html",
+        title=title,
+        subtitle=subtitle,
+        run=run,
+        extraction=extraction,
+        notes=notes,
+    )
 
 
 def run_section(
