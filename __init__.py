@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .manifests.manifest import read_manifest
     from .manifests.feature_store import open_features
+    from .manifests.manifest import read_manifest
     from .pipelines.models.network import VideoTransformerNetwork
     from .temporal.model import TemporalClassifier
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: numbered clips, real clips, and the command line as a user runs it."""
+"""Fixtures of all tests: numbered clips, real clips, manifests, and the command line."""
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
@@ -10,26 +10,18 @@ import torch
 from command_line import Vtnpipe, run_cli
 from numbered_videos import write_clips
 
-LONGEST = {"test_real_clips.py", "test_extract.py", "test_finetune.py"}
 SHARED = Path(__file__).parents[2] / "shared"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, or one of the two processes would end long before the
-    other.
-    """
-    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Two processes run the tests: each computes on one core."""
+    """Compute in one thread, so that the same command always gives the same bits."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared_videos() -> Path:
-    """The folder of real clips; tests that need it are skipped where it is not."""
+    """The folder of real clips; tests that need it are skipped if it is missing."""
     if not (SHARED / "videos").is_dir():
         pytest.skip("the real clips are not on this machine")
     return SHARED / "videos"
@@ -43,7 +35,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def write_csv(tmp_path: Path) -> Callable[..., Path]:
-    """Writes rows as `manifest.csv` in the test's folder."""
+    """Function that writes rows to `manifest.csv` in the test's folder."""
 
     def write(rows: Iterable[Sequence[object]], header: str = "video_id,path,label,split") -> Path:
         path = tmp_path / "manifest.csv"
@@ -64,5 +56,5 @@ def manifest(clips: dict[str, Path], write_csv: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def vtnpipe(tmp_path: Path) -> Vtnpipe:
-    """Runs the real command line in the test's folder."""
+    """Function that runs a command in the test's folder."""
     return partial(run_cli, tmp_path)

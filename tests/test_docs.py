@@ -1,17 +1,19 @@
-"""What the documents say is so: words, tables, and code that runs as it stands there."""
+"""README and docs: links, commands, options, tables, messages and code agree with the code."""
 
 import re
 from pathlib import Path
 from typing import get_args
 
+import click
 import numpy as np
 import pytest
 from command_line import run_cli
 from feature_folders import extract_rows, made_up_features, make_folder
-from vtnpipe.manifests.errors import Reason
+from vtnpipe.manifests.failures import Reason
+from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
-from vtnpipe.manifests.shards import Entry, open_features
-from vtnpipe.pipelines.cli import cli
+from vtnpipe.manifests.shards import Entry
+from vtnpipe.pipelines.cli import LazyCommand, cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -19,7 +21,18 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 
 
 def _blocks(path: Path) -> list[str]:
+    """Return the blocks of Python code of a page."""
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def _command_of(words: list[str]) -> click.Command:
+    """Return the command that a line names, without its words."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+        if isinstance(command, LazyCommand):
+            command = command.load()
+    return command
 
 
 def test_links_lead_somewhere() -> None:
@@ -29,29 +42,44 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_commands_and_their_options_exist() -> None:
-    """Of each line of code that begins with `vtnpipe`."""
+    num_options = 0
     for page in PAGES:
         for line in re.findall(
             r"(?:^ {4}|`)(vtnpipe [a-z][^`\n]*)", page.read_text(), re.MULTILINE
         ):
             words = line.split("#")[0].split()[1:]
-            command = cli
-            while hasattr(command, "commands") and words and words[0] in command.commands:
-                command = command.commands[words.pop(0)]
+            command = _command_of(words)
             assert command is not cli, f"{page.name}: {line}"
             known = {name for parameter in command.params for name in parameter.opts}
             for word in words:
                 if word.startswith("--") and word != "--help":
                     assert word.split("|")[0] in known, f"{page.name}: {line}: {word}"
+                    num_options += 1
+    assert num_options > 25
 
 
-def test_every_reason_and_every_quoted_message_is_the_codes() -> None:
+def test_every_option_in_the_text_is_some_commands() -> None:
+    known = {"--help", "--version", "--build-arg"}  # the last of docker
+    groups: list[click.Group] = [cli]
+    while groups:
+        for command in groups.pop().commands.values():
+            loaded = command.load() if isinstance(command, LazyCommand) else command
+            known |= {name for parameter in loaded.params for name in parameter.opts}
+            if isinstance(loaded, click.Group):
+                groups.append(loaded)
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for code in re.findall(r"`(--[^`\n]+)`", page.read_text()):
+            for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code):
+                assert word in known, f"{page.name}: {code}"
+
+
+def test_troubleshooting_has_every_reason_and_quotes_the_messages() -> None:
     text = (DOCS / "troubleshooting.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set(get_args(Reason))
     source = " ".join(
         re.sub(r'"\s*\n\s*f?"', "", path.read_text())
         for folder in ("manifests", "extract", "temporal", "pipelines")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     )
     quoted = re.findall(r"^\*\*`([^`]+)`\*\*", text, re.MULTILINE)
     assert len(quoted) > 8
@@ -60,7 +88,7 @@ def test_every_reason_and_every_quoted_message_is_the_codes() -> None:
             assert part in source, message
 
 
-def test_the_shard_format_is_the_codes(tmp_path: Path) -> None:
+def test_the_shard_format_is_as_documented(tmp_path: Path) -> None:
     text = (DOCS / "shards.md").read_text()
     table = text[text.index("| column of") :].split("\n\n")[0]
     names = {name for line in table.splitlines()[2:] for name in
@@ -77,8 +105,8 @@ def test_the_shard_format_is_the_codes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A folder with the modules that your-own.md shows."""
+def factories(tmp_path: Path) -> Path:
+    """A folder with the modules of your-own.md."""
     for block in _blocks(DOCS / "your-own.md"):
         name = re.search(r"# (my_\w+\.py)", block)
         if name:
@@ -86,14 +114,14 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_backbone_an_encoder_and_a_head_of_ones_own(
-    own: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_the_factories_of_your_own_md_work(
+    factories: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert {path.name for path in own.glob("*.py")} == {
+    assert {path.name for path in factories.glob("*.py")} == {
         *("my_backbones.py", "my_encoders.py", "my_heads.py")
     }
-    monkeypatch.syspath_prepend(own)
-    folder = make_folder(own / "features", "my_backbones:colors")
+    monkeypatch.syspath_prepend(factories)
+    folder = make_folder(factories / "features", "my_backbones:colors")
     rows = [
         VideoRow(video_id=f"{split}-{name}", path=str(path), label=name, split=split)
         for name, path in clips.items()
@@ -102,5 +130,5 @@ def test_a_backbone_an_encoder_and_a_head_of_ones_own(
     extract_rows(folder, rows)
     assert open_features(folder.root).row_shape == (12,)
     parts = ("--encoder", "my_encoders:gru", "--head", "my_heads:linear", "--epochs", 1)
-    run_cli(own, "train-temporal", "features", "run", *parts)
-    assert "top-1" in run_cli(own, "evaluate", "run", "features").stdout
+    run_cli(factories, "train-temporal", "features", "run", *parts)
+    assert "top-1" in run_cli(factories, "evaluate", "run", "features").stdout

@@ -10,11 +10,12 @@ import timm
 import torch
 from command_line import Vtnpipe
 from PIL import Image
+from read_videos import read_video
 from timm.data import create_transform, resolve_model_data_config
-from vtnpipe.extract.decode.frames import Frame, Outcome, Restart, read_frames
-from vtnpipe.extract.weights import fill
-from vtnpipe.manifests.errors import VideoError
-from vtnpipe.manifests.shards import open_features
+from vtnpipe.extract.create_backbone import load_checkpoint
+from vtnpipe.extract.decode.frames import Frame, Outcome
+from vtnpipe.manifests.failures import VideoError
+from vtnpipe.manifests.feature_store import open_features
 
 pytestmark = pytest.mark.shared
 
@@ -30,16 +31,11 @@ CONCEALED = {"oh_Error_I_P.264"}
 
 
 def _read(path: Path, **options: Any) -> tuple[list[Frame], Outcome | VideoError]:
-    frames: list[Frame] = []
-    reader = read_frames(str(path), **options)
+    """All frames of a file and how it ended; an error leaves no frames."""
     try:
-        while True:
-            item = next(reader)
-            frames = [] if isinstance(item, Restart) else [*frames, item]
-    except StopIteration as end:
-        return frames, end.value
+        return read_video(path, **options)
     except VideoError as error:
-        return frames, error
+        return [], error
 
 
 def _hard(folder: Path) -> list[dict[str, str]]:
@@ -47,6 +43,7 @@ def _hard(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+@pytest.mark.slow
 def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> None:
     rows = [f"{name},{shared_videos / path},x,train\n" for name, (path, _) in MAIN.items()]
     (tmp_path / "m.csv").write_text("video_id,path,label,split\n" + "".join(rows))
@@ -64,7 +61,7 @@ def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> 
 
     # Every frame of one clip against the plainest way: PIL, float32, frame by frame.
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    fill(model, tmp_path / "f/backbone.safetensors")
+    load_checkpoint(model, tmp_path / "f/backbone.safetensors")
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     frames, _ = _read(shared_videos / MAIN["ggsy"][0], decoder="pyav")
     with torch.inference_mode():
@@ -73,6 +70,7 @@ def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> 
     assert torch.cosine_similarity(stored, plain).min() >= 0.9999
 
 
+@pytest.mark.slow
 def test_hard_files_give_their_counts_and_status(shared_videos: Path) -> None:
     for note in _hard(shared_videos):
         name = note["file"]
@@ -99,6 +97,7 @@ def test_rotated_clips_come_out_upright(shared_videos: Path) -> None:
         assert [frame.image.shape[:2] for frame in frames] == [shape] * 3
 
 
+@pytest.mark.slow
 def test_two_readings_and_two_decoders_agree(shared_videos: Path) -> None:
     paths = [
         path for path in sorted(shared_videos.rglob("*")) if path.suffix not in (".md", ".tsv")
@@ -120,6 +119,7 @@ def test_two_readings_and_two_decoders_agree(shared_videos: Path) -> None:
     assert num_compared >= 20
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_real_labelled_clips(
     tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import Vtnpipe, cli_environment, not_possible
 from numbered_videos import write_video
-from vtnpipe.manifests.shards import open_features
+from vtnpipe.manifests.feature_store import open_features
 
 MIXER = (
     *("--backbone", "toy_backbones:mixer", "--weights", "none", "--feature-dtype", "float32"),
@@ -28,7 +28,7 @@ def _mount(*words: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own in memory, of 3 MB."""
+    """A separate file system in memory, of 3 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     _mount("-t", "tmpfs", "-o", "size=3m", "none", str(folder))
@@ -57,7 +57,7 @@ def _names(folder: Path) -> set[str]:
 
 
 @pytest.mark.faults
-def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+def test_a_full_disk_stops_the_run_which_resumes_when_there_is_room(
     tmp_path: Path, small_disk: Path, videos: Path, vtnpipe: Vtnpipe
 ) -> None:
     vtnpipe("extract", videos, "whole", *MIXER)
@@ -74,7 +74,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     leave(1_350_000)  # enough for a few of the eight shards
     ran = vtnpipe("extract", videos, features, *MIXER, code=3)
     assert "No space left on device" in ran.stderr
-    assert "give the same command again" in ran.stderr
+    assert "fix the problem and rerun the command" in ran.stderr
     assert "Traceback" not in ran.stderr
     num_shards = len(list((features / "shards").glob("*.h5")))
     assert 0 < num_shards < 8
@@ -84,7 +84,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
     assert _same(tmp_path / "whole", features)
     assert _names(features) == _names(tmp_path / "whole")
 
-    # May not be written: reading goes on without a lock, writing is refused.
+    # Read-only: reading works without a lock, writing is refused.
     _mount("-o", "remount,ro", str(small_disk))
     assert "8 of 8: 8 ok" in vtnpipe("features", "show", features).stdout
     assert "are sound" in vtnpipe("features", "verify", features).stdout
@@ -96,7 +96,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
 def test_a_disk_that_goes_away_marks_nothing_as_failed(
     tmp_path: Path, small_disk: Path, videos: Path, vtnpipe: Vtnpipe, lost: str
 ) -> None:
-    """A disk is taken away in mid-run, and put back."""
+    """A disk is unmounted during the run, and mounted again."""
     options = ("--backbone", "toy_backbones:slow_mixer", *MIXER[2:])
     shutil.move(tmp_path / "videos", small_disk / "videos")
     (tmp_path / "videos").symlink_to(small_disk / "videos")
@@ -139,7 +139,8 @@ def test_a_disk_that_goes_away_marks_nothing_as_failed(
     assert [len(store[f"v{n}"].features) for n in range(8)] == [300] * 8
 
 
-def test_flipped_bits_are_found_dropped_and_made_again(
+@pytest.mark.slow
+def test_flipped_bits_are_found_and_their_shards_written_again(
     tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
 ) -> None:
     options = (*MIXER[:-1], 20)
@@ -158,13 +159,13 @@ def test_flipped_bits_are_found_dropped_and_made_again(
     features = open_features(tmp_path / "f")
     first = next(iter(features))
     flip(shards[0], data.index(features[first].features[0].tobytes()) + 2)  # in the features
-    flip(shards[1], 9)  # in HDF5's own head
+    flip(shards[1], 9)  # in the header of HDF5
     shards[2].write_bytes(shards[2].read_bytes()[:-100])
-    shards[3].write_bytes(shards[4].read_bytes())  # a sound one, but another one's
+    shards[3].write_bytes(shards[4].read_bytes())  # a sound shard of another task
     (tmp_path / "f/shards/000-00099.h5").write_bytes(shards[4].read_bytes())
     ran = vtnpipe("features", "verify", "f", code=1)
     assert "its checksum is wrong" in ran.stdout
-    assert "000-00099.h5: no plan has its task; move it elsewhere" in ran.stdout
+    assert "000-00099.h5: its task is in no plan; move it elsewhere" in ran.stdout
     assert f"4 of {len(shards) + 1} shards are damaged; --drop removes them" in ran.stdout
     assert all(path.exists() for path in shards)
     ran = vtnpipe("features", "verify", "f", "--drop", code=1)

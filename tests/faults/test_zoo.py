@@ -1,4 +1,4 @@
-"""What becomes of bad, odd and hostile files, through the real command line: as zoo.csv says."""
+"""Outcomes of bad, odd and hostile files, through the command line: those of zoo.csv."""
 
 import csv
 import os
@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from command_line import Vtnpipe
 from numbered_videos import number_of_blocks
-from vtnpipe.manifests.shards import open_features
+from vtnpipe.manifests.feature_store import open_features
 from zoo import MAKERS, make_zoo
 
 TABLE = Path(__file__).with_name("zoo.csv")
 MEANS = ("--backbone", "toy_backbones:block_means", "--weights", "none", "--workers", "1")
-# Too small, turned or of another kind than the numbers that were drawn in them.
+# Frames too small or turned, so that the numbers drawn in them cannot be read.
 NOT_LEGIBLE = {"tiny.mkv", "odd-size.webm", "rotated-90.mp4", "rotated-180.mp4", "mirrored.mp4"}
 
 
+@pytest.mark.slow
 def test_each_file_of_the_zoo_ends_as_expected(
     tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
 ) -> None:
@@ -37,6 +38,7 @@ def test_each_file_of_the_zoo_ends_as_expected(
     ran = vtnpipe("extract", manifest, "f", *MEANS, "--max-failures", 20, code=3)
     assert "more than --max-failures 20 allows" in ran.stderr  # before anything is planned
     assert not list((tmp_path / "f/shards").iterdir())
+    assert not list((tmp_path / "f/plan").iterdir())
     ran = vtnpipe(
         *("extract", manifest, "f", *MEANS, "--stall-seconds", 20, "--max-failures", "100%"), code=1
     )
@@ -56,7 +58,7 @@ def test_each_file_of_the_zoo_ends_as_expected(
                 assert numbers == list(range(num_frames)), name
         elif expected["status"] == "partial":
             assert num_lost > 0, name
-            if expected["frames_and_lost"]:  # what is lost behind a file's end is an estimate
+            if expected["frames_and_lost"]:  # the number of frames lost at the end is an estimate
                 assert abs(num_frames + num_lost - int(expected["frames_and_lost"])) <= 1, name
         else:
             assert num_frames == 0, name
@@ -72,6 +74,7 @@ def test_each_file_of_the_zoo_ends_as_expected(
     assert set(MAKERS) == set(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("megapixels", ["0.01", "0.004"])
 def test_frames_beyond_the_limit_are_refused(
     tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe, megapixels: str

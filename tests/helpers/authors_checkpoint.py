@@ -1,4 +1,4 @@
-"""A checkpoint as the authors' code writes it, made with transformers' LongformerModel."""
+"""Checkpoints in the format of the authors' code, of a network with transformers' Longformer."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG = TemporalConfig(
 
 
 class AuthorsNetwork(nn.Module):
-    """The parameters by the names that the authors' code gives them."""
+    """A network whose parameters have the names of the authors' code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class AuthorsNetwork(nn.Module):
 def write_checkpoint(
     network: AuthorsNetwork, path: Path, *, cfg: dict[str, Any] | None = None, **vtn: Any
 ) -> Path:
-    """Writes the network's checkpoint; `vtn` changes entries of its cfg."""
+    """Write the network's checkpoint; `vtn` changes entries of its cfg."""
     section = {
         "PRETRAINED": False,
         "MLP_DIM": CONFIG.head_dim,

@@ -1,39 +1,69 @@
-"""The real command line, in a process of its own."""
+"""The command line: in this process for most tests, in a process of its own for signals."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+import click
 import pytest
+from click.testing import CliRunner
+from vtnpipe.manifests.errors import VtnpipeError
+from vtnpipe.pipelines.cli import cli
 
-Vtnpipe = Callable[..., "subprocess.CompletedProcess[str]"]
 HELPERS = Path(__file__).parent
 
 
-def cli_environment(**changes: str) -> dict[str, str]:
-    """An environment in which the toy backbones can be imported.
+class Ran(NamedTuple):
+    """Result of a command."""
 
-    Commands compute in one thread, or two of them would not always give the same bits: Dask says so
-    in the environment of a test process that has had workers, and else nothing does.
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Vtnpipe = Callable[..., Ran]
+
+
+def run_cli(folder: Path, *arguments: object, code: int | None = 0) -> Ran:
+    """Run `vtnpipe` in this process, in a folder; check its exit code."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        options = {"prog_name": "vtnpipe", "standalone_mode": False}
+        result = CliRunner().invoke(cli, [*map(str, arguments)], **options)
+    finally:
+        os.chdir(before)
+    error, said = result.exception, ""
+    if error is None:
+        returncode = result.return_value or 0
+    elif isinstance(error, click.ClickException):
+        returncode, said = error.exit_code, error.format_message()
+    elif isinstance(error, VtnpipeError):
+        returncode, said = error.exit_code, f"vtnpipe: {error}"
+    else:
+        raise error
+    ran = Ran(returncode, result.stdout, result.stderr + said)
+    if code is not None:
+        assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran
+
+
+def cli_environment(**changes: str) -> dict[str, str]:
+    """An environment for commands in processes of their own, which finds the toy backbones.
+
+    Commands compute in one thread, so that they always give the same bits.
     """
     own = {"PYTHONPATH": str(HELPERS), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     return {**os.environ, **own, **changes}
 
 
-def not_possible(reason: str) -> NoReturn:
-    """Skips a test that this machine is not able to run, unless the environment forbids that."""
-    if os.environ.get("VTNPIPE_REQUIRE_ALL"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def run_cli(
+def run_process(
     folder: Path, *arguments: object, code: int | None = 0
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs `vtnpipe` in a folder, and checks its exit code."""
+    """Run `vtnpipe` in a process of its own, in a folder; check its exit code."""
     ran = subprocess.run(
         [sys.executable, "-m", "vtnpipe", *map(str, arguments)],
         capture_output=True,
@@ -46,3 +76,10 @@ def run_cli(
     if code is not None:
         assert ran.returncode == code, ran.stdout + ran.stderr
     return ran
+
+
+def not_possible(reason: str) -> NoReturn:
+    """Skip a test that this machine cannot run, unless the environment forbids that."""
+    if os.environ.get("VTNPIPE_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,11 +1,10 @@
-"""A real extraction whose processes are killed at random moments, against the same one undisturbed.
+"""A real extraction whose processes are killed at random moments, compared with an undisturbed one.
 
     python tests/helpers/fault_harness.py --kills 200 --json result.json
 
-Children, workers, the command itself and, in every other round, a scheduler of its own are killed
-until so many kills have hit; the same command is given again each time it ended. A round ends when
-the extraction is finished, and must then be equal, bit for bit, to what the same plan gives
-undisturbed.
+Decoder processes, workers, the command itself and, in every other round, a scheduler in a process
+of its own are killed; each time the command ends, it is run again. A round ends when the extraction
+is finished, and must then be equal, bit for bit, to an undisturbed run of the same plan.
 """
 
 import argparse
@@ -26,13 +25,14 @@ import numpy as np
 import psutil
 from command_line import cli_environment, run_cli
 from numbered_videos import write_video
-from vtnpipe.manifests.shards import open_features
+from vtnpipe.manifests.feature_store import open_features
 
 OPTIONS = (
     *("--backbone", "toy_backbones:slow_mixer", "--weights", "none", "--feature-dtype", "float32"),
-    *("--precision", "float32", "--batch-size", "16", "--threads", "1", "--shard-frames", "150"),
+    *("--device", "cpu", "--precision", "float32"),
+    *("--batch-size", "16", "--threads", "1", "--shard-frames", "150"),
 )
-TARGETS = (*("child", "worker") * 3, "main", "stop")
+TARGETS = (*("decoder", "worker") * 3, "main", "stop")
 MARK = "VTNPIPE_FAULTS"  # in the environment of every process of a run
 SECONDS_BETWEEN = (0.3, 3.5)
 ROUND_SECONDS = 1200.0
@@ -42,13 +42,14 @@ FRAME_MILLISECONDS = "10"
 
 @dataclass
 class Tally:
-    """What was done to the runs.
+    """Counts over all rounds.
 
     Attributes:
-        kills: by target.
-        num_commands: that were given.
-        num_rounds: that came to their end, and were equal.
-        num_again: videos whose decoding was killed twice, so that they were to be tried again.
+        kills: number of kills by target.
+        num_commands: number of commands.
+        num_rounds: number of finished rounds, whose features were equal.
+        num_again: number of videos whose decoder process was killed twice, and that were extracted
+            again with --retry.
     """
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -58,7 +59,7 @@ class Tally:
 
 
 def draw(folder: Path, num_videos: int = 24) -> None:
-    """A long video, which is cut into parts, and short ones; m.csv names them."""
+    """Write a long video, which is cut into parts, and short ones, with their manifest m.csv."""
     rows = ["video_id,path,label,split"]
     for number in range(num_videos):
         write_video(folder / f"{number}.mp4", 1200 if number == 0 else 60 + 10 * (number % 7))
@@ -67,7 +68,7 @@ def draw(folder: Path, num_videos: int = 24) -> None:
 
 
 def family(mark: str) -> list[psutil.Process]:
-    """The living processes of a run."""
+    """Return the living processes of a run."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -78,12 +79,13 @@ def family(mark: str) -> list[psutil.Process]:
     return found
 
 
-def is_child(process: psutil.Process) -> bool:
+def is_decoder(process: psutil.Process) -> bool:
+    """Return whether it is a decoder process."""
     return any("vtnpipe.extract.decode.process" in word for word in process.cmdline())
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """A Dask worker proper: what its nanny started."""
+    """Return whether it is a Dask worker itself, which its nanny started."""
     command = " ".join(process.cmdline())
     return "multiprocessing.spawn" in command or "multiprocessing.forkserver" in command
 
@@ -125,10 +127,10 @@ class Cluster:
 
 
 def choose(processes: Sequence[psutil.Process], target: str) -> list[psutil.Process]:
-    """Those that a kill of a kind may hit."""
+    """Return the processes that are such a target."""
     tests: dict[str, Callable[[psutil.Process], bool]] = {
-        "child": is_child,
-        "worker": lambda one: is_worker(one) and any(map(is_child, one.children())),
+        "decoder": is_decoder,
+        "worker": lambda one: is_worker(one) and any(map(is_decoder, one.children())),
     }
     found = []
     for process in processes:
@@ -141,16 +143,16 @@ def choose(processes: Sequence[psutil.Process], target: str) -> list[psutil.Proc
 
 
 def run_round(
-    folder: Path, draws: random.Random, tally: Tally, targets: Sequence[str], *, of_its_own: bool
+    folder: Path, draws: random.Random, tally: Tally, targets: Sequence[str], *, with_cluster: bool
 ) -> None:
-    """Runs the extraction to its end, while kills hit it as long as there are targets.
+    """Run the extraction to its end, while kills hit it as long as there are targets.
 
     Args:
-        folder: with m.csv, and `whole`, which the run must equal in the end.
-        draws: of moments and of processes.
-        tally: of what was done.
+        folder: contains m.csv, and `whole`, which the run must equal in the end.
+        draws: random numbers for moments and processes.
+        tally: counts, which are increased.
         targets: what is killed, in this order.
-        of_its_own: whether scheduler and workers are processes of their own.
+        with_cluster: run scheduler and workers in processes of their own.
     """
     killed, whole = folder / "killed", folder / "whole"
     shutil.rmtree(killed, ignore_errors=True)
@@ -162,7 +164,7 @@ def run_round(
         assert time.monotonic() < deadline, "the round has no end"
         mark = f"{folder}-{tally.num_commands}"
         tally.num_commands += 1
-        if of_its_own and cluster is None:
+        if with_cluster and cluster is None:
             cluster = Cluster(folder, mark + "-cluster")
             cluster_mark = mark + "-cluster"
         where = ("--scheduler", str(cluster.file)) if cluster else ("--workers", "2")
@@ -197,14 +199,14 @@ def run_round(
                 marks = [mark] if cluster is None else [mark, cluster_mark]
                 living = [one for each in marks for one in family(each)]
                 if not (found := choose(living, target)):
-                    continue  # not there yet
+                    continue  # not started yet
                 try:
                     draws.choice(found).kill()
                 except psutil.Error:
                     continue
             tally.kills[queue.pop(0)] += 1
         code = command.wait()
-        # It ends by the signal before it can handle it, and without a scheduler before it begins.
+        # -SIGTERM: before it handles the signal; 2: without a scheduler when it starts.
         expected = (
             0,
             1,
@@ -224,7 +226,7 @@ def run_round(
 
 
 def await_end(mark: str) -> None:
-    """No process of a command outlives it by more than half a minute."""
+    """Wait until no process of a command is left, half a minute at most."""
     deadline = time.monotonic() + 30
     while left := family(mark):
         assert time.monotonic() < deadline, f"still there: {left}"
@@ -232,12 +234,12 @@ def await_end(mark: str) -> None:
 
 
 def compare(folder: Path, tally: Tally) -> None:
-    """Every value and every file is that of the undisturbed run."""
+    """Compare every value and every file with those of the undisturbed run."""
     one = open_features(folder / "whole")
     again = {
         name for name, (_, reason) in open_features(folder / "killed").outcomes.items() if reason
     }
-    if again:  # two kills of one video's decoding are its own fault, as far as anyone can tell
+    if again:  # a video whose decoder process died twice counts as bad
         tally.num_again += len(again)
         run_cli(folder, "extract", "m.csv", "killed", *OPTIONS, "--retry", "crashed")
     run_cli(folder, "features", "verify", "killed")
@@ -247,7 +249,7 @@ def compare(folder: Path, tally: Tally) -> None:
     for name in one:
         assert np.array_equal(one[name].frame_index, other[name].frame_index)
         assert np.array_equal(one[name].timestamps, other[name].timestamps)
-        if name in again:  # in another batch
+        if name in again:  # its frames were in another batch
             np.testing.assert_allclose(one[name].features, other[name].features, atol=1e-5)
         else:
             assert one[name].features.tobytes() == other[name].features.tobytes()
@@ -259,21 +261,21 @@ def compare(folder: Path, tally: Tally) -> None:
 
 
 def harness(folder: Path, num_kills: int, seed: int) -> Tally:
-    """Rounds until so many kills have hit."""
+    """Run rounds until there were so many kills."""
     draws, tally = random.Random(seed), Tally()
     draw(folder)
     run_cli(folder, "extract", "m.csv", "whole", *OPTIONS, "--workers", "2")
     while tally.kills.total() < num_kills:
-        of_its_own = tally.num_rounds % 2 == 1
-        kinds = (*TARGETS, "scheduler") if of_its_own else TARGETS
+        with_cluster = tally.num_rounds % 2 == 1
+        kinds = (*TARGETS, "scheduler") if with_cluster else TARGETS
         targets = [draws.choice(kinds) for _ in range(KILLS_PER_ROUND)]
-        run_round(folder, draws, tally, targets, of_its_own=of_its_own)
+        run_round(folder, draws, tally, targets, with_cluster=with_cluster)
         print(f"round {tally.num_rounds}: {dict(tally.kills)}", flush=True)
     return tally
 
 
 def main() -> None:
-    """The long form."""
+    """Run the long form."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

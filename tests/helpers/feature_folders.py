@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vtnpipe.extract.backbone import build_backbone
-from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.task import Job, TaskReport, run_task
-from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.extract.create_backbone import build_backbone
+from vtnpipe.extract.task import TaskReport, WorkerSettings, run_task
+from vtnpipe.manifests.feature_folder import (
+    Extraction,
+    FeatureFolder,
+    FeatureSpec,
+    write_extraction,
+)
 from vtnpipe.manifests.feature_store import FeatureStore
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
-from vtnpipe.manifests.plan import PlannedRow, Speed, Task, look_at
+from vtnpipe.manifests.plan import PlannedRow, Task, with_file_state
 from vtnpipe.manifests.shards import VideoPart, write_shard
 
 
@@ -19,7 +23,7 @@ def make_folder(
     root: Path,
     backbone: str,
     *,
-    store: str = "float32",
+    feature_dtype: str = "float32",
     views: Sequence[str] = ("center",),
     frame_stride: int = 1,
     pool: str | None = None,
@@ -30,19 +34,21 @@ def make_folder(
     folder.plans.mkdir()
     built = build_backbone(backbone, "none", pool)
     folder.backbone.write_bytes(built.weights)
-    identity = {
-        "backbone": backbone,
-        "weights_digest": built.digest,
-        "preprocessing": built.preprocessing.to_json(),
-        "precision": "float32",
-        "feature_dtype": store,
-        "views": list(views),
-        "fps": None,
-        "frame_stride": every,
-        "pool": pool,
-    }
-    row_shape = [built.dim] if len(views) == 1 else [len(views), built.dim]
-    write_extraction(folder, identity, row_shape=row_shape, settings={}, weights="none")
+    spec = FeatureSpec(
+        backbone=backbone,
+        weights_digest=built.digest,
+        preprocessing=built.preprocessing.to_json(),
+        precision="float32",
+        feature_dtype=feature_dtype,
+        views=tuple(views),
+        frame_stride=frame_stride,
+        pool=pool,
+    )
+    row_shape = (built.dim,) if len(views) == 1 else (len(views), built.dim)
+    write_extraction(
+        folder,
+        Extraction(spec=spec, fingerprint=spec.fingerprint, row_shape=row_shape, weights="none"),
+    )
     return folder
 
 
@@ -50,28 +56,19 @@ def extract_rows(
     folder: FeatureFolder,
     rows: Iterable[VideoRow | PlannedRow],
     name: str = "000-00000",
-    **job: Any,
+    **settings: Any,
 ) -> TaskReport:
-    """Runs one task over rows; `job` are changes to what a worker is told."""
+    """Runs one task over rows; `settings` change the worker's."""
     rows = list(rows)
     manifest = [row for row in rows if isinstance(row, VideoRow)]
     if manifest:
         write_manifest(manifest, folder.manifest)
-    planned = [look_at(row) if isinstance(row, VideoRow) else row for row in rows]
-    task = Task(name=name, rows=tuple(planned), speed=job.pop("speed", Speed(16)))
-    on_progress = job.pop("on_progress", lambda progress: None)
-    defaults: dict[str, Any] = {
-        "folder": str(folder.root),
-        "device": "cpu",
-        "num_threads": 1,
-        "num_children": 1,
-        "limits": Limits(),
-        "batch_size": None,
-        "compile": False,
-        "decoder": "auto",
-        "settings": {},
-    }
-    return run_task(task, Job(**{**defaults, **job}), on_progress)
+    planned = [with_file_state(row) if isinstance(row, VideoRow) else row for row in rows]
+    task = Task(name=name, rows=tuple(planned), batch_size=16)
+    on_progress = settings.pop("on_progress", lambda progress: None)
+    defaults: dict[str, Any] = {"num_threads": 1, "num_decoder_processes": 1}
+    worker = WorkerSettings(folder=str(folder.root), device="cpu", **{**defaults, **settings})
+    return run_task(task, worker, on_progress)
 
 
 def made_up_features(
@@ -112,7 +109,7 @@ def made_up_features(
         parts,
         row_shape=store.row_shape,
         dtype="float32",
-        fingerprint=store.extraction["fingerprint"],
+        fingerprint=store.fingerprint,
         views=views,
         settings={},
     )

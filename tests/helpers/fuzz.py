@@ -1,5 +1,5 @@
-"""Video files with random bytes changed, through real decoding children: none ends, hangs or fools
-them.
+"""Video files with random bytes changed, read by real decoder processes: none hangs, and no wrong
+number of frames counts as ok.
 
     python tests/helpers/fuzz.py --inputs 2000 --json result.json
 """
@@ -17,10 +17,9 @@ from tempfile import TemporaryDirectory
 import av
 from numbered_videos import write_video
 from vtnpipe.extract.decode.container import ANY_METADATA
-from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import Limits
 from vtnpipe.extract.decode.pool import DecoderPool
-from vtnpipe.extract.decode.protocol import Chunk, Decode, Restarted
+from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest, Selected
 
 SOURCES = {
     "a.mp4": "libx264",
@@ -36,7 +35,7 @@ SOURCES = {
 }
 NUM_FRAMES = 30
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-PER_FILE = 40  # inputs that the children are given at a time
+INPUTS_PER_CALL = 40
 
 
 def flip(data: bytearray, draws: random.Random) -> None:
@@ -45,7 +44,7 @@ def flip(data: bytearray, draws: random.Random) -> None:
 
 
 def overwrite(data: bytearray, draws: random.Random) -> None:
-    """A number in a header becomes an extreme one."""
+    """Replace a number, of a header perhaps, by an extreme one."""
     width = draws.choice((1, 2, 4, 8))
     value = draws.choice(EXTREMES) & (256**width - 1)
     begin = place(data, draws)
@@ -79,7 +78,7 @@ CHANGES: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 
 def place(data: bytearray, draws: random.Random) -> int:
-    """A position: half of the time in the first or the last bytes, where headers are."""
+    """Return a position: half of the time in the first or last bytes, where headers are."""
     near = min(len(data), 1500)
     kind = draws.randrange(4)
     if kind == 0:
@@ -90,7 +89,7 @@ def place(data: bytearray, draws: random.Random) -> int:
 
 
 def inputs(folder: Path, number: int, draws: random.Random) -> Iterator[Path]:
-    """So many changed files."""
+    """Write and yield `number` changed files."""
     sources = [
         write_video(folder / f"source-{name}", NUM_FRAMES, codec=codec).read_bytes()
         for name, codec in SOURCES.items()
@@ -108,9 +107,7 @@ def inputs(folder: Path, number: int, draws: random.Random) -> Iterator[Path]:
 
 
 def count_plainly(path: Path) -> int | None:
-    """Frames by the plainest reading, that stops at no error; None where the file can't be opened
-    so, or an error is met.
-    """
+    """Return the number of frames by the plainest reading; None if that meets an error."""
     try:
         with av.open(str(path), **ANY_METADATA) as container:
             stream = container.streams.best("video")
@@ -122,26 +119,27 @@ def count_plainly(path: Path) -> int | None:
 
 
 def fuzz(folder: Path, number: int, seed: int) -> dict[str, object]:
-    """Reads so many inputs; what became of them.
+    """Read `number` inputs; return their outcomes.
 
     Raises:
-        AssertionError: one hung, or its count is wrong without a word.
+        AssertionError: one hung, or the number of its frames is wrong though its outcome is ok.
     """
     outcomes: Counter[str] = Counter()
     crashed: list[str] = []
     slowest = 0.0
     waiting = list(inputs(folder, number, random.Random(seed)))
-    with DecoderPool(2, Limits(stall_seconds=30)) as children:
+    with DecoderPool(2, Limits(stall_seconds=30)) as pool:
         while waiting:
-            paths, waiting = waiting[:PER_FILE], waiting[PER_FILE:]
+            paths, waiting = waiting[:INPUTS_PER_CALL], waiting[INPUTS_PER_CALL:]
             counts = [0] * len(paths)
             begun = time.monotonic()
-            for row, event in children.run([Decode(str(path)) for path in paths]):
+            requests = [DecodeRequest(str(path)) for path in paths]
+            for row, event in pool.decode_repeating(requests):
                 if isinstance(event, Chunk):
                     counts[row] += len(event.frame_index)
-                elif isinstance(event, Restarted):
-                    counts[row] = 0
-                elif isinstance(event, Outcome):
+                elif isinstance(event, Selected):
+                    counts[row] = 0  # of a second try, too
+                else:
                     slowest = max(slowest, time.monotonic() - begun)
                     begun = time.monotonic()
                     outcomes[event.reason or event.status] += 1
@@ -163,12 +161,12 @@ def fuzz(folder: Path, number: int, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """The long form."""
+    """Run the long form."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--keep", type=Path, help="Folder of the inputs; those that tell stay.")
+    parser.add_argument("--keep", type=Path, help="Folder of the inputs; doubtful ones stay.")
     arguments = parser.parse_args()
     with TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)

@@ -1,4 +1,4 @@
-"""What the fast encoder is compared with: transformers' own, and attention by a dense mask."""
+"""References for the temporal encoder: transformers' LongformerModel, and dense attention."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from vtnpipe.temporal.config import TemporalConfig
 
 
 def longformer_model(config: TemporalConfig) -> LongformerModel:
-    """transformers' model of a configuration; it takes tokens as vectors, so has no words."""
+    """The LongformerModel of a configuration, without word embeddings: its tokens are vectors."""
     model = LongformerModel(
         LongformerConfig(
             vocab_size=config.max_positions,
@@ -36,7 +36,7 @@ def longformer_model(config: TemporalConfig) -> LongformerModel:
 def run_longformer_model(
     model: LongformerModel, cls: Tensor, features: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
-    """All tokens' final states [B, 1 + T, D], as the authors' code calls the model."""
+    """Final states of all tokens, [B, 1 + T, D]; the model is called as in the authors' code."""
     config, pad = model.config, torch.nn.functional.pad
     tokens = torch.cat([cls.expand(len(features), -1, -1), features], 1)
     num_tokens = tokens.shape[1]
@@ -60,7 +60,7 @@ def run_longformer_model(
 def dense_window_attention(
     query: Tensor, key: Tensor, value: Tensor, is_key: Tensor, cls_key: Tensor, cls_value: Tensor
 ) -> Tensor:
-    """`window_attention` with one mask over all keys, and [CLS]'s as the first of them."""
+    """`window_attention` with one mask over all keys, of which that of [CLS] is the first."""
     Q, num_around = query.shape[1], key.shape[1] - query.shape[1]
     ahead = torch.arange(key.shape[1]) - torch.arange(Q)[:, None]
     may_look = (ahead >= 0) & (ahead <= num_around) & is_key[:, None]
@@ -74,8 +74,8 @@ def dense_window_attention(
 def dense_cls_attention(
     model: LongformerModel, cls: Tensor, features: Tensor, positions: Tensor, mask: Tensor
 ) -> Tensor:
-    """[CLS]'s attention in each layer, [B, L, H, 1 + T]: a softmax over the products of its global
-    query with every token's global key, from the tokens that transformers gives each layer.
+    """Attention of [CLS] in each layer, [B, L, H, 1 + T], from the inputs of transformers' layers:
+    the softmax over the products of its global query with the global keys of all tokens.
     """
     inputs: list[Tensor] = []
     hooks = [

@@ -70,6 +70,15 @@ def write_video(
     return path
 
 
+def damage_packet(path: Path, number: int) -> None:
+    """Overwrite one packet, by its number in the file, so that it gives an error and no frame."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+    data = bytearray(path.read_bytes())
+    data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+
+
 CLIP_LENGTHS = {"a": 50, "b": 33, "c": 7, "d": 41}
 
 

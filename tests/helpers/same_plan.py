@@ -1,4 +1,4 @@
-"""A feature folder made elsewhere against what this machine makes."""
+"""Comparison of a feature folder with one that this machine extracts by itself."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from command_line import run_cli
-from vtnpipe.manifests.shards import open_features
+from vtnpipe.manifests.feature_store import open_features
 
 
 def assert_as_made_here(folder: Path, manifest: str, options: Sequence[str]) -> None:
-    """Equal to a local run of the same plan; `manifest` lies beside the folder."""
+    """Compare with a local run of the same plan; `manifest` lies beside the folder."""
     local = folder.with_name("local")
     shutil.copytree(folder, local, ignore=shutil.ignore_patterns("*.h5", "jobs", "report.json"))
     run_cli(folder.parent, "extract", manifest, local.name, *options)
@@ -18,7 +18,7 @@ def assert_as_made_here(folder: Path, manifest: str, options: Sequence[str]) -> 
 
 
 def assert_equal(folder: Path, local: Path) -> None:
-    """Every value and every file is that of a local run, but for the logs of jobs."""
+    """Compare every value and every file with those of a local run, except the logs of jobs."""
     ours, theirs = open_features(local), open_features(folder)
     assert list(ours) == list(theirs)
     assert len(ours) > 0

@@ -1,5 +1,7 @@
-"""Python imports this at the start of each process that the tests start. Where VTNPIPE_TEST_BAD is
-`hang=NAME,kill=NAME`, a decoding child hangs, or kills itself, when it opens a file of that name.
+"""Faults of decoder processes: Python imports this module when a process of the tests starts.
+
+If VTNPIPE_TEST_BAD is `hang=NAME,kill=NAME`, a decoder process hangs, or kills itself, when it
+opens a file of that name.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Encoders and heads of a user's own, right and wrong."""
+"""User modules: valid and invalid encoders and heads."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from vtnpipe.temporal.config import TemporalConfig
 
 
 class Recurrent(nn.Module):
-    """A GRU over the frames: its state after the last one."""
+    """A GRU over the frames; returns its state after the last one."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

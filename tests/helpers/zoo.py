@@ -1,4 +1,4 @@
-"""Bad, odd and hostile files, each made here; what is to become of each stands in zoo.csv."""
+"""Bad, odd and hostile files, each created here; zoo.csv has the expected outcome of each."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ FLIP = struct.pack(">9i", -(1 << 16), 0, 0, 0, 1 << 16, 0, 64 << 16, 0, 1 << 30)
 
 
 def file(name: str) -> Callable[[Make], Make]:
-    """Names what a function makes at the path that it is given."""
+    """Return a decorator that registers the function that creates a file of this name."""
 
     def decorate(make: Make) -> Make:
         MAKERS[name] = make
@@ -51,7 +51,7 @@ def changed(
 
 
 def make_zoo(folder: Path) -> list[str]:
-    """Makes all of them; returns their names."""
+    """Create all files, and return their names."""
     for name, make in MAKERS.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ data("lfs-pointer.mp4", b"version https://git-lfs.github.com/spec/v1\noid sha256
 data("picture.mp4", b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(200))
 data("only-ftyp.mp4", struct.pack(">I", 24) + b"ftypisom" + bytes(12))
 
-# What names other files, or is none.
+# Files that name other files, and paths that are no regular files.
 data("hls.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n")
 data("ffconcat.mp4", b"ffconcat version 1.0\nfile 'sound.mp4'\n")
 data("dash.mp4", b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>')
@@ -115,7 +115,7 @@ changed("204-bytes.ts", lambda b: _longer_packets(b), source="a.ts")
 
 
 def _longer_packets(content: bytes) -> bytes:
-    """With room for a checksum behind each."""
+    """Return transport packets with room for a checksum behind each."""
     return b"".join(content[n : n + 188] + bytes(16) for n in range(0, len(content), 188))
 
 
@@ -125,7 +125,7 @@ def _patch_sizes(content: bytes, sample: int, size: int) -> bytes:
 
 
 def gif(width: int, height: int) -> bytes:
-    """Of one frame so large, in 35 bytes."""
+    """Return a GIF of one frame of this size, in 35 bytes."""
     screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\0"
     return b"GIF89a" + screen + frame + b";"
@@ -144,7 +144,7 @@ def full_box(kind: bytes, content: bytes, flags: int = 0) -> bytes:
 
 
 def lying_mp4(num_samples: int) -> bytes:
-    """A header of so many samples of one byte, and hardly anything behind it."""
+    """Return an MP4 whose header claims so many samples of one byte, with hardly any data."""
     matrix = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
     mvhd = struct.pack(">IIII", 0, 0, 1000, 2000) + struct.pack(">IH", 0x10000, 0x100) + bytes(10)
     tkhd = struct.pack(">IIIII", 0, 0, 1, 0, 2000) + bytes(16) + matrix
@@ -167,7 +167,7 @@ def lying_mp4(num_samples: int) -> bytes:
 
 
 def lying_fragment(num_samples: int) -> bytes:
-    """A fragment of so many samples, of which none has a line of its own."""
+    """Return an MP4 with a fragment that claims so many samples, without an entry for each."""
     head = lying_mp4(0)
     begin, end = head.index(b"moov") + 4, head.index(b"mdat") - 4
     mvex = box(b"mvex", full_box(b"trex", struct.pack(">IIIII", 1, 1, 1, 1, 0)))
@@ -195,7 +195,7 @@ def _audio(path: Path) -> None:
 
 
 def _write(path: Path, height: int, width: int, options: dict[str, str], **stream: Any) -> None:
-    """A numbered video of any size, by any of the muxer's options."""
+    """Write a numbered video of any size, with options of the muxer."""
     with av.open(str(path), "w", options=options) as container:
         made: Any = container.add_stream(stream.pop("codec", "libx264"), rate=25)
         made.width, made.height = width, height
@@ -244,7 +244,7 @@ def _two_streams(path: Path) -> None:
             container.mux(stream.encode(None))
 
 
-# Odd, but sound: every frame is to come out.
+# Odd, but sound: every frame must be decoded.
 video("sound.mp4")
 video("one-frame.mp4", 1)
 video("rotated-90.mp4", rotation=90)

@@ -1,11 +1,16 @@
-"""A small feature folder made without videos: classes that differ in what comes first."""
+"""A small feature folder without videos; the first half of a video's features tells its class."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from vtnpipe.manifests.feature_folder import FeatureFolder, write_extraction
+from vtnpipe.manifests.feature_folder import (
+    Extraction,
+    FeatureFolder,
+    FeatureSpec,
+    write_extraction,
+)
 from vtnpipe.manifests.feature_store import FeatureStore
 from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.shards import VideoPart, write_shard
@@ -34,14 +39,20 @@ def make_store(tmp_path: Path) -> Callable[..., FeatureStore]:
         row_shape = (DIM,) if num_views == 1 else (num_views, DIM)
         folder = FeatureFolder(tmp_path / "features")
         folder.shards.mkdir(parents=True)
-        write_extraction(folder, {"backbone": "toy"}, row_shape=list(row_shape))
+        spec = FeatureSpec(backbone="toy")
+        write_extraction(
+            folder,
+            Extraction(
+                spec=spec, fingerprint=spec.fingerprint, row_shape=row_shape, weights="none"
+            ),
+        )
         store = FeatureStore(folder.root)
         write_shard(
             folder.shards / "000-00000.h5",
             [*(_video(n, 20 + n, row_shape) for n in range(num_videos)), *extra],
             row_shape=row_shape,
             dtype="float32",
-            fingerprint=store.extraction["fingerprint"],
+            fingerprint=store.fingerprint,
             views=[str(number) for number in range(num_views)],
             settings={},
         )

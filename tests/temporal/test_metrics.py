@@ -1,15 +1,20 @@
-"""Figures against counts made by hand."""
+"""Metrics against counts by hand and torchmetrics, and bootstrap intervals."""
+
+import math
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vtnpipe.temporal.config import TemporalConfig
-from vtnpipe.temporal.figures import average_precisions, figures_over
+from vtnpipe.temporal.config import TaskType, TemporalConfig
 from vtnpipe.temporal.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
     RegressionMetrics,
+    average_precisions,
+    bootstrap_intervals,
+    metrics_over,
     task_metrics,
 )
 
@@ -24,7 +29,7 @@ def _classified(logits: Tensor, labels: Tensor, names: list[str]) -> Classificat
     return metrics
 
 
-def test_against_counts_made_by_hand() -> None:
+def test_classification_metrics_against_counts_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     predicted = torch.tensor([0, 0, 1, 1, 3, 2])
     logits = torch.nn.functional.one_hot(predicted, 7).float() * 5
@@ -42,21 +47,21 @@ def test_against_counts_made_by_hand() -> None:
     assert metrics.loss == pytest.approx(float(expected))
 
 
-def test_top5_counts_the_five_best() -> None:
-    logits = torch.arange(7.0).repeat(7, 1)  # the five best are always 2..6
+def test_top5_counts_the_five_largest_logits() -> None:
+    logits = torch.arange(7.0).repeat(7, 1)  # the five largest are always 2..6
     metrics = _classified(logits, torch.arange(7), NAMES)
     assert metrics.top5 == pytest.approx(5 / 7)
     assert metrics.top1 == pytest.approx(1 / 7)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 5])
-def test_few_classes(num_classes: int) -> None:
+def test_top5_with_few_classes(num_classes: int) -> None:
     logits = torch.eye(num_classes)
     metrics = _classified(logits, torch.arange(num_classes), NAMES[:num_classes])
     assert metrics.top1 == metrics.top5 == 1.0
 
 
-def test_multi_label_against_counts_made_by_hand() -> None:
+def test_multi_label_metrics_against_counts_by_hand() -> None:
     config = TemporalConfig(feature_dim=12, num_classes=3, task="multi-label")
     targets = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
     # Class a ranks 1, 0, 2, 3: precisions 1/2 at its row 0 and 2/3 at row 2.
@@ -68,12 +73,7 @@ def test_multi_label_against_counts_made_by_hand() -> None:
     assert metrics.per_class["c"] is None
     assert metrics.mean_average_precision == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1) / 2)
     assert metrics.f1 == pytest.approx(2 * 4 / (2 * 4 + 2 + 0))  # 4 right, 2 wrong, none missed
-    one = task_metrics(
-        logits[:, :1],
-        targets[:, :1],
-        ["a"],
-        ONE,
-    )
+    one = task_metrics(logits[:, :1], targets[:, :1], ["a"], ONE)
     assert isinstance(one, MultiLabelMetrics)
     assert one.mean_average_precision == pytest.approx((1 / 2 + 2 / 3) / 2)
     sure = task_metrics(
@@ -83,12 +83,12 @@ def test_multi_label_against_counts_made_by_hand() -> None:
     assert sure.mean_average_precision == 1.0
     edge = task_metrics(torch.tensor([[0.0], [-0.1]]), torch.ones(2, 1), ["a"], ONE)
     assert isinstance(edge, MultiLabelMetrics)
-    assert edge.f1 == pytest.approx(2 / 3)  # 0.5 is decided for
+    assert edge.f1 == pytest.approx(2 / 3)  # a probability of 0.5 is a positive decision
     none = task_metrics(logits, targets * 0, ["a", "b", "c"], config)
     assert none.mean_average_precision == none.f1 == 0.0  # type: ignore[union-attr]
 
 
-def test_regression_against_counts_made_by_hand() -> None:
+def test_regression_metrics_against_counts_by_hand() -> None:
     config = TemporalConfig(feature_dim=12, num_classes=1, task="regression", target_std=2.0)
     targets = torch.tensor([1.0, 2.0, 6.0])
     metrics = task_metrics(torch.tensor([[2.0], [2.0], [4.0]]), targets, [], config)
@@ -107,8 +107,8 @@ def test_regression_against_counts_made_by_hand() -> None:
     assert same.r2 is None
 
 
-def test_average_precision_is_torchmetrics_of_any_draw() -> None:
-    """With many equal logits, and with videos that were drawn several times or never."""
+def test_multi_label_metrics_equal_torchmetrics() -> None:
+    """With many equal logits, and with videos that occur several times or never."""
     from torchmetrics.functional import classification as reference
 
     generator = torch.Generator().manual_seed(4)
@@ -116,7 +116,7 @@ def test_average_precision_is_torchmetrics_of_any_draw() -> None:
     logits = torch.randn(80, 5, generator=generator).mul(2).round()
     targets = (torch.rand(80, 5, generator=generator) < 0.3).float()
     targets[:, 4] = 0
-    over = figures_over(logits, targets, config)
+    over = metrics_over(logits, targets, config)
     for index in (np.arange(80), np.random.default_rng(0).integers(80, size=80)):
         drawn, labels = logits[index].double().sigmoid(), targets[index].long()
         each = [
@@ -130,7 +130,7 @@ def test_average_precision_is_torchmetrics_of_any_draw() -> None:
     assert average_precisions(logits, targets)[4] is None
 
 
-def test_figures_are_torchmetrics() -> None:
+def test_classification_and_regression_metrics_equal_torchmetrics() -> None:
     from torchmetrics import functional as reference
 
     generator = torch.Generator().manual_seed(3)
@@ -138,9 +138,9 @@ def test_figures_are_torchmetrics() -> None:
     labels = (logits + 2 * torch.randn(200, 7, generator=generator)).argmax(1)
     found = _classified(logits, labels, NAMES)
     options = {"task": "multiclass", "num_classes": 7}
-    for k, figure in ((1, found.top1), (5, found.top5)):
+    for k, value in ((1, found.top1), (5, found.top5)):
         accuracy = reference.accuracy(logits, labels, average="micro", top_k=k, **options)
-        assert figure == pytest.approx(float(accuracy))
+        assert value == pytest.approx(float(accuracy))
     macro = reference.accuracy(logits, labels, average="macro", **options)
     assert found.mean_class_accuracy == pytest.approx(float(macro))
     confusion = reference.confusion_matrix(logits, labels, **options)
@@ -158,3 +158,56 @@ def test_figures_are_torchmetrics() -> None:
     assert metrics.mae == pytest.approx(float((values[:, 0] - targets).abs().mean()))
     centered = (values[:, 0] - targets.mean(), targets - targets.mean())
     assert metrics.r2 == pytest.approx(float(reference.r2_score(*centered)))
+
+
+def _random_videos(task: TaskType, num_videos: int) -> tuple[Tensor, Tensor, TemporalConfig]:
+    generator = torch.Generator().manual_seed(0)
+    num_classes = 1 if task == "regression" else 7
+    config = TemporalConfig(feature_dim=12, num_classes=num_classes, task=task)
+    logits = torch.randn(num_videos, num_classes, generator=generator)
+    noise = torch.randn(num_videos, num_classes, generator=generator)
+    targets = {
+        "classification": (logits + noise).argmax(1),
+        "multi-label": (logits + noise > 0).float(),
+        "regression": (logits + noise)[:, 0].double(),
+    }[task]
+    return logits, targets, config
+
+
+@pytest.mark.parametrize("task", get_args(TaskType))
+def test_bootstrap_intervals_contain_the_metrics(task: TaskType) -> None:
+    logits, targets, config = _random_videos(task, 150)
+    names = [str(k) for k in range(config.num_classes)]
+    metrics = task_metrics(logits, targets, names, config)
+    found = bootstrap_intervals(logits, targets, config, num_resamples=100)
+    assert set(found) == set(metrics.names)
+    for name, (low, high) in found.items():
+        assert low <= getattr(metrics, name) <= high
+        assert low < high
+    assert bootstrap_intervals(logits, targets, config, num_resamples=0) == {}
+
+
+@pytest.mark.parametrize("task", get_args(TaskType))
+def test_the_interval_of_one_resample_of_all_videos_is_the_metric(
+    task: TaskType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InOrder:
+        def integers(self, num_videos: int, size: int) -> Any:
+            return np.arange(num_videos)
+
+    monkeypatch.setattr("numpy.random.default_rng", lambda seed: InOrder())
+    logits, targets, config = _random_videos(task, 60)
+    names = [str(k) for k in range(config.num_classes)]
+    metrics = task_metrics(logits, targets, names, config)
+    found = bootstrap_intervals(logits, targets, config, num_resamples=1)
+    assert set(found) == set(metrics.names)
+    for name, (low, high) in found.items():
+        assert low == high == pytest.approx(getattr(metrics, name), abs=1e-6)
+
+
+def test_the_interval_of_an_accuracy_has_the_width_of_a_binomial() -> None:
+    logits, labels, config = _random_videos("classification", 2000)
+    low, high = bootstrap_intervals(logits, labels, config, num_resamples=1000)["top1"]
+    share = float((logits.argmax(1) == labels).double().mean())
+    width = 2 * 1.96 * math.sqrt(share * (1 - share) / 2000)
+    assert high - low == pytest.approx(width, rel=0.15)

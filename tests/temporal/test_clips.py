@@ -1,0 +1,79 @@
+"""Clips are chosen by time, and their positions do not depend on the frame rate."""
+
+import numpy as np
+import pytest
+from vtnpipe.temporal.clips import ALL_FRAMES, ClipSampling, draw_clip, even_clip, frame_positions
+
+
+def test_the_frames_of_a_clip_are_evenly_spaced_in_time() -> None:
+    sampling = ClipSampling()
+    for fps in (10.0, 19.62, 30.0):
+        times = np.arange(600) / fps
+        starts = []
+        for seed in range(50):
+            chosen = draw_clip(times, sampling, np.random.default_rng(seed))
+            assert len(chosen) == 16
+            steps = np.diff(times[chosen])
+            np.testing.assert_allclose(steps, 0.32, atol=1 / fps + 1e-9)
+            starts.append(times[chosen[0]])
+        assert np.ptp(starts) > 0.7 * (times[-1] - 5.12)
+
+
+def test_a_clip_of_a_short_or_irregular_video_takes_no_frame_twice() -> None:
+    generator = np.random.default_rng(0)
+    sampling = ClipSampling()
+    assert draw_clip(np.array([0.0]), sampling, generator).tolist() == [0]
+    assert draw_clip(np.array([0.0, 0.04]), sampling, generator).tolist() == [0, 1]
+    few = np.arange(9) / 10  # less than a second, for a clip of 16 frames: all of them, once
+    assert draw_clip(few, sampling, generator).tolist() == list(range(9))
+    gap = np.array([0.0, 0.1, 0.2, 60.0, 60.1])  # no frame is near most of a clip's times
+    nearest = {tuple(draw_clip(gap, sampling, np.random.default_rng(n))) for n in range(40)}
+    assert nearest <= {(0, 1, 2), (1, 2), (2,), (2, 3), (3,), (3, 4), (4,)}
+    assert (2,) in nearest
+    assert (3,) in nearest
+
+
+def test_jitter_moves_frames_and_drop_leaves_some_out() -> None:
+    times = np.arange(1000) / 100
+    moved = ClipSampling(num_frames=10, seconds=1.0, jitter=1.0)
+    gaps = [np.diff(draw_clip(times, moved, np.random.default_rng(n))) for n in range(50)]
+    assert np.min(gaps) < 4
+    assert np.max(gaps) > 16
+    assert np.mean(gaps) == pytest.approx(10, abs=0.5)
+    dropping = ClipSampling(num_frames=10, seconds=1.0, drop=0.3)
+    counts = [len(draw_clip(times, dropping, np.random.default_rng(n))) for n in range(400)]
+    assert np.mean(counts) == pytest.approx(7, abs=0.3)
+    kept = [draw_clip(times, ClipSampling(drop=1.0), np.random.default_rng(n)) for n in range(20)]
+    assert {len(frames) for frames in kept} == {1}
+    whole = draw_clip(times, ALL_FRAMES, np.random.default_rng(0))
+    assert whole.tolist() == list(range(1000))
+
+
+def test_evaluation_clips_reach_from_the_first_frame_to_the_last() -> None:
+    times = np.arange(101) / 10
+    sampling = ClipSampling(num_frames=4, seconds=1.0)
+    clips = [even_clip(times, sampling, number, 3) for number in range(3)]
+    np.testing.assert_allclose([times[frames].mean() for frames in clips], [0.5, 5, 9.5], atol=0.1)
+    for frames in clips:
+        np.testing.assert_allclose(np.diff(times[frames]), 0.25, atol=0.1)
+    assert even_clip(times, ALL_FRAMES, 1, 3).tolist() == list(range(101))
+    assert even_clip(times[:3], sampling, 0, 1).tolist() == [0, 1, 2]
+
+
+def test_positions_agree_for_different_frame_rates() -> None:
+    for fps in (5.0, 12.5, 25.0, 50.0):
+        times = 3.0 + np.arange(20) / fps
+        positions = frame_positions(times, np.arange(20), position_fps=25)
+        assert positions[0] == 0
+        np.testing.assert_allclose(positions / 25, times - 3.0, atol=0.5 / 25)
+
+
+def test_positions_of_a_clip_count_from_its_rows_first_frame() -> None:
+    times, index = np.arange(100) / 30, np.arange(100) + 7
+    for fps in (25.0, None):
+        whole = frame_positions(times, index, position_fps=fps)
+        chosen = np.array([40, 50, 99])
+        clip = frame_positions(
+            times[chosen], index[chosen], position_fps=fps, first=(times[0], int(index[0]))
+        )
+        np.testing.assert_array_equal(clip, whole[chosen])
