@@ -1,14 +1,9 @@
-"""Preprocessing: views of a frame, and memory that is not shared."""
-
-from dataclasses import replace
+"""Preprocessing: resized frames are copies, and values are normalized."""
 
 import numpy as np
-import pytest
 import torch
 from vtnpipe.extract.backbone import evaluation_transform
 from vtnpipe.extract.preprocessing import Preprocessing
-from vtnpipe.extract.views import VIEW_NAMES
-from vtnpipe.manifests.errors import BackboneError
 
 SIZE = 32
 PREPROCESSING = Preprocessing(
@@ -21,44 +16,9 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def _places(height: int, width: int) -> np.ndarray:
-    """An image [1, H, W, 3] that says where each pixel is: red is the row, green the column."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([y, x, np.zeros_like(x)], -1)[None].astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "offsets"),
-    [
-        (SIZE, 72, {"left": (0, 0), "center": (0, 20), "right": (0, 40)}),
-        (72, SIZE, {"left": (0, 0), "center": (20, 0), "right": (40, 0)}),
-    ],
-)
-def test_three_crops_lie_along_the_longer_side(
-    height: int, width: int, offsets: dict[str, tuple[int, int]]
-) -> None:
-    transform = evaluation_transform(PREPROCESSING, "cpu", VIEW_NAMES["three-crop"])
-    views = transform.resize(transform.upload(_places(height, width)))
-    assert views.shape == (1, 3, 3, SIZE, SIZE)
-    for view, name in zip(views[0], transform.views, strict=True):
-        assert tuple(view[:2, 0, 0].tolist()) == offsets[name]
-
-
-def test_a_flipped_view_mirrors_the_center() -> None:
-    transform = evaluation_transform(PREPROCESSING, "cpu", VIEW_NAMES["flip"])
-    views = transform.resize(transform.upload(_places(SIZE, 72)))
-    assert torch.equal(views[:, 1], views[:, 0].flip(-1))
-
-
-def test_three_crops_need_a_crop() -> None:
-    squashed = replace(PREPROCESSING, crop_mode="squash")
-    with pytest.raises(BackboneError, match=r"--views three-crop.*'squash'"):
-        evaluation_transform(squashed, "cpu", VIEW_NAMES["three-crop"])
-
-
 def test_resize_gives_a_copy_even_if_nothing_is_resized() -> None:
     transform = evaluation_transform(PREPROCESSING, "cpu")
-    images = _places(SIZE, SIZE)
+    images = np.random.default_rng(0).integers(0, 255, (1, SIZE, SIZE, 3), dtype=np.uint8)
     resized = transform.resize(transform.upload(images))
     expected = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
     images[:] = 255

@@ -20,7 +20,6 @@ from vtnpipe.extract.decode.pool import DecodeAgain, DecoderPool
 from vtnpipe.extract.decode.probe import probe
 from vtnpipe.extract.decode.protocol import DecodeEvent, DecodeRequest
 from vtnpipe.extract.decode.sampling import Sampling
-from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.feature_folder import FeatureFolder
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
@@ -174,25 +173,6 @@ def test_a_process_killed_in_the_middle_changes_no_bit(
     assert_same(undisturbed, folder)
     entries = [entry for one in open_features(folder.root).entries.values() for entry in one]
     assert any("crashed at the first try" in entry.decoder_reason for entry in entries)
-
-
-def test_values_beyond_float16_name_the_remedy(tmp_path: Path, rows: list[VideoRow]) -> None:
-    folder = make_folder(tmp_path / "f", "toy_backbones:huge", feature_dtype="float16")
-    message = r"'a', frame \d+: .* exceeds float16.*--feature-dtype float32"
-    with pytest.raises(FeaturesError, match=message):
-        extract_rows(folder, rows)
-    assert list(folder.shards.iterdir()) == []
-    other = make_folder(tmp_path / "g", "toy_backbones:huge", feature_dtype="float32")
-    extract_rows(other, rows)
-    assert open_features(other.root)["a"].features.max() > 1e5
-
-
-def test_values_that_are_not_finite_are_an_error(tmp_path: Path, rows: list[VideoRow]) -> None:
-    folder = make_folder(tmp_path / "f", "toy_backbones:not_a_number")
-    with pytest.raises(FeaturesError, match="not finite"):
-        extract_rows(folder, rows)
-    # The next task is served as ever.
-    extract_rows(make_folder(tmp_path / "g", "toy_backbones:block_means"), rows)
 
 
 def test_parts_are_joined_and_some_frames_are_views(tmp_path: Path, rows: list[VideoRow]) -> None:
