@@ -23,7 +23,12 @@ from ..manifests.plan import Task
 from .console import CountProgress, say, say_details
 from .dask_cluster.client import dashboard_text, open_client
 from .extraction.failure_limit import FailureLimit
-from .extraction.feature_spec import NewExtraction, resolve_spec, with_model_settings
+from .extraction.feature_spec import (
+    NewExtraction,
+    package_versions,
+    resolve_spec,
+    with_model_settings,
+)
 from .extraction.planning import (
     Plan,
     create_folder,
@@ -172,7 +177,7 @@ def _run(
             batch_size=settings.batch_size,
             compile=settings.compile,
             decoder=settings.decoder,
-            record={**settings.record, "versions": new.extraction.records.get("versions")},
+            record={**settings.record, "versions": package_versions()},
         )
         start = time.monotonic()
         try:

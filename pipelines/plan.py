@@ -18,10 +18,16 @@ from ..extract.task import set_num_threads
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.feature_folder import Extraction, FeatureFolder, locked
 from ..manifests.manifest import read_manifest
-from ..manifests.plan import Task, read_file_properties
+from ..manifests.plan import Task, with_file_state
 from .console import counts_text, duration_text, say, say_some
 from .extraction.feature_spec import resolve_spec, with_model_settings
-from .extraction.planning import Plan, ProbedRow, plan_extraction
+from .extraction.planning import (
+    Plan,
+    ProbedRow,
+    file_properties,
+    plan_extraction,
+    probe_rows,
+)
 from .extraction.settings import ExtractSettings
 from .extraction.workers import Workers, local_workers
 from .options import settings_options
@@ -37,18 +43,20 @@ class PlanReport:
     """Result of planning.
 
     Attributes:
-        plan: tasks of the folder, and the rows planned now.
+        plan: tasks of the folder.
+        probed: all rows of the manifest, with their quick probes.
         seconds: predicted duration of the pending tasks on this machine; None if it would run
             elsewhere, or if there is nothing to do.
     """
 
     plan: Plan
+    probed: list[ProbedRow]
     seconds: float | None
 
     @property
     def exit_code(self) -> int:
         """1 if a file cannot be opened."""
-        is_readable = all(one.error is None for one in self.plan.probed)
+        is_readable = all(one.error is None for one in self.probed)
         return EXIT_OK if is_readable else EXIT_WITH_FAILURES
 
 
@@ -71,6 +79,7 @@ def plan(
 
     Raises:
         VtnpipeError: the manifest, a setting or the folder is invalid.
+        StoppedError: so many files cannot be opened that `extract` would stop; nothing is planned.
     """
     settings = settings or ExtractSettings()
     check_unset(settings, ["part", "finish"], "`vtnpipe plan` plans for all parts")
@@ -80,14 +89,20 @@ def plan(
     settings = with_model_settings(settings, console)
     with locked(folder):
         new = resolve_spec(folder, settings, console)
-        found = plan_extraction(folder, rows, settings, new, console, with_orientation=True)
-    say(console, *_describe_videos(found, new.extraction))
-    unreadable = [
-        f"unreadable  {one.row.video_id}: {one.error.reason}: {one.error}"
-        for one in found.probed
-        if one.error is not None
-    ]
-    say_some(console, unreadable)
+        probed = probe_rows(
+            [with_file_state(row) for row in rows],
+            Sampling.from_spec(new.extraction.spec),
+            settings.limits,
+            with_orientation=True,
+        )
+        say(console, *_describe_videos(probed, new.extraction))
+        unreadable = [
+            f"unreadable  {one.row.video_id}: {one.error.reason}: {one.error}"
+            for one in probed
+            if one.error is not None
+        ]
+        say_some(console, unreadable)
+        found = plan_extraction(folder, rows, settings, new, console, probed=probed)
     tasks = found.pending
     seconds = None
     say(console, *_describe_tasks(tasks))
@@ -101,7 +116,7 @@ def plan(
             f"time        about {duration_text(seconds)} for {num_frames:,} frames: "
             f"{workers.num_workers} workers, {rate:,.1f} frames/s each, measured here",
         )
-    return PlanReport(plan=found, seconds=seconds)
+    return PlanReport(plan=found, probed=probed, seconds=seconds)
 
 
 def measure_rate(
@@ -153,26 +168,23 @@ def _measure_decoder(extraction: Extraction, tasks: Sequence[Task]) -> float | N
     return num_frames / (last - start) if num_frames and last > start else None
 
 
-def _describe_videos(found: Plan, extraction: Extraction) -> Iterator[str]:
-    """Yield lines about the videos."""
-    if not found.probed:
-        yield f"videos      {len(found.rows):,}, all planned before"
-        return
-    probed = [one for one in found.probed if one.probe is not None]
-    num_frames = sum(one.row.num_frames for one in probed)
-    counted = sum(one.row.num_frames for one in probed if one.probe and one.probe.is_counted)
-    seconds = sum(map(_seconds, probed))
+def _describe_videos(probed: Sequence[ProbedRow], extraction: Extraction) -> Iterator[str]:
+    """Yield lines about the videos of the manifest, those that are extracted already included."""
+    readable = [one for one in probed if one.probe is not None]
+    num_frames = sum(one.row.num_frames for one in readable)
+    counted = sum(one.row.num_frames for one in readable if one.probe and one.probe.is_counted)
+    seconds = sum(map(_seconds, readable))
     shape = " x ".join(map(str, extraction.row_shape))
-    yield f"videos      {len(found.probed):,}, {duration_text(seconds)}"
+    yield f"videos      {len(probed):,}, {duration_text(seconds)}"
     yield (
-        f"frames      {num_frames:,} to extract; {counted:,} by their files' index, "
+        f"frames      {num_frames:,}; {counted:,} by their files' index, "
         f"{num_frames - counted:,} estimated"
     )
     yield (
         f"features    {shape} {extraction.spec.feature_dtype} per frame: "
         f"{num_frames * extraction.bytes_per_frame / 2**20:,.1f} MiB"
     )
-    properties = read_file_properties(found.store.folder)
+    properties = file_properties(probed)
     for name in ("container", "codec", "size", "frames/s", "rotation", "estimate"):
         title = name if name in ("frames/s", "rotation") else f"{name}s"
         yield f"{title:10}  {counts_text(properties.get(name, {}), MAX_PROPERTIES)}"

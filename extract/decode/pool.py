@@ -205,7 +205,8 @@ class DecoderPool:
     ) -> Iterator[tuple[int, DecodeEvent]]:
         """Yield the events of `decode`; a video that must be decoded again sends its frames again.
 
-        For callers that index frames by frame_index; all frames of a failed video are void.
+        For callers that index frames by frame_index. `Selected` begins each try: frames that the
+        request sent before are void, as are all frames of a failed video.
         """
         remaining = list(requests)
         first = 0

@@ -100,7 +100,7 @@ def resolve_spec(
         weights=source,
         records={
             "settings": settings.record,
-            "versions": package_versions("vtnpipe", "torch", "timm", "decord2", "av", "h5py"),
+            "versions": package_versions(),
         },
     )
     return NewExtraction(extraction=extraction, device=device, weights=built.weights)
@@ -170,10 +170,10 @@ def with_model_settings(settings: ExtractSettings, console: Console) -> ExtractS
     return replace(settings, **wanted)
 
 
-def package_versions(*names: str) -> dict[str, str | None]:
-    """Return the installed version of each distribution; None if it is not installed."""
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of packages that affect features; None if one is not installed."""
     versions: dict[str, str | None] = {}
-    for name in names:
+    for name in ("vtnpipe", "torch", "timm", "decord2", "av", "h5py"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

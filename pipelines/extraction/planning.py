@@ -76,13 +76,11 @@ class Plan:
         tasks: tasks of all plans, oldest plan first.
         store: features stored before.
         rows: rows of the folder's manifest.
-        probed: rows that this call planned.
     """
 
     tasks: list[Task]
     store: FeatureStore
     rows: list[VideoRow]
-    probed: list[ProbedRow]
 
     @property
     def pending(self) -> list[Task]:
@@ -97,7 +95,7 @@ def plan_extraction(
     new: NewExtraction,
     console: Console,
     *,
-    with_orientation: bool = False,
+    probed: Sequence[ProbedRow] | None = None,
 ) -> Plan:
     """Create the folder if it is new, and write a plan for the rows that no plan holds yet.
 
@@ -107,7 +105,7 @@ def plan_extraction(
         settings: settings of `extract`.
         new: specification, device and weights.
         console: for messages.
-        with_orientation: probe also how frames are turned.
+        probed: all rows with their quick probes; by default, rows without a plan are probed.
 
     Raises:
         VtnpipeError: the folder contains something else, a file has changed, or too many files
@@ -122,10 +120,13 @@ def plan_extraction(
             f"{unplanned[0].video_id!r} for one; run the parts, or all by leaving out --finish"
         )
     all_rows = _refresh_manifest(folder, rows)
-    probed: list[ProbedRow] = []
     if unplanned:
         sampling = Sampling.from_spec(new.extraction.spec)
-        probed = probe_rows(unplanned, sampling, settings.limits, with_orientation=with_orientation)
+        if probed is None:
+            probed = probe_rows(unplanned, sampling, settings.limits)
+        else:
+            names = {row.video_id for row in unplanned}
+            probed = [one for one in probed if one.row.video_id in names]
         unreadable = [one.error for one in probed if one.error is not None]
         FailureLimit(settings.max_failures, len(rows)).count(
             Counter(error.reason for error in unreadable), str(unreadable[0]) if unreadable else ""
@@ -139,7 +140,7 @@ def plan_extraction(
             batch_size=settings.batch_size or DEFAULT_BATCH_SIZE[_device_type(new.device)],
             properties=file_properties(probed),
         )
-    return Plan(tasks=tasks, store=store, rows=all_rows, probed=probed)
+    return Plan(tasks=tasks, store=store, rows=all_rows)
 
 
 def existing_plan(
@@ -156,7 +157,7 @@ def existing_plan(
     noted = read_manifest(folder.manifest)
     if not set(rows) <= set(noted):
         return None  # a label has changed
-    return Plan(tasks=tasks, store=store, rows=noted, probed=[])
+    return Plan(tasks=tasks, store=store, rows=noted)
 
 
 def read_state(

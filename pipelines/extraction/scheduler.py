@@ -25,7 +25,6 @@ T = TypeVar("T")
 PROGRESS_SECONDS = 0.5
 COUNT_SECONDS = 10.0  # between counts of the workers
 ABSENT_SECONDS = 120.0  # without any worker, after which a run stops
-ANSWER_SECONDS = 60.0  # in which a worker must answer a question
 
 
 def workers_with_device(client: Any, device: str) -> dict[str, str]:
@@ -43,16 +42,21 @@ def run_on_each_worker(client: Any, function: Callable[..., T], *arguments: Any)
     Raises:
         StoppedError: all workers have gone.
     """
-    futures = [
-        client.submit(function, *arguments, workers=[address], pure=False)
+    futures = {
+        address: client.submit(function, *arguments, workers=[address], pure=False)
         for address in present_workers(client)
-    ]
+    }
     results = []
-    for future in futures:
-        # A task bound to a worker that has gone would wait forever.
-        try:
-            results.append(future.result(timeout=ANSWER_SECONDS))
-        except (KilledWorker, DaskTimeoutError):
+    for address, future in futures.items():
+        while address in present_workers(client):  # else it would be waited for forever
+            try:
+                results.append(future.result(timeout=COUNT_SECONDS))
+                break
+            except DaskTimeoutError:
+                continue  # busy with the tasks of another run
+            except KilledWorker:
+                break
+        else:
             future.cancel()
     if not results:
         raise StoppedError("all workers have gone; the same command resumes")

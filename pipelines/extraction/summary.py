@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 from rich.console import Console
 
@@ -54,7 +55,8 @@ class Throughput:
             that they spent in the backbone.
         seconds_by_stage: added up over workers: `decode` in the decoder processes; `copy`,
             `preprocess`, `forward` and `wait` (for frames) one after the other; `write` beside the
-            next task; `idle` without a task.
+            next task; `idle` without a task, between the first task's beginning and the last
+            one's end.
         busy_at_end: share of the last tenth of the time in which workers had a task.
         limit: the stage that took most of the time, and what would help.
         seconds_of_tasks: duration from the first task's beginning to the last one's end.
@@ -73,13 +75,15 @@ class Throughput:
 
 def throughput_of(run: FinishedRun) -> Throughput:
     """Compute the throughput of a run."""
-    reports, num_workers = run.reports, run.workers.num_workers
+    reports = run.reports
+    num_workers = max(run.workers.num_workers, _most_at_once(reports))  # jobs may arrive later
     stages: defaultdict[str, float] = defaultdict(float)
     for one in reports:
         for stage, spent in one.seconds.items():
             stages[stage] += spent
     in_tasks = sum(one.end - one.begin for one in reports)
-    stages["idle"] = max(0.0, num_workers * run.seconds - in_tasks)
+    seconds_of_tasks = max(one.end for one in reports) - min(one.begin for one in reports)
+    stages["idle"] = max(0.0, num_workers * seconds_of_tasks - in_tasks)
     num_frames = sum(one.num_frames for one in reports)
     return Throughput(
         seconds=round(run.seconds, 3),
@@ -90,9 +94,15 @@ def throughput_of(run: FinishedRun) -> Throughput:
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
         busy_at_end=round(_busy_at_end(reports, num_workers), 3),
         limit=limit_of(stages),
-        seconds_of_tasks=round(max(o.end for o in reports) - min(o.begin for o in reports), 3),
+        seconds_of_tasks=round(seconds_of_tasks, 3),
         frames_per_second_over_time=_over_time(reports),
     )
+
+
+def _most_at_once(reports: Sequence[TaskReport]) -> int:
+    """Return the largest number of tasks that had a backbone at the same time."""
+    changes = sorted(change for one in reports for change in ((one.begin, 1), (one.end, -1)))
+    return max(accumulate(change for _, change in changes))
 
 
 def _over_time(reports: Sequence[TaskReport]) -> list[float]:
@@ -187,6 +197,7 @@ def write_summary(
         before = read_json(folder.report, "remove it, and rerun the command")
         for key in ("num_extracted_frames", "throughput", "workers"):
             record[key] = before.get(key)
+        record["throughput"] = record["throughput"] or before.get("pace")  # of vtnpipe 0.1
     write_json(record, folder.report)
     _print(report, failures, folder, console)
     return report

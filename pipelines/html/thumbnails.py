@@ -16,7 +16,7 @@ from ...extract.cores import num_cpus
 from ...extract.decode.frames import Outcome
 from ...extract.decode.index import VideoIndex
 from ...extract.decode.pool import DecoderPool
-from ...extract.decode.protocol import Chunk, DecodeRequest
+from ...extract.decode.protocol import Chunk, DecodeRequest, Selected
 from ...extract.decode.sampling import Sampling
 from ...manifests.manifest import VideoRow
 from ...manifests.times import seconds_edges
@@ -141,7 +141,10 @@ def decode_thumbnails(
                 owners += [video_id] * len(of_video)
     with DecoderPool(max(1, min(len(pieces), num_cpus()))) as pool:
         for number, event in pool.decode_repeating(pieces):
-            if isinstance(event, Chunk):
+            if isinstance(event, Selected):
+                for frame_index in pieces[number].frames or ():
+                    uris[owners[number]].pop(frame_index, None)
+            elif isinstance(event, Chunk):
                 for frame_index, image in zip(event.frame_index, event.images, strict=True):
                     uris[owners[number]][frame_index] = _jpeg_uri(image, height)
             elif isinstance(event, Outcome) and event.status != "ok":

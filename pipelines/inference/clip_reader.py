@@ -19,7 +19,7 @@ from ...extract.decode.frames import Decoder, Outcome
 from ...extract.decode.index import Unreadable, VideoIndex, read_timelines, write_index
 from ...extract.decode.pool import DecoderPool
 from ...extract.decode.probe import Timeline
-from ...extract.decode.protocol import Chunk, DecodeRequest
+from ...extract.decode.protocol import Chunk, DecodeRequest, Selected
 from ...extract.decode.sampling import Sampling, select
 from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import FileState, file_state
@@ -160,17 +160,23 @@ class VideoClipReader:
         inputs = torch.zeros(len(clips), longest, 3, height, width, dtype=torch.uint8)
         is_lost = torch.ones(len(clips), longest, dtype=torch.bool)
         faults: dict[int, str] = {}
+
+        def lost(request: int) -> list[int]:
+            """Return the positions of a request's frames in its clip."""
+            return [positions[owners[request]][index] for index in requests[request].frames or ()]
+
         for request, event in self._pool().decode_repeating(requests):
             number = owners[request]
-            if isinstance(event, Chunk):
+            if isinstance(event, Selected):
+                is_lost[number, lost(request)] = True
+            elif isinstance(event, Chunk):
                 decoded = [positions[number][index] for index in event.frame_index]
                 images = torch.from_numpy(event.images)
                 inputs[number, decoded] = self._prepare(images, clips[number].view)
                 is_lost[number, decoded] = False
             elif isinstance(event, Outcome) and event.status != "ok":
                 if event.status == "failed":
-                    failed = requests[request].frames or ()
-                    is_lost[number, [positions[number][index] for index in failed]] = True
+                    is_lost[number, lost(request)] = True
                 video_id = clips[number].video_id
                 faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
         return Read(inputs, is_lost, tuple(faults.values()))

@@ -19,7 +19,7 @@ from ...extract.backbone import Backbone, evaluation_transform
 from ...extract.batching import Batcher, extract_videos
 from ...extract.decode.frames import Decoder, Outcome
 from ...extract.decode.pool import DecodeAgain, DecoderPool
-from ...extract.decode.protocol import Chunk, DecodeRequest
+from ...extract.decode.protocol import Chunk, DecodeRequest, Selected
 from ...extract.decode.sampling import Sampling
 from ...extract.preprocessing import Transform
 from ...manifests.errors import ManifestError, StoppedError
@@ -246,7 +246,9 @@ def _decode(
     empty = torch.empty(shape, dtype=torch.uint8, device=transform.device)
     frames: dict[int, tuple[float, Tensor]] = {}  # frame index → time, views
     for _, event in pool.decode_repeating(requests):
-        if isinstance(event, Chunk):
+        if isinstance(event, Selected):
+            frames = {}
+        elif isinstance(event, Chunk):
             views = transform.resize(transform.upload(event.images))
             for index, time, frame in zip(event.frame_index, event.timestamps, views, strict=True):
                 frames[index] = (time, frame)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_plan_describes_the_work(tmp_path: Path, manifest: Path, vtnpipe: Vtnp
     found = _described(ran)
     total = sum(CLIP_LENGTHS.values()) + 30
     assert found["videos"] == "7, 6 s"
-    assert found["frames"] == f"{total} to extract; 80 by their files' index, 81 estimated"
+    assert found["frames"] == f"{total}; 80 by their files' index, 81 estimated"
     assert found["features"].startswith("16 float16 per frame: ")
     assert "h264 (3)" in found["codecs"]
     assert "128x64 (4)" in found["sizes"]
@@ -76,7 +77,8 @@ def test_extract_runs_the_plan_and_planning_again_adds_nothing(
 
     # Once planned, other sizes of tasks and batches change nothing.
     again = _described(vtnpipe("plan", manifest, "f", *MEANS, "--batch-size", 5))
-    assert again["videos"] == "4, all planned before"
+    assert again["videos"] == "4, 5 s"
+    assert "h264 (2)" in again["codecs"]
     assert again["tasks"] == "5 of at most 41 frames; 2 long videos in 4 parts"
     assert_same_plan()
     vtnpipe("extract", manifest, "f", *MEANS)
@@ -94,7 +96,7 @@ def test_extract_runs_the_plan_and_planning_again_adds_nothing(
     write_video(tmp_path / "e.mp4", 9)
     with manifest.open("a") as file:
         file.write("e,e.mp4,E,val\n")
-    assert _described(vtnpipe("plan", manifest, "f", *MEANS))["videos"] == "1, 0 s"
+    assert _described(vtnpipe("plan", manifest, "f", *MEANS))["videos"] == "5, 6 s"
     assert path.read_bytes() == planned
     head = json.loads((tmp_path / "f/plan/001.json").read_text())
     assert [[row[0] for row in task] for task in head["tasks"]] == [["e"]]
@@ -113,6 +115,26 @@ def test_a_plan_for_workers_elsewhere_has_no_predicted_time(tmp_path: Path, mani
     assert {task.batch_size for task in report.plan.pending} == {128}
     folder = FeatureFolder(tmp_path / "f")
     assert read_extraction(folder).spec.precision == "bfloat16"
+
+
+def test_files_that_cannot_be_opened_are_listed_even_if_nothing_is_planned(
+    tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+) -> None:
+    manifest = write_csv((f"v{number}", f"v{number}.mp4", "x", "train") for number in range(12))
+    ran = vtnpipe("plan", manifest, "f", *MEANS, code=3)
+    assert ran.stdout.count("unreadable  v") == 12
+    assert "12 of 12 videos failed (12 missing)" in ran.stderr
+    assert list((tmp_path / "f/plan").iterdir()) == []
+
+
+def test_planning_again_names_the_same_files(
+    tmp_path: Path, manifest: Path, vtnpipe: Vtnpipe
+) -> None:
+    with manifest.open("a") as file:
+        file.write("none,none.mp4,x,train\n")
+    for _ in range(2):
+        ran = vtnpipe("plan", manifest, "f", *MEANS, code=1)
+        assert "unreadable  none: missing:" in ran.stdout
 
 
 def test_a_plan_is_not_of_a_part(tmp_path: Path, manifest: Path) -> None:

@@ -122,9 +122,9 @@ def test_a_cancelled_job_leaves_its_tasks_to_the_others(
 def test_without_workers_the_command_stops_and_the_same_command_resumes(
     tmp_path: Path, manifest: Path, local: Path
 ) -> None:
-    """One job is cancelled, and the other hits its time limit in the middle of a task."""
+    """Both jobs are cancelled in the middle of their tasks."""
     config = tmp_path / "c.yaml"
-    config.write_text(CLUSTER + '  job_extra_directives: ["--time=1"]\n')
+    config.write_text(CLUSTER)
     jobs: list[str] = []
     ended = 0.0
 
@@ -132,8 +132,8 @@ def test_without_workers_the_command_stops_and_the_same_command_resumes(
         nonlocal ended
         wait_until(lambda: num_shards(tmp_path / "f") > 0)
         jobs.extend(running_jobs())
-        slurm("scancel", jobs[0])
-        wait_until(lambda: not running_jobs(), 150)  # SLURM checks limits every half minute
+        slurm("scancel", *jobs)
+        wait_until(lambda: not running_jobs())
         ended = time.monotonic()
 
     command = ("--config", "c.yaml", "--jobs", "2")
@@ -142,7 +142,7 @@ def test_without_workers_the_command_stops_and_the_same_command_resumes(
     )
     assert ABSENT_SECONDS - 15 < time.monotonic() - ended < ABSENT_SECONDS + 60
     assert "all workers have gone; the same command resumes" in printed
-    assert [state(job) for job in jobs] == ["CANCELLED", "TIMEOUT"]
+    assert [state(job) for job in jobs] == ["CANCELLED", "CANCELLED"]
     num_done = num_shards(tmp_path / "f")
     assert f"{num_done} of {len(list((local / 'shards').iterdir()))} tasks are finished" in printed
     shards = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("f/shards/*.h5")}

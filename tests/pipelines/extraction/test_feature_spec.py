@@ -1,6 +1,7 @@
 """The specification of an extraction: from the settings, and against a folder's features."""
 
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,12 @@ def test_without_a_model_the_backbone_has_a_default() -> None:
     assert with_model_settings(settings, QUIET) == settings
 
 
-def test_versions_of_missing_packages_are_none() -> None:
-    found = package_versions("torch", "no-such-distribution")
-    assert found["torch"]
-    assert found["no-such-distribution"] is None
+def test_versions_of_missing_packages_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "decord2":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr("vtnpipe.pipelines.extraction.feature_spec.version", version)
+    found = package_versions()
+    assert (found["torch"], found["decord2"]) == ("1.2", None)

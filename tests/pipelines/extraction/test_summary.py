@@ -53,6 +53,13 @@ def test_the_largest_stage_is_the_limit(stage: str, words: str) -> None:
     assert _throughput([report], 1).limit.startswith(f"80% of the time went to {words}")
 
 
+def test_workers_that_arrive_later_count() -> None:
+    reports = [_report(n / 10, 9.0, forward=9.0 - n / 10) for n in range(5)]
+    found = _throughput(reports, 1)
+    assert found.busy_at_end == pytest.approx(1.0)
+    assert found.possible_frames_per_second == pytest.approx(5 * 500 / 44, abs=0.01)
+
+
 def test_idle_workers_are_a_limit() -> None:
     report = _report(0.0, 10.0, forward=9.0)
     assert "waiting for tasks: fewer --workers" in _throughput([report], 4).limit

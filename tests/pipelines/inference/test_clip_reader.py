@@ -1,5 +1,6 @@
 """Clips decoded on the fly: the same frames as stored features have, and frames that are lost."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rich.console import Console
 from stage_two import SHAPE, lose_frames_of_clips, write_numbered_rows
 from vtnpipe.extract.augmentation import Augmentation
 from vtnpipe.extract.create_backbone import create_module, default_preprocessing
+from vtnpipe.extract.decode.pool import DecoderPool
+from vtnpipe.extract.decode.protocol import Chunk, DecodeEvent, Selected
 from vtnpipe.extract.decode.sampling import EVERY_FRAME, Sampling
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
@@ -102,6 +105,27 @@ def test_frames_that_cannot_be_decoded_are_masked_and_reported(
     assert batch.mask.tolist() == [[True] * 4, [False, False, True, True], [True] * 4]
     assert not batch.inputs[2].any()
     assert batch.faults == ("v1: damaged: 1.x: broken", "v2: damaged: 2.x: broken")
+
+
+def test_frames_of_an_abandoned_try_are_void(
+    tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = DecoderPool.decode_repeating
+
+    def decode_twice(self: DecoderPool, requests: Any) -> Iterator[tuple[int, DecodeEvent]]:
+        for number, event in decode(self, requests):
+            yield number, event
+            if isinstance(event, Chunk):  # again, without the first frame
+                yield number, Selected(len(event.frame_index))
+                images, frame_index, timestamps = event
+                yield number, Chunk(images[1:], frame_index[1:], timestamps[1:])
+
+    monkeypatch.setattr(DecoderPool, "decode_repeating", decode_twice)
+    preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))
+    reader = VideoClipReader(_index(tmp_path, rows), preprocessing, None)
+    found = reader.read([Clip("v0", np.arange(4), 0)])
+    assert found.is_lost is not None
+    assert found.is_lost.tolist() == [[True, False, False, False]]
 
 
 def test_frames_come_in_the_order_of_the_clip_and_augmented_by_its_view(
