@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from command_line import cli_environment, run_cli
+from command_line import cli_environment, run_cli, signal_training
 from numbered_videos import write_video
 from rich.console import Console
 from stage_two import SHAPE, lose_frames_of_clips, write_numbered_rows
@@ -93,32 +92,13 @@ def test_through_the_command_line_with_a_missing_video(tmp_path: Path) -> None:
     assert "videos: 3 expected, 3 scored, 0 missing, 0 partial" in ran.stdout
 
 
-def _signalled(folder: Path, number: signal.Signals, after_lines: int) -> tuple[int, str]:
-    """Run the command, send it a signal after some epochs; return its exit code and errors."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vtnpipe", "finetune", "m.csv", "run", *OPTIONS],
-        cwd=folder,
-        env=cli_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = folder / "run/metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= after_lines:
-            process.send_signal(number)
-            break
-        time.sleep(0.003)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("gapped")
 def test_killed_and_signalled_runs_and_two_processes_give_the_same_weights(tmp_path: Path) -> None:
     run_cli(tmp_path, "finetune", "m.csv", "whole", *OPTIONS, code=1)
-    assert _signalled(tmp_path, signal.SIGKILL, 1)[0] == -signal.SIGKILL
-    code, errors = _signalled(tmp_path, signal.SIGUSR1, 2)
+    command = ("finetune", "m.csv", "run", *OPTIONS)
+    assert signal_training(tmp_path, command, signal.SIGKILL, 1)[0] == -signal.SIGKILL
+    code, errors = signal_training(tmp_path, command, signal.SIGUSR1, 2)
     assert code == 3, errors
     assert "saved a checkpoint; the same command resumes" in errors
     run_cli(tmp_path, "finetune", "m.csv", "run", *OPTIONS, code=1)

@@ -10,11 +10,6 @@ from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
 
 
-@pytest.fixture
-def rows(clips: dict[str, Path]) -> list[VideoRow]:
-    return [VideoRow(video_id=name, path=str(path)) for name, path in clips.items()]
-
-
 def test_stages_add_up_to_the_time_between_items() -> None:
     timer = StageTimer()
     assert list(timer.while_iterating("wait", iter("ab"))) == ["a", "b"]

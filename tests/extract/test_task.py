@@ -26,11 +26,6 @@ from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import with_file_state
 
 
-@pytest.fixture
-def rows(clips: dict[str, Path]) -> list[VideoRow]:
-    return [VideoRow(video_id=name, path=str(path)) for name, path in clips.items()]
-
-
 def assert_same(one: FeatureFolder, other: FeatureFolder) -> None:
     """The same videos, with the same bits."""
     stores = [open_features(folder.root) for folder in (one, other)]

@@ -11,14 +11,6 @@ from vtnpipe.extract.views import VIEW_NAMES
 from vtnpipe.manifests.errors import BackboneError
 
 SIZE = 32
-PREPROCESSING = Preprocessing(
-    input_size=(3, SIZE, SIZE),
-    interpolation="bilinear",
-    crop_pct=1.0,
-    crop_mode="center",
-    mean=(0.5, 0.4, 0.3),
-    std=(0.2, 0.3, 0.4),
-)
 
 
 def _gradient(height: int, width: int) -> np.ndarray:
@@ -35,22 +27,25 @@ def _gradient(height: int, width: int) -> np.ndarray:
     ],
 )
 def test_three_crops_lie_along_the_longer_side(
-    height: int, width: int, offsets: dict[str, tuple[int, int]]
+    preprocessing: Preprocessing,
+    height: int,
+    width: int,
+    offsets: dict[str, tuple[int, int]],
 ) -> None:
-    transform = evaluation_transform(PREPROCESSING, "cpu", VIEW_NAMES["three-crop"])
+    transform = evaluation_transform(preprocessing, "cpu", VIEW_NAMES["three-crop"])
     views = transform.resize(transform.upload(_gradient(height, width)))
     assert views.shape == (1, 3, 3, SIZE, SIZE)
     for view, name in zip(views[0], transform.views, strict=True):
         assert tuple(view[:2, 0, 0].tolist()) == offsets[name]
 
 
-def test_a_flipped_view_mirrors_the_center() -> None:
-    transform = evaluation_transform(PREPROCESSING, "cpu", VIEW_NAMES["flip"])
+def test_a_flipped_view_mirrors_the_center(preprocessing: Preprocessing) -> None:
+    transform = evaluation_transform(preprocessing, "cpu", VIEW_NAMES["flip"])
     views = transform.resize(transform.upload(_gradient(SIZE, 72)))
     assert torch.equal(views[:, 1], views[:, 0].flip(-1))
 
 
-def test_three_crops_need_a_crop() -> None:
-    squashed = replace(PREPROCESSING, crop_mode="squash")
+def test_three_crops_need_a_crop(preprocessing: Preprocessing) -> None:
+    squashed = replace(preprocessing, crop_mode="squash")
     with pytest.raises(BackboneError, match=r"--views three-crop.*'squash'"):
         evaluation_transform(squashed, "cpu", VIEW_NAMES["three-crop"])

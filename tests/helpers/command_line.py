@@ -1,9 +1,11 @@
 """The command line: in this process for most tests, in a process of its own for signals."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -76,6 +78,39 @@ def run_process(
     if code is not None:
         assert ran.returncode == code, ran.stdout + ran.stderr
     return ran
+
+
+def _default_handlers() -> None:
+    """Reset signals, which a process that was started in the background ignores."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def signal_training(
+    folder: Path, command: Sequence[object], number: signal.Signals, after_epochs: int
+) -> tuple[int, str]:
+    """Start a training in `run`, and send it a signal after some epochs.
+
+    Returns:
+        its exit code and what it wrote to stderr.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vtnpipe", *map(str, command)],
+        cwd=folder,
+        env=cli_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_default_handlers,
+    )
+    metrics = folder / "run/metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= after_epochs:
+            process.send_signal(number)
+            break
+        time.sleep(0.003)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
 
 
 def not_possible(reason: str) -> NoReturn:

@@ -2,15 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import cli_environment, run_cli
+from command_line import run_cli, signal_training
 from feature_folders import made_up_features
 from vtnpipe.pipelines.signals import STOP_SIGNALS, StopOnSignals
 
@@ -71,41 +68,14 @@ def _features(folder: Path) -> Path:
     return made_up_features(folder / "f", labels, views=("center", "flip"))
 
 
-def _default_handlers() -> None:
-    """A process started in the background, as tests may be, ignores them."""
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _signalled(folder: Path, number: signal.Signals, after_lines: int) -> tuple[int, str]:
-    """Start a run, and send it a signal after so many epochs; return its exit code and errors."""
-    arguments = ["train-temporal", "f", "run", *OPTIONS, "--checkpoint-minutes", 0.0005]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vtnpipe", *map(str, arguments)],
-        cwd=folder,
-        env=cli_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=_default_handlers,
-    )
-    metrics = folder / "run/metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= after_lines:
-            process.send_signal(number)
-            break
-        time.sleep(0.003)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
 @pytest.mark.slow
 def test_a_run_killed_and_stopped_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     _features(tmp_path)
     run_cli(tmp_path, "train-temporal", "f", "whole", *OPTIONS)
+    command = ("train-temporal", "f", "run", *OPTIONS, "--checkpoint-minutes", 0.0005)
     numbers = (signal.SIGHUP, signal.SIGKILL, signal.SIGINT)  # SIGUSR1: test_finetune.py
     for number, after_lines in zip(numbers, (4, 15, 30), strict=True):
-        code, errors = _signalled(tmp_path, number, after_lines)
+        code, errors = signal_training(tmp_path, command, number, after_lines)
         if number == signal.SIGKILL:
             assert code == -signal.SIGKILL
         else:

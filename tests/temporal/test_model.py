@@ -1,4 +1,4 @@
-"""What may change a logit of the temporal model, and what may not."""
+"""Temporal model: inputs that change a logit, and inputs that must not."""
 
 import pytest
 import torch

@@ -57,7 +57,7 @@ def faulty_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _numbers(
     events: Iterable[tuple[int, DecodeEvent]], num_requests: int
 ) -> tuple[list[list[int]], list[Outcome]]:
-    """Of each request: the numbers that its frames show, by frame index, and its outcome."""
+    """Return the numbers that each request's frames show, by frame index, and its outcome."""
     numbers: list[dict[int, int]] = [{} for _ in range(num_requests)]
     outcomes: list[Outcome] = []
     for row, event in events:

@@ -1,4 +1,4 @@
-"""Which frames are wanted."""
+"""Sampling: the frames that are wanted."""
 
 import numpy as np
 import pytest
