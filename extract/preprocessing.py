@@ -18,7 +18,7 @@ from .views import crop_view
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an upright RGB frame becomes the backbone's input, in timm's terms."""
+    """Steps from an upright RGB frame to the backbone's input, in timm's terms."""
 
     input_size: tuple[int, int, int]  # (3, H, W)
     interpolation: str

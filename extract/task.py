@@ -30,7 +30,7 @@ from .decode.sampling import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs besides its tasks; small, since it travels with each task.
+    """Settings of a worker; small, since they are sent with each task.
 
     Attributes:
         folder: path of the feature folder.

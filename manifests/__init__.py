@@ -1,1 +1,1 @@
-"""What lies on disk between the stages: video manifests, plans, feature shards, errors."""
+"""Files on disk between the stages: video manifests, plans, feature shards; and the errors."""

@@ -82,7 +82,7 @@ class Callbacks:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """When checkpoints are written, and how many are kept.
+    """Checkpoint policy: the time between checkpoints, and the number that are kept.
 
     Attributes:
         minutes: minutes between checkpoints inside an epoch; there is one after each epoch.
@@ -113,7 +113,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Trainer:
-    """What each step needs: model, optimizer and loss, as prepared for this process.
+    """Model, optimizer and loss of a training, as prepared for this process.
 
     `network` is the model as accelerate wraps it, `clip_weights` [N] the weight of each clip.
     """
@@ -180,8 +180,8 @@ def train(
         SettingsError: the loss is not finite.
         StoppedError: `callbacks.should_stop` returned True; a checkpoint has been written.
     """
-    trainer = _prepare(model, config, dataset, recipe, accelerator, lr_scales or {})
     num_steps = math.ceil(len(dataset) / recipe.batch_size)
+    trainer = _prepare(model, config, dataset, recipe, accelerator, lr_scales or {}, num_steps)
     state = _resume(trainer, folder)
     last_saved = time.monotonic()
 
@@ -255,9 +255,9 @@ def _prepare(
     recipe: Recipe,
     accelerator: Accelerator,
     lr_scales: Mapping[str, float],
+    num_steps: int,
 ) -> _Trainer:
     network, optimizer = accelerator.prepare(model, recipe.make_optimizer(model, lr_scales))
-    num_steps = math.ceil(len(dataset) / recipe.batch_size)
     loss = recipe.loss_options(dataset.targets, config)
     weights = clip_weights(dataset.targets, config, loss)
     if loss.class_weights is not None:

@@ -113,7 +113,7 @@ class Timeline:
 
 
 class Orientation(NamedTuple):
-    """How to turn a coded frame upright: transpose first, then flip."""
+    """Steps that turn a coded frame upright: transpose first, then flip."""
 
     transpose: bool
     flip_horizontal: bool

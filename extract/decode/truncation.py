@@ -23,7 +23,7 @@ TS_HEAD_BYTES = 420  # enough for two packets
 
 
 class Truncation(NamedTuple):
-    """What a file lacks.
+    """Missing part of a file.
 
     Attributes:
         num_missing_bytes: bytes missing at the end, by the lengths that the file stores.

@@ -1,1 +1,1 @@
-"""What train-temporal and finetune share: settings, data, session, log."""
+"""Parts that train-temporal and finetune share: settings, data, session, log."""

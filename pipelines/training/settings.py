@@ -177,7 +177,7 @@ class TrainSettings:
 
     @property
     def checkpoints(self) -> CheckpointPolicy:
-        """When checkpoints are written, and how many are kept."""
+        """Checkpoint policy."""
         return CheckpointPolicy(minutes=self.checkpoint_minutes, num_kept=self.keep_checkpoints)
 
 
