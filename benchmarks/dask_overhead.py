@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from measure import finish
 from vtnpipe.extract.task import TaskReport, WorkerSettings
-from vtnpipe.manifests.plan import PlannedRow, Task
+from vtnpipe.manifests.plan import Computation, PlannedRow, Task
 from vtnpipe.pipelines.dask_cluster.client import open_client
 from vtnpipe.pipelines.dask_cluster.jobqueue import THREADS_PER_WORKER, ClusterSettings
 from vtnpipe.pipelines.extraction import scheduler as scheduling
@@ -52,7 +52,7 @@ def made_up_tasks(num_tasks: int) -> list[Task]:
                 )
                 for row in range(NUM_ROWS)
             ),
-            batch_size=32,
+            computation=Computation(32),
         )
         for number in range(num_tasks)
     ]

@@ -2,11 +2,16 @@
 
     python benchmarks/extract.py [--quick] [--only NAME ...]
 
+fed         with a stand-in for a GPU, a backbone that only waits, at 2,000 frames/s: extracted
+            frames/s of one worker with two decoder processes over the lower of 2,000 and what two
+            bare processes do that decode to RGB and resize
+decoders    frames/s of one process that decodes to RGB: PyAV as here, PyAV's default conversion,
+            decord
 efficiency  extracted frames/s over those of the backbone alone, in as many processes and threads,
             on random input; the backbone is measured before and after each extraction
 scaling     two workers of one thread over one
-peer        over a loop as in most tools: one process, float32, timm's PIL transform frame by frame,
-            batches of 32; the rate of --compile includes the compilation
+peer        over a loop as in most tools (usual_loop.py), whole processes with their start
+start       seconds from the command to the first features and to the end, three clips of 15 s
 memory      memory of a worker and its decoder processes in two hours of 1080p (PSS, which counts
             shared memory once)
 million     a manifest of 1,000,000 rows; quick probes and the tasks' work are replaced by stubs
@@ -15,6 +20,8 @@ Videos are synthetic: moving shapes and noise, H.264, 25 frames/s. Each part has
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import pickle
 import resource
@@ -24,10 +31,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -36,13 +46,15 @@ import av
 import numpy as np
 import psutil
 import torch
-from measure import finish
+from av.video.reformatter import VideoReformatter
+from measure import finish, in_turn, spread
 from rich.console import Console
+from torchvision.transforms import v2
 from vtnpipe.extract.backbone import load_backbone
 from vtnpipe.extract.decode.quick_probe import QuickProbe
+from vtnpipe.extract.device import resolve_precision
 from vtnpipe.extract.task import TaskReport, set_num_threads
 from vtnpipe.manifests.feature_folder import Extraction, FeatureFolder, read_extraction
-from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 from vtnpipe.manifests.plan import PlannedRow, Task, read_plans
 from vtnpipe.manifests.shards import VideoPart, write_shard
@@ -55,10 +67,13 @@ from vtnpipe.pipelines.extraction.scheduler import run_on_each_worker
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 from vtnpipe.pipelines.extraction.summary import FinishedRun, Throughput
 from vtnpipe.pipelines.extraction.workers import Workers
+from waiting_backbone import FRAMES_PER_SECOND, SIZE
 
 FPS = 25
 BACKBONE = "vit_small_patch16_224"
 BARE_SECONDS = 30.0
+HERE = Path(__file__).parent
+VTNPIPE = str(Path(sys.executable).with_name("vtnpipe"))
 
 
 def main() -> None:
@@ -150,6 +165,157 @@ def bare_forward(features: Path, num_threads: int, batch_size: int, seconds: flo
     return num_batches * batch_size / (time.perf_counter() - start)
 
 
+FED_SECONDS = 10.0  # of decoding by the bare processes, before and after each extraction
+
+
+def fed(folder: Path, is_quick: bool) -> dict[str, Any]:
+    """Extract sets of videos with a backbone that only waits."""
+    scale = 10 if is_quick else 1
+    large = {"height": 720, "width": 1280}
+    short = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(200 // scale)]
+    clips = [draw(folder / f"clip-{n}.mp4", 350, seed=n) for n in range(30 // scale)]
+    large_clips = [draw(folder / f"large-{n}.mp4", 350, seed=n, **large) for n in range(8 // scale)]
+    sets = {
+        "240p, one long video": [draw(folder / "hours.mp4", 20_000 // scale)],
+        "240p, 30 clips of 14 s": clips,
+        "240p, 200 clips of 2 s": short,
+        "240p, a mix, one video 20 times the others": [
+            *short,
+            draw(folder / "twenty.mp4", 1000 // scale, seed=1),
+        ],
+        "720p, one long video": [draw(folder / "long-720p.mp4", 3000 // scale, **large)],
+        "720p, clips of 14 s": large_clips or [draw(folder / "large-0.mp4", 35, **large)],
+    }
+    found: dict[str, Any] = {}
+    for name, paths in sets.items():
+        manifest = manifest_of(folder, "fed", paths)
+        before = bare_decoding(paths, FED_SECONDS / scale)
+        cpu_seconds = time.process_time()
+        throughput = run(
+            manifest,
+            folder / "fed",
+            backbone="waiting_backbone:waiting",
+            device="cpu",
+            precision="float32",
+            workers=1,
+            threads=1,
+            batch_size=128,
+            decoder_processes=2,
+        )
+        cpu_seconds = time.process_time() - cpu_seconds
+        after = bare_decoding(paths, FED_SECONDS / scale)
+        bare = mean((before, after))
+        num_frames = throughput.frames_per_second * throughput.seconds
+        found[name] = {
+            "over the lower of backbone and decoding": round(
+                throughput.frames_per_second / min(FRAMES_PER_SECOND, bare), 3
+            ),
+            "frames_per_second": throughput.frames_per_second,
+            "bare_decoding_before_and_after": [round(before, 1), round(after, 1)],
+            "cpu_microseconds_per_frame_of_the_worker": round(1e6 * cpu_seconds / num_frames, 1),
+            "busy": throughput.busy,
+            "seconds_by_stage": throughput.seconds_by_stage,
+        }
+        print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
+    return found
+
+
+def bare_decoding(paths: list[Path], seconds: float) -> float:
+    """Return frames/s of two processes that decode to RGB and resize to the stand-in's input."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        barrier = context.Manager().Barrier(2)
+        rates = pool.map(
+            decode_and_resize, [list(map(str, paths))] * 2, [seconds] * 2, [barrier] * 2
+        )
+        return sum(rates)
+
+
+def decode_and_resize(paths: list[str], seconds: float, barrier: Any) -> float:
+    """Decode and resize files, over and over, in one thread; return frames/s."""
+    torch.set_num_threads(1)
+    resize = v2.Resize(SIZE, v2.InterpolationMode.BILINEAR, antialias=True)
+    num_frames = 0
+    barrier.wait()
+    start = time.perf_counter()
+    for path in itertools.cycle(paths):
+        frames = decoded(path, "kept")
+        while images := list(itertools.islice(frames, 32)):
+            resize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+            num_frames += len(images)
+            if time.perf_counter() - start > seconds:
+                return num_frames / (time.perf_counter() - start)
+    raise AssertionError
+
+
+def decoded(path: str, how: str) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the frames of a file as RGB, [H, W, 3] uint8, by one thread.
+
+    Args:
+        path: path of the file.
+        how: `kept` (PyAV with one kept scaler in one thread, as in stage one), `default` (PyAV's
+            own conversion, which starts threads for every frame), or `decord`.
+    """
+    if how == "decord":
+        sys.modules["nvidia"] = None  # type: ignore[assignment]  # it would load CUDA's libraries
+        import decord
+
+        reader = decord.VideoReader(path, num_threads=1)
+        for _ in range(len(reader)):
+            yield reader.next().asnumpy()
+        return
+    reformatter = VideoReformatter()
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "NONE"
+        for frame in container.decode(stream):
+            if how == "default":
+                yield frame.to_ndarray(format="rgb24")
+            else:
+                yield reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
+
+def decoders(folder: Path, is_quick: bool) -> dict[str, Any]:
+    """Compare decoders, in turn, in as many processes as there are cores."""
+    rounds = 1 if is_quick else 3
+    found: dict[str, Any] = {}
+    for height, num_frames in ((240, 3000), (720, 600), (1080, 300)):
+        width = height * 16 // 9 // 2 * 2
+        count = num_frames // (20 if is_quick else 1)
+        path = draw(folder / f"{height}p-{count}.mp4", count, height=height, width=width)
+        rates: dict[str, list[float]] = {"kept": [], "default": [], "decord": []}
+        for _ in range(rounds):
+            for how, of_how in rates.items():
+                of_how.append(decoding_rate(path, how))
+        names = {"kept": "PyAV", "default": "PyAV, default conversion", "decord": "decord"}
+        best = {names[how]: round(median(of_how), 1) for how, of_how in rates.items()}
+        found[f"{height}p"] = {
+            "frames_per_second": best,
+            "PyAV over decord": round(best["PyAV"] / best["decord"], 2),
+            "PyAV over its default conversion": round(
+                best["PyAV"] / best["PyAV, default conversion"], 2
+            ),
+        }
+        print(json.dumps(found), file=sys.stderr, flush=True)
+    return found
+
+
+def decoding_rate(path: Path, how: str) -> float:
+    """Return frames/s of two processes that decode the same file."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        barrier = get_context("spawn").Manager().Barrier(2)
+        return sum(pool.map(_decode_all, [str(path)] * 2, [how] * 2, [barrier] * 2))
+
+
+def _decode_all(path: str, how: str, barrier: Any) -> float:
+    next(decoded(path, how))  # loads the libraries
+    barrier.wait()
+    start = time.perf_counter()
+    num_frames = sum(1 for _ in decoded(path, how))
+    return num_frames / (time.perf_counter() - start)
+
+
 def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Measure sets of videos; the backbone alone is measured before and after each extraction."""
     scale = 20 if is_quick else 1
@@ -176,7 +342,7 @@ def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
             "efficiency": round(throughput.frames_per_second / mean((before, after)), 3),
             "frames_per_second": throughput.frames_per_second,
             "bare_before_and_after": [round(before, 2), round(after, 2)],
-            "busy_at_end": throughput.busy_at_end,
+            "busy": throughput.busy,
             "seconds_by_stage": throughput.seconds_by_stage,
         }
         print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
@@ -199,56 +365,57 @@ def scaling(folder: Path, is_quick: bool) -> dict[str, Any]:
 
 
 def peer(folder: Path, is_quick: bool) -> dict[str, Any]:
-    """Compare vtnpipe with the usual loop, on the same weights and videos."""
-    paths = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(3 if is_quick else 20)]
+    """Compare vtnpipe with the usual loop on the same videos: whole processes, in turn."""
+    num_frames = 355 // (10 if is_quick else 1)
+    paths = [draw(folder / f"peer-{n}.mp4", num_frames, seed=n) for n in range(4)]
     manifest = manifest_of(folder, "peer", paths)
-    found: dict[str, Any] = {}
-    features = {name: folder / f"peer-{name}" for name in ("auto", "float32", "compiled")}
-    auto = run(manifest, features["auto"])
-    state = features["auto"] / "backbone.safetensors"
-    before = usual_loop(paths, state)
-    float32 = run(manifest, features["float32"], precision="float32")
-    after = usual_loop(paths, state)
-    compiled = run(manifest, features["compiled"], compile=True)
-    usual = mean((before[0], after[0]))
-    store = open_features(features["auto"])
-    stored = torch.from_numpy(np.concatenate([store[path.stem].features for path in paths]))
-    cosines = torch.cosine_similarity(stored.float(), before[1])
-    for name, throughput in (("auto", auto), ("float32", float32), ("compiled", compiled)):
-        found[f"{name} over the usual loop"] = round(throughput.frames_per_second / usual, 2)
-        found[f"{name} frames_per_second"] = throughput.frames_per_second
+    extract_command = [VTNPIPE, "extract", str(manifest), str(folder / "peer"), "--quiet"]
+    extract_command += ["--backbone", BACKBONE, "--weights", "none", "--precision"]
+    commands = {
+        "auto": [*extract_command, "auto"],
+        "float32": [*extract_command, "float32"],
+        "usual loop": [sys.executable, str(HERE / "usual_loop.py"), BACKBONE, *map(str, paths)],
+    }
+
+    def seconds_of(command: list[str]) -> float:
+        shutil.rmtree(folder / "peer", ignore_errors=True)
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    seconds = in_turn(
+        {name: partial(seconds_of, command) for name, command in commands.items()},
+        1 if is_quick else 3,
+        warm_up=not is_quick,
+    )
+    usual = median(seconds["usual loop"])
     return {
-        **found,
-        "usual loop frames_per_second": [round(before[0], 2), round(after[0], 2)],
-        "precision auto": store.spec.precision,
-        "least cosine": round(float(cosines.min()), 5),
+        **{
+            f"{name}, times as fast as the usual loop": round(usual / median(seconds[name]), 2)
+            for name in ("auto", "float32")
+        },
+        "seconds": {name: spread(of_name) for name, of_name in seconds.items()},
+        "precision auto": resolve_precision("auto", "cpu")[0],
     }
 
 
-def usual_loop(paths: list[Path], state: Path) -> tuple[float, torch.Tensor]:
-    """Decode, transform by PIL and compute in one process; return frames/s and features [N, D]."""
-    import safetensors.torch
-    import timm
-    from timm.data import create_transform, resolve_model_data_config
-
-    model = timm.create_model(BACKBONE, num_classes=0).eval()
-    model.load_state_dict(safetensors.torch.load_file(state))
-    transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
-    features: list[torch.Tensor] = []
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for path in paths:
-            batch: list[torch.Tensor] = []
-            with av.open(str(path)) as container:
-                for frame in container.decode(video=0):
-                    batch.append(transform(frame.to_image()))
-                    if len(batch) == 32:
-                        features.append(model(torch.stack(batch)))
-                        batch = []
-            if batch:
-                features.append(model(torch.stack(batch)))
-    found = torch.cat(features)
-    return len(found) / (time.perf_counter() - start), found
+def start(folder: Path, is_quick: bool) -> dict[str, Any]:
+    """Measure a run over three clips of 15 s with a small backbone, from the command on."""
+    paths = [draw(folder / f"start-{n}.mp4", 15 * FPS, seed=n) for n in range(3)]
+    manifest = manifest_of(folder, "start", paths)
+    features = folder / "start"
+    command = [VTNPIPE, "extract", str(manifest), str(features), "--backbone", "test_vit"]
+    first, whole = [], []
+    for _ in range(1 if is_quick else 5):
+        shutil.rmtree(features, ignore_errors=True)
+        begun = time.perf_counter()
+        process = subprocess.Popen([*command, "--weights", "none", "--quiet"])
+        while not list(features.glob("shards/*.h5")) and process.poll() is None:
+            time.sleep(0.01)
+        first.append(time.perf_counter() - begun)
+        process.wait()
+        whole.append(time.perf_counter() - begun)
+    return {"seconds_to_first_features": spread(first), "seconds_to_the_end": spread(whole)}
 
 
 def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
@@ -308,16 +475,10 @@ def sampled(samples: list[tuple[float, float]]) -> Iterator[None]:
 
     def sample() -> None:
         while not is_over.wait(0.5):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    family = [process, *process.children()]
-                    commands = [" ".join(one.cmdline()) for one in family[1:]]
-                    if not any("vtnpipe.extract.decode.process" in command for command in commands):
-                        continue
-                    size = sum(one.memory_full_info().pss for one in family)
-                    samples.append((time.perf_counter() - start, size / 2**20))
-                except psutil.Error:
-                    continue
+            with contextlib.suppress(psutil.Error):  # a single worker is a thread of this process
+                family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+                size = sum(one.memory_full_info().pss for one in family)
+                samples.append((time.perf_counter() - start, size / 2**20))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -400,7 +561,7 @@ def extract_with_stubs(folder: Path, share: float) -> dict[str, Any]:
         return FinishedRun(reports=reports, seconds=1.0, workers=workers)
 
     settings = ExtractSettings(
-        backbone="test_vit", weights="none", shard_frames=str(planning.TASK_FRAMES["cuda"])
+        backbone="test_vit", weights="none", shard_frames=str(16 * planning.TASK_FRAMES["cuda"])
     )
     start = time.perf_counter()
     with (
@@ -422,7 +583,7 @@ def write_stub(task: Task, features: FeatureFolder, extraction: Extraction) -> N
             frame_index=np.zeros(1, np.int64),
             timestamps=np.zeros(1),
             status="ok",
-            decoder="decord",
+            decoder="pyav",
         )
         for row in task.rows
     ]
@@ -444,6 +605,9 @@ def peak_gib() -> float:
 
 MILLION = {"read": read_step, "plan": plan_step, "resume": resume_step}
 PARTS = {
+    "fed": fed,
+    "decoders": decoders,
+    "start": start,
     "efficiency": efficiency,
     "scaling": scaling,
     "peer": peer,

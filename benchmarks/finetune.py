@@ -146,7 +146,7 @@ def stages(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     passed: dict[str, torch.Tensor] = {}
 
     def decode() -> None:
-        for _, event in pool.decode_repeating(requests):
+        for _, event in pool.decode(requests):
             assert not isinstance(event, Chunk) or len(event.images)
 
     precision = fastest_precision(device)

@@ -1,41 +1,60 @@
 """The frozen image backbone on a device: images in, one feature vector per image out."""
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 from torchvision.transforms import Resize, v2
 
 from ..manifests.errors import BackboneError
 from ..manifests.feature_folder import FeatureSpec
 from .create_backbone import create_module, timm_steps
-from .preprocessing import Preprocessing, Transform
+from .preprocessing import MatrixResize, Preprocessing, Transform
 
 MIN_CONVOLUTIONS = 2  # for channels-last memory; a ViT has one, its patch embedding
 
 
-class PendingFeatures(NamedTuple):
-    """Features [N, V, D] float32 on the CPU, valid once `event` has completed."""
+class _Computed(NamedTuple):
+    """Features of a batch, and how long they took; on a GPU, both once `end` has completed."""
 
-    features: Tensor
-    event: torch.cuda.Event | None
+    features: Tensor  # [N, V, D] float32 on the CPU
+    seconds: float
+    begin: torch.cuda.Event | None = None
+    end: torch.cuda.Event | None = None
+
+
+class PendingFeatures:
+    """Features of a batch that is being computed.
+
+    Attributes:
+        seconds: time that the device spent on the batch; 0 before `wait` has returned.
+    """
+
+    def __init__(self, future: "Future[_Computed]") -> None:
+        self.seconds = 0.0
+        self._future = future
 
     def wait(self) -> Tensor:
-        """Return the features when they are computed."""
-        if self.event is not None:
-            self.event.synchronize()
-        return self.features
+        """Return the features [N, V, D], float32 on the CPU, when they are computed."""
+        features, self.seconds, begin, end = self._future.result()
+        if begin is not None and end is not None:
+            end.synchronize()
+            self.seconds = begin.elapsed_time(end) / 1000  # milliseconds
+        return features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
     """A module [N, 3, H, W] → [N, D] with its transform, on a device.
+
+    Batches are computed in a thread of its own, one after the other, while others are prepared.
 
     Attributes:
         module: frozen module in eval mode.
@@ -50,32 +69,52 @@ class Backbone:
     dtype: torch.dtype
     channels_last: bool = False
     fixed_size: int | None = None
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="backbone"), repr=False
+    )
 
-    @torch.inference_mode()
     def start(self, images: Tensor) -> PendingFeatures:
-        """Compute the features of images; on a GPU this returns before they are ready.
+        """Begin to compute the features of images, under the caller's autocast.
 
         Args:
             images: [N, V, 3, h, w] uint8, from `transform.resize`.
         """
+        device_type = self.transform.device.type
+        autocast = torch.autocast(
+            device_type,
+            torch.get_autocast_dtype(device_type),
+            enabled=torch.is_autocast_enabled(device_type),
+        )
+        return PendingFeatures(self._thread.submit(self._compute, images, autocast))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features [N, V, D], float32 on the CPU, of images as `start` takes them."""
+        return self.start(images).wait()
+
+    @torch.inference_mode()
+    def _compute(self, images: Tensor, autocast: torch.autocast) -> _Computed:
         num_frames, num_views = images.shape[:2]
+        device, start = self.transform.device, time.perf_counter()
+        begin = None if device.type == "cpu" else _recorded_event(device)
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         inputs = self.transform.normalize(images.flatten(0, 1))
         inputs = inputs.to(self.dtype, memory_format=order)
         if self.fixed_size is not None and len(inputs) < self.fixed_size:
             padding = inputs[:1].expand(self.fixed_size - len(inputs), -1, -1, -1)
             inputs = torch.cat((inputs, padding))
-        outputs = self.module(inputs)[: num_frames * num_views].to(torch.float32)
+        with autocast:
+            outputs = self.module(inputs)[: num_frames * num_views].to(torch.float32)
         features = outputs.to("cpu", non_blocking=True).unflatten(0, (num_frames, num_views))
-        event = None
-        if outputs.device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(outputs.device))
-        return PendingFeatures(features, event)
+        if begin is not None:
+            return _Computed(features, 0.0, begin, _recorded_event(device))
+        return _Computed(features, time.perf_counter() - start)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features [N, V, D], float32 on the CPU, of images as `start` takes them."""
-        return self.start(images).wait()
+
+def _recorded_event(device: torch.device) -> torch.cuda.Event:
+    """Return an event in the device's current stream that measures time."""
+    event = torch.cuda.Event(enable_timing=True, blocking=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def evaluation_transform(
@@ -95,18 +134,22 @@ def evaluation_transform(
     *steps, crop, _, _ = timm_steps(preprocessing)
     return Transform(
         preprocessing=preprocessing,
-        # The same resize in uint8 throughout, as PIL does it; the older class converts to float,
-        # which costs ten times as much.
-        resize_steps=[
-            v2.Resize(step.size, step.interpolation, antialias=True)
-            if type(step) is Resize
-            else step
-            for step in steps
-        ],
+        resize_steps=[_fast_resize(step, device) for step in steps],
         crop=crop,
         views=tuple(views),
         device=torch.device(device),
     )
+
+
+def _fast_resize(step: Any, device: str) -> Any:
+    """Return the fastest equivalent of a resize on a device; other steps as they are."""
+    if type(step) is not Resize:
+        return step
+    if device != "cpu" and step.interpolation.value in ("bilinear", "bicubic"):
+        return MatrixResize(step.size, step.interpolation.value)
+    # In uint8 throughout, as PIL does it; the older class converts to float, which costs ten times
+    # as much.
+    return v2.Resize(step.size, step.interpolation, antialias=True)
 
 
 def load_backbone(
@@ -160,5 +203,5 @@ def load_backbone(
 
 def compile_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the module compiled at its first call, for one batch size, with frozen weights."""
-    torch._inductor.config.freezing = True  # what makes compiling pay on a CPU
-    return torch.compile(module, dynamic=False)
+    # "freezing" is what makes compiling pay on a CPU.
+    return torch.compile(module, dynamic=False, options={"freezing": True})

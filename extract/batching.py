@@ -1,14 +1,16 @@
-"""Batches of frames across videos: filled from decoded chunks, run, and divided again by video.
+"""Batches of frames: filled from decoded chunks, run through the backbone, and divided by video.
 
-A frame's features may depend, in their last bits, on its position in a batch. Positions follow from
-the requests alone: if a video must be decoded again, all videos start again (`DecodeAgain`).
+A frame's features may depend, in their last bits, on its position in a batch. Therefore each lane
+(see `lanes.py`) fills batches of its own, and the frames that are left at its end join those of the
+lanes before it. So positions follow from the plan alone, while lanes are decoded in any order, and
+batches are computed as they become full.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,9 @@ from torch import Tensor
 from ..manifests.errors import BackboneError, FeaturesError
 from .backbone import Backbone, PendingFeatures
 from .decode.frames import Outcome
-from .decode.protocol import Chunk, DecodeEvent, Selected
+from .decode.protocol import Chunk
 
-T = TypeVar("T")
+MAX_PENDING = 2  # batches: one that is computed, and the next
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,11 @@ class StageTimer:
         self._start = time.perf_counter()
 
     def __exit__(self, *exception: object) -> None:
-        spent = time.perf_counter() - self._start
-        self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
+        self.add(self._stage, time.perf_counter() - self._start)
 
-    def while_iterating(self, stage: str, iterator: Iterator[T]) -> Iterator[T]:
-        """Yield from an iterator, counting the time that it takes to produce each item."""
-        while True:
-            with self(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds for a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 class ExtractedVideo:
@@ -74,11 +69,13 @@ class ExtractedVideo:
 
     Attributes:
         name: name for messages.
+        num_expected: number of frames that the plan expects.
         outcome: result of decoding; None while it goes on.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, num_expected: int = 0) -> None:
         self.name = name
+        self.num_expected = num_expected
         self.outcome: Outcome | None = None
         self._features: list[npt.NDArray[Any]] = []  # [n, V, D] each, in decoding order
         self._frame_index: list[int] = []
@@ -88,6 +85,15 @@ class ExtractedVideo:
     def is_complete(self) -> bool:
         """Whether decoding has ended and all features are there."""
         return self.outcome is not None and self.num_features == len(self._frame_index)
+
+    @property
+    def num_lost_frames(self) -> int:
+        """Number of frames that could not be decoded; all that are expected if decoding failed."""
+        if self.outcome is None:
+            return 0
+        return (
+            self.num_expected if self.outcome.status == "failed" else self.outcome.num_lost_frames
+        )
 
     @property
     def num_features(self) -> int:
@@ -135,10 +141,32 @@ class _FrameRange(NamedTuple):
     num_frames: int
 
 
-class Batcher:
-    """Collects frames of any videos, and runs the backbone whenever a batch is full.
+class FrameBuffer:
+    """Frames of any videos that wait for a batch to become full.
 
-    Features of a batch are fetched after the next batch has started, so that a GPU always has work.
+    Attributes:
+        ranges: videos of the frames, in order.
+        images: [n, V, 3, h, w] uint8 each.
+    """
+
+    def __init__(self) -> None:
+        self.ranges: list[_FrameRange] = []
+        self.images: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(one.num_frames for one in self.ranges)
+
+    def append(self, video: ExtractedVideo, images: Tensor) -> None:
+        """Add frames of a video."""
+        self.ranges.append(_FrameRange(video, len(images)))
+        self.images.append(images)
+
+
+class Batcher:
+    """Runs the backbone on full batches of frames, and gives the features to their videos.
+
+    Features of a batch are fetched after the next one has been given to the backbone, so that it
+    always has work.
 
     Args:
         backbone: the backbone.
@@ -149,7 +177,6 @@ class Batcher:
 
     Attributes:
         timer: see above.
-        num_computed: number of frames whose features have been computed.
     """
 
     def __init__(
@@ -162,74 +189,91 @@ class Batcher:
         on_progress: Callable[[TaskProgress], None] = lambda progress: None,
     ) -> None:
         self.timer = timer or StageTimer()
-        self.num_computed = 0
         self._backbone = backbone
         self._num_frames = max(1, batch_size // len(backbone.transform.views))
         self._dtype = np.dtype(dtype)
         self._on_progress = on_progress
-        self._ranges: list[_FrameRange] = []
-        self._images: list[Tensor] = []  # [n, V, 3, h, w] uint8 each
-        self._started: tuple[list[_FrameRange], PendingFeatures] | None = None
+        self._copying: tuple[torch.cuda.Event, Callable[[], None]] | None = None
+        self._pending: deque[tuple[list[_FrameRange], PendingFeatures]] = deque()
 
-    def add(self, video: ExtractedVideo, chunk: Chunk) -> None:
-        """Copy a chunk's frames to the device, and run each batch that they fill."""
-        transform = self._backbone.transform
+    def prepare(self, chunk: Chunk) -> Tensor:
+        """Copy a chunk's frames to the device and resize them: [n, V, 3, h, w] uint8.
+
+        On a GPU this returns before either has happened; the chunk's memory is given back when it
+        has been copied, at the next call at the latest.
+        """
         with self.timer("copy"):
-            uploaded = transform.upload(chunk.images)
+            uploaded, is_copied = self._backbone.transform.upload(
+                chunk.images, is_pinned=chunk.is_pinned
+            )
+            if self._copying is not None:
+                event, release = self._copying
+                event.synchronize()
+                release()
+            self._copying = None if is_copied is None else (is_copied, chunk.hold())
         with self.timer("preprocess"):
-            images = transform.resize(uploaded)
-        video.add_times(chunk.frame_index, chunk.timestamps)
+            return self._backbone.transform.resize(uploaded)
+
+    def add(self, frames: FrameBuffer, video: ExtractedVideo, images: Tensor) -> None:
+        """Add a video's frames to others, and run each batch that they fill.
+
+        Args:
+            frames: the others; what is left afterwards is less than a batch.
+            video: the video.
+            images: [n, V, 3, h, w] uint8, from `prepare`.
+        """
         while len(images):
-            room = self._num_frames - sum(run.num_frames for run in self._ranges)
+            room = self._num_frames - len(frames)
             taken, images = images[:room], images[room:]
-            self._images.append(taken)
-            self._ranges.append(_FrameRange(video, len(taken)))
+            frames.append(video, taken)
             if len(taken) == room:
-                self._start()
+                self.run(frames)
+
+    def join(self, frames: FrameBuffer, others: FrameBuffer) -> None:
+        """Add other frames, less than a batch, to frames, as `add` does."""
+        for (video, _), images in zip(others.ranges, others.images, strict=True):
+            self.add(frames, video, images)
+
+    def run(self, frames: FrameBuffer) -> None:
+        """Run the backbone on frames, at most a batch, and remove them."""
+        if not frames.ranges:
+            return
+        self._pending.append((frames.ranges, self._backbone.start(torch.cat(frames.images))))
+        frames.ranges, frames.images = [], []
+        while len(self._pending) > MAX_PENDING:
+            self._fetch()
 
     def finish(self) -> None:
-        """Run the remaining frames, and fetch all features.
+        """Fetch all features.
 
         Raises:
             FeaturesError: a feature is not finite, or exceeds the range of the dtype.
         """
-        if self._ranges:
-            self._start()
-        self._fetch()
+        while self._pending:
+            self._fetch()
 
-    def _start(self) -> None:
-        """Start the backbone on the collected frames, and fetch the batch before."""
-        with self.timer("forward"):
+    def _fetch(self) -> None:
+        """Give the features of the oldest batch to their videos."""
+        ranges, pending = self._pending.popleft()
+        with self.timer("wait"):
             try:
-                pending = self._backbone.start(torch.cat(self._images))
+                features = pending.wait().numpy()
             except torch.OutOfMemoryError:
                 raise BackboneError(
                     f"out of memory on {self._backbone.transform.device} with {self._num_frames} "
                     "frames per batch; give a smaller --batch-size (extract) or --chunk-frames"
                 ) from None
-        self._fetch()
-        self._started = (self._ranges, pending)
-        self._ranges, self._images = [], []
-
-    def _fetch(self) -> None:
-        """Give the features of the batch that was started last to their videos."""
-        if self._started is None:
-            return
-        runs, pending = self._started
-        self._started = None
-        with self.timer("forward"):
-            features = pending.wait().numpy()
+        self.timer.add("forward", pending.seconds)
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
         is_finite = np.isfinite(stored).all(axis=(1, 2))
         offset = 0
-        for video, num_frames in runs:
+        for video, num_frames in ranges:
             rows = slice(offset, offset + num_frames)
             offset += num_frames
             if not is_finite[rows].all():
                 _raise_not_finite(video, features[rows], is_finite[rows], self._dtype)
             video.add_features(stored[rows])
-        self.num_computed += offset
         self._on_progress(TaskProgress(num_frames=offset))
 
 
@@ -251,41 +295,3 @@ def _raise_not_finite(
         f"{where}: a feature is not finite; extract with --precision float32 into another folder, "
         "or check the backbone's weights"
     )
-
-
-def extract_videos(
-    names: Sequence[str],
-    events: Iterator[tuple[int, DecodeEvent]],
-    batcher: Batcher,
-    on_selected: Callable[[int, int], None] = lambda number, num_frames: None,
-) -> Iterator[ExtractedVideo]:
-    """Run the backbone over decoded frames, and yield each video once it is complete, in order.
-
-    Args:
-        names: name of each video, for messages.
-        events: events of the videos, from `DecoderPool.decode`.
-        batcher: collects the frames; of no further use after an error.
-        on_selected: called with a video's number and its number of frames.
-
-    Raises:
-        DecodeAgain: frames of a video are void; all videos not yet yielded must start again.
-    """
-    waiting: deque[ExtractedVideo] = deque()
-    num_begun = 0
-    for number, event in batcher.timer.while_iterating("wait", events):
-        if number == num_begun:
-            waiting.append(ExtractedVideo(names[number]))
-            num_begun += 1
-        video = waiting[-1]
-        if isinstance(event, Chunk):
-            batcher.add(video, event)
-        elif isinstance(event, Selected):
-            on_selected(number, event.num_frames)
-        else:
-            video.outcome = event
-            if event.status == "failed":
-                on_selected(number, 0)
-        while waiting and waiting[0].is_complete:
-            yield waiting.popleft()
-    batcher.finish()
-    yield from waiting

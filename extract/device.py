@@ -4,6 +4,8 @@ import importlib.util
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -47,6 +49,28 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def pinning_of(device: str) -> Callable[[int, int], Callable[[], None]] | None:
+    """Return a function that registers memory for fast copies to a GPU; None for a CPU.
+
+    The function takes an address and a number of bytes, and returns a function that undoes it.
+    """
+    if device == "cpu":
+        return None
+
+    def pin(address: int, num_bytes: int) -> Callable[[], None]:
+        with torch.cuda.device(device):
+            error = torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0)
+        if int(error):
+            warnings.warn(
+                f"{device} does not register memory (error {error}): copies are slower",
+                stacklevel=2,
+            )
+            return lambda: None
+        return lambda: torch.cuda.cudart().cudaHostUnregister(address)
+
+    return pin
+
+
 def num_gpus(device: str) -> int:
     """Return the number of GPUs that `cuda` (all of them) or `cuda:N` (one) denotes."""
     return 1 if ":" in device else torch.cuda.device_count()
@@ -76,19 +100,28 @@ def cpu_precision() -> tuple[str, str]:
     return "float32", "the CPU has no bfloat16 instructions"
 
 
+def can_compile(device: str) -> bool:
+    """Return whether this machine has a compiler for the device."""
+    try:
+        check_can_compile(device)
+    except SettingsError:
+        return False
+    return True
+
+
 def check_can_compile(device: str) -> None:
-    """Refuse `--compile` without a compiler for the device.
+    """Refuse `--compile yes` without a compiler for the device.
 
     Raises:
         SettingsError: there is none.
     """
     if device != "cpu":
         if importlib.util.find_spec("triton") is None:
-            raise SettingsError("--compile: needs triton on a GPU; install it, or leave it out")
+            raise SettingsError("--compile yes: needs triton on a GPU; install it, or leave it out")
         return
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if not any(map(shutil.which, compilers)):
         raise SettingsError(
-            f"--compile: no C++ compiler ({', '.join(compilers)}) on this machine; install one, or "
-            "leave it out"
+            f"--compile yes: no C++ compiler ({', '.join(compilers)}) on this machine; install "
+            "one, or leave it out"
         )

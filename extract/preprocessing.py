@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .views import crop_view
 
@@ -48,6 +48,62 @@ class Preprocessing:
         return (1 / (255 * std)).float(), (-mean / std).float()
 
 
+class MatrixResize:
+    """Antialiased resize as two matrix products, one for rows and one for columns.
+
+    An antialiased resize is linear in each dimension; the weights are those of torch's
+    interpolation of an identity matrix. As in PIL, columns come first, and values are rounded to
+    whole ones in between. On a GPU, in half precision, it takes a fraction of the time of
+    torchvision's resize; its result differs by at most 2 of 255.
+
+    Args:
+        size: (height, width), or the length of the shorter side.
+        mode: `bilinear` or `bicubic`.
+        dtype: dtype of the products.
+    """
+
+    def __init__(
+        self, size: int | Sequence[int], mode: str, dtype: torch.dtype = torch.float16
+    ) -> None:
+        self._size = size
+        self._mode = mode
+        self._dtype = dtype
+        self._weights: dict[tuple[int, int, torch.device], Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resize images [N, 3, H, W] uint8."""
+        height, width = images.shape[-2:]
+        new_height, new_width = self.output_size(height, width)
+        rows = self._weights_of(height, new_height, images.device)
+        columns = self._weights_of(width, new_width, images.device)
+        planes = images.to(self._dtype, memory_format=torch.contiguous_format)
+        narrow = (planes @ columns.T).round_().clamp_(0, 255)
+        return (rows @ narrow).round_().clamp_(0, 255).to(torch.uint8)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of a resized image, as torchvision computes it."""
+        if not isinstance(self._size, int):
+            new_height, new_width = self._size
+            return new_height, new_width
+        if width <= height:
+            return int(self._size * height / width), self._size
+        return self._size, int(self._size * width / height)
+
+    def _weights_of(self, length: int, new_length: int, device: torch.device) -> Tensor:
+        """Return the weights [new_length, length] of a resize along one dimension."""
+        key = (length, new_length, device)
+        if key not in self._weights:
+            weights = nn.functional.interpolate(
+                torch.eye(length)[None, None],
+                size=(new_length, length),
+                mode=self._mode,
+                antialias=True,
+                align_corners=False,
+            )
+            self._weights[key] = weights[0, 0].to(device, self._dtype)
+        return self._weights[key]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transform:
     """Converts upright frames to a backbone's input.
@@ -66,17 +122,32 @@ class Transform:
     views: tuple[str, ...]
     device: torch.device
 
-    def upload(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Return frames on the device; on a GPU the copy may still be in progress.
+    def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Return the views [N, V, 3, h, w] uint8 of frames [N, H, W, 3], on the device."""
+        return self.resize(self.upload(images)[0])
+
+    def upload(
+        self, images: npt.NDArray[np.uint8], *, is_pinned: bool = False
+    ) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Return frames on the device, and an event that completes when they have been copied.
+
+        On a CPU they share the memory of `images`, and there is no event.
 
         Args:
-            images: [N, H, W, 3] uint8; may be overwritten afterwards if the device is a GPU.
+            images: [N, H, W, 3] uint8; may be overwritten once they have been copied.
+            is_pinned: whether their memory is registered with the GPU; without, the copy has
+                happened when this returns, and there is no event.
         """
         tensor = torch.from_numpy(images)
         if self._side_stream is None:
-            return tensor
+            return tensor, None
         with torch.cuda.stream(self._side_stream):
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            uploaded = tensor.to(self.device, non_blocking=is_pinned)
+            if not is_pinned:
+                return uploaded, None
+            event = torch.cuda.Event(blocking=True)
+            event.record(self._side_stream)
+        return uploaded, event
 
     def resize(self, images: Tensor) -> Tensor:
         """Resize frames, antialiased, and crop their views.

@@ -1,4 +1,4 @@
-"""One task → one shard: decode rows, batch frames across videos, run the backbone, write once.
+"""One task → one shard: decode rows, run the backbone over their frames, write once.
 
 This process holds the backbone and only sees arrays; decoder processes open the files. The same
 task gives the same bytes on every run.
@@ -6,26 +6,29 @@ task gives the same bytes on every run.
 
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..manifests.failures import TRANSIENT_REASONS
 from ..manifests.feature_folder import FeatureFolder, read_extraction
 from ..manifests.plan import PlannedRow, Task
 from ..manifests.shards import VideoPart, write_shard
 from .backbone import Backbone, load_backbone
-from .batching import Batcher, ExtractedVideo, StageTimer, TaskProgress, extract_videos
+from .batching import Batcher, ExtractedVideo, StageTimer, TaskProgress
 from .decode.frames import Decoder, Outcome
 from .decode.limits import Limits
-from .decode.pool import DecodeAgain, DecoderPool
+from .decode.pool import DecoderPool
 from .decode.protocol import DecodeRequest
 from .decode.sampling import Sampling
+from .device import pinning_of
+from .lanes import RowRequest, extract_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class WorkerSettings:
         num_decoder_processes: size of the decoder pool.
         limits: limits of each decoder process.
         batch_size: images per backbone call; None for the plan's.
-        compile: compile the backbone.
+        is_compiled: whether to compile the backbone; None for the plan's decision.
         decoder: decoder option.
         record: settings stored with each shard.
     """
@@ -50,7 +53,7 @@ class WorkerSettings:
     num_decoder_processes: int
     limits: Limits = Limits()
     batch_size: int | None = None
-    compile: bool = False
+    is_compiled: bool | None = None
     decoder: Decoder = "auto"
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -65,10 +68,11 @@ class TaskReport:
         num_videos: number of videos by status; a long video counts with its first part.
         num_failed: number of failed videos by reason.
         example: message of a failed video.
-        seconds: by stage: `decode` in the decoder processes; `copy`, `preprocess`, `forward` and
-            `wait` (for frames) in this process, one after the other; `write`, beside the next task.
-        begin: time at which the task got the backbone; seconds since the epoch.
-        end: time at which it released the backbone.
+        seconds: by stage: `decode` in the decoder processes, `forward` in the backbone, measured on
+            its device; in this process `copy` to the device, `preprocess`, `wait` (for the
+            backbone) and `write`.
+        begin: time at which the task had a backbone; seconds since the epoch.
+        end: time at which all its features were there.
     """
 
     task: str
@@ -81,11 +85,6 @@ class TaskReport:
     end: float = 0.0
 
 
-# A worker runs two tasks at a time. One has the backbone; meanwhile the other's first frames are
-# decoded, or its shard is written.
-_backbone_lock = threading.Lock()
-
-
 def run_task(
     task: Task,
     settings: WorkerSettings,
@@ -93,55 +92,51 @@ def run_task(
 ) -> TaskReport:
     """Extract a task's rows and write its shard.
 
+    A worker runs two tasks at a time, so that decoder processes which the first one needs no more
+    work for the second.
+
     Raises:
         FeaturesError: a feature is not finite, or exceeds the range of the stored dtype.
         BackboneError: the folder's weights are not those that extraction.json names.
     """
     folder = FeatureFolder(Path(settings.folder))
     extraction = read_extraction(folder)
-    spec = extraction.spec
-    batch_size = settings.batch_size or task.batch_size
+    spec, how = extraction.spec, task.computation
+    batch_size = settings.batch_size or how.batch_size
+    is_compiled = how.is_compiled if settings.is_compiled is None else settings.is_compiled
     sampling = Sampling.from_spec(spec)
-    requests: list[DecodeRequest | Outcome] = [
-        DecodeRequest(row.path, row.start, row.end, sampling, row.cut, settings.decoder)
+    requests = [
+        RowRequest(
+            name=row.video_id,
+            request=DecodeRequest(
+                row.path, row.start, row.end, sampling, row.cut, settings.decoder
+            ),
+            num_frames=row.num_frames,
+        )
         for row in task.rows
     ]
-    names = [row.video_id for row in task.rows]
-    num_expected = [row.num_frames for row in task.rows]
-
-    def on_selected(number: int, num_frames: int) -> None:
-        on_progress(TaskProgress(num_unplanned_frames=num_frames - num_expected[number]))
-        num_expected[number] = num_frames
-
-    report = TaskReport(task=task.name)
+    pool = _decoder_pool(settings)
+    pool.start()  # while the backbone is loaded
+    set_num_threads(settings.device, settings.num_threads)
+    backbone = _backbone(settings, extraction.fingerprint, batch_size if is_compiled else None)
+    report = TaskReport(task=task.name, begin=time.time())
     timer = StageTimer()
-    videos: list[ExtractedVideo] | None = None
-    with _decoder_pool(settings.num_decoder_processes, settings.limits) as pool:
-        while videos is None:
-            events = pool.decode(requests)  # decoding begins before this task has the backbone
-            with closing(events), _backbone_lock:
-                report.begin = report.begin or time.time()
-                set_num_threads(settings.device, settings.num_threads)
-                backbone = _cached_backbone(
-                    settings.folder,
-                    extraction.fingerprint,
-                    settings.device,
-                    batch_size if settings.compile else None,
-                )
-                batcher = Batcher(
-                    backbone, batch_size, spec.feature_dtype, timer=timer, on_progress=on_progress
-                )
-                try:
-                    videos = list(extract_videos(names, events, batcher, on_selected))
-                except DecodeAgain as again:
-                    requests[again.number] = again.request
-                    on_progress(TaskProgress(num_frames=-batcher.num_computed))
-                report.end = time.time()
-        timer.seconds["decode"] = pool.busy_seconds
+    batcher = Batcher(
+        backbone, batch_size, spec.feature_dtype, timer=timer, on_progress=on_progress
+    )
+    rows = extract_rows(
+        requests,
+        task.lanes,
+        pool,
+        batcher,
+        part_frames=None if settings.decoder == "decord" else how.lane_frames,
+        on_progress=on_progress,
+    )
     parts = [
-        _part(row, video, extraction.row_shape, spec.feature_dtype)
-        for row, video in zip(task.rows, videos, strict=True)
+        _stored_part(row, videos, extraction.row_shape, spec.feature_dtype)
+        for row, videos in zip(task.rows, rows, strict=True)
     ]
+    report.end = time.time()
     with timer("write"):
         write_shard(
             task.shard(folder),
@@ -162,13 +157,15 @@ def run_task(
     return report
 
 
-def _part(
-    row: PlannedRow, video: ExtractedVideo, row_shape: tuple[int, ...], dtype: str
+def _stored_part(
+    row: PlannedRow, videos: Sequence[ExtractedVideo], row_shape: tuple[int, ...], dtype: str
 ) -> VideoPart:
-    """Return a complete video as the shard stores it."""
-    outcome = video.outcome
-    assert outcome is not None
-    features, frame_index, timestamps = video.arrays(row_shape, dtype)
+    """Return a complete row, from the parts that it was decoded in, as the shard stores it."""
+    outcome = joined_outcome(videos)
+    if outcome.status == "failed":
+        videos = [ExtractedVideo(row.video_id)]
+    arrays = [video.arrays(row_shape, dtype) for video in videos]
+    features, frame_index, timestamps = map(np.concatenate, zip(*arrays, strict=True))
     is_lost_part = outcome.status == "failed" and row.num_parts > 1
     return VideoPart(
         video_id=row.video_id,
@@ -186,17 +183,71 @@ def _part(
     )
 
 
-def set_num_threads(device: str, num_threads: int) -> None:
-    """Set the number of threads that this thread computes with on a CPU."""
-    if device == "cpu":
-        torch.set_num_threads(num_threads)
+def joined_outcome(videos: Sequence[ExtractedVideo]) -> Outcome:
+    """Return the outcome of a row that was decoded in parts.
+
+    It has failed if no part has frames, or if one could not be read for a transient reason; else it
+    is partial if a part is not complete.
+    """
+    outcomes = [video.outcome for video in videos if video.outcome is not None]
+    failed = [one for one in outcomes if one.status == "failed"]
+    faults = [one for one in outcomes if one.status != "ok"]
+    transient = next((one for one in failed if one.reason in TRANSIENT_REASONS), None)
+    if transient is not None or len(failed) == len(outcomes) or len(outcomes) == 1:
+        return transient or outcomes[0]
+    retried = (one.decoder_reason for one in outcomes if one.decoder_reason)
+    ok = Outcome(
+        status="ok",
+        decoder=outcomes[0].decoder or outcomes[-1].decoder,
+        decoder_reason=next(retried, ""),
+    )
+    if not faults:
+        return ok
+    more = f"; {len(faults) - 1} more parts of it are not complete" if len(faults) > 1 else ""
+    return replace(
+        ok,
+        status="partial",
+        reason=faults[0].reason,
+        message=f"{faults[0].message}{more}",
+        num_lost_frames=sum(video.num_lost_frames for video in videos),
+    )
+
+
+# A worker's two tasks share its backbone and its decoder pool, which are kept between tasks.
+_loading = threading.Lock()
+_pools: dict[tuple[int, Limits, str], DecoderPool] = {}
+
+
+def _decoder_pool(settings: WorkerSettings) -> DecoderPool:
+    """Return this worker's decoder pool."""
+    key = (settings.num_decoder_processes, settings.limits, settings.device)
+    with _loading:
+        if key not in _pools:
+            _pools[key] = DecoderPool(*key[:2], pin=pinning_of(settings.device))
+        return _pools[key]
+
+
+def release_worker() -> None:
+    """Stop the tasks of this process, end its decoder processes and free its backbone."""
+    with _loading:
+        for pool in _pools.values():
+            pool.stop()
+        _pools.clear()
+        _load_backbone.cache_clear()
+
+
+def _backbone(
+    settings: WorkerSettings, fingerprint: str, compiled_batch_size: int | None
+) -> Backbone:
+    """Return the backbone of the feature folder, kept between tasks."""
+    with _loading:
+        return _load_backbone(settings.folder, fingerprint, settings.device, compiled_batch_size)
 
 
 @lru_cache(maxsize=1)
-def _cached_backbone(
+def _load_backbone(
     folder: str, fingerprint: str, device: str, compiled_batch_size: int | None
 ) -> Backbone:
-    """Return the backbone of a feature folder, kept between tasks."""
     paths = FeatureFolder(Path(folder))
     extraction = read_extraction(paths)
     assert extraction.fingerprint == fingerprint  # it is the key of the cache
@@ -205,21 +256,7 @@ def _cached_backbone(
     )
 
 
-_idle_pools: defaultdict[tuple[int, Limits], list[DecoderPool]] = defaultdict(list)
-
-
-@contextmanager
-def _decoder_pool(num_processes: int, limits: Limits) -> Iterator[DecoderPool]:
-    """Yield a decoder pool that no other task uses; kept between tasks."""
-    idle = _idle_pools[num_processes, limits]
-    try:
-        pool = idle.pop()
-    except IndexError:
-        pool = DecoderPool(num_processes, limits)
-    pool.busy_seconds = 0.0
-    try:
-        yield pool
-    except BaseException:
-        pool.close()  # discards what its processes still send
-        raise
-    idle.append(pool)
+def set_num_threads(device: str, num_threads: int) -> None:
+    """Set the number of threads that this process computes with on a CPU."""
+    if device == "cpu":
+        torch.set_num_threads(num_threads)

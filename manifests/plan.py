@@ -19,7 +19,8 @@ from .errors import FeaturesError, ManifestError
 from .feature_folder import REMEDY, FeatureFolder
 from .manifest import VideoRow
 
-FORMAT, VERSION = "vtnpipe.plan", 3
+FORMAT, VERSION = "vtnpipe.plan", 4
+READABLE_VERSIONS = (2, 3, 4)
 MAX_TASK_ROWS = 2000
 
 Decision = Literal["keep", "plan", "changed"]
@@ -93,6 +94,21 @@ class PlannedRow(NamedTuple):
         return f"{self.path}{span} ({size})"
 
 
+class Computation(NamedTuple):
+    """How a plan's features are computed, on which their last bits may depend.
+
+    Attributes:
+        batch_size: images per backbone call.
+        lane_frames: frames of a lane: rows, or a part of a long one, whose frames fill batches of
+            their own, so that several decoder processes work for a task; None for one lane.
+        is_compiled: whether the backbone is compiled.
+    """
+
+    batch_size: int
+    lane_frames: int | None = None
+    is_compiled: bool = False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """Unit of work: its rows become one shard.
@@ -100,12 +116,12 @@ class Task:
     Attributes:
         name: PPP-TTTTT, numbers of plan and task.
         rows: videos or parts of videos, in the order of the shard.
-        batch_size: images per backbone call, on which a feature's last bits may depend.
+        computation: how its features are computed.
     """
 
     name: str
     rows: tuple[PlannedRow, ...]
-    batch_size: int
+    computation: Computation
 
     @property
     def plan(self) -> int:
@@ -116,6 +132,17 @@ class Task:
     def num_frames(self) -> int:
         """Estimated number of frames."""
         return sum(row.num_frames for row in self.rows)
+
+    @property
+    def lanes(self) -> list[range]:
+        """Numbers of the rows of each lane: as many consecutive rows as `lane_frames` allow."""
+        if self.computation.lane_frames is None:
+            return [range(len(self.rows))]
+        lanes, first = [], 0
+        for rows in pack(self.rows, TaskSize(self.computation.lane_frames)):
+            lanes.append(range(first, first + len(rows)))
+            first += len(rows)
+        return lanes
 
     def shard(self, folder: FeatureFolder) -> Path:
         """Return the path of the task's shard."""
@@ -283,7 +310,7 @@ def write_plan(
     tasks: Iterable[Sequence[PlannedRow]],
     *,
     fingerprint: str,
-    batch_size: int,
+    computation: Computation,
     properties: Mapping[str, Mapping[str, int]] | None = None,
 ) -> list[Task]:
     """Write the next plan file and return its tasks.
@@ -292,7 +319,7 @@ def write_plan(
         folder: the feature folder.
         tasks: rows of each task.
         fingerprint: fingerprint of the folder.
-        batch_size: images per backbone call.
+        computation: how the tasks' features are computed.
         properties: counts of the files' properties, a record: `codec` → `h264` → number of files.
     """
     number = len(list(folder.plans.glob("*.json")))
@@ -301,7 +328,7 @@ def write_plan(
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": fingerprint,
-        "batch_size": batch_size,
+        **computation._asdict(),
         "columns": PlannedRow._fields,
         "cut_columns": Cut._fields,
         "properties": properties or {},
@@ -312,7 +339,7 @@ def write_plan(
         for index, rows in enumerate(tasks):
             file.write(("," if index else "") + "\n" + json.dumps(rows, ensure_ascii=False))
         file.write("\n]}\n")
-    return [_task(number, index, rows, batch_size) for index, rows in enumerate(tasks)]
+    return [_task(number, index, rows, computation) for index, rows in enumerate(tasks)]
 
 
 def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
@@ -326,11 +353,19 @@ def read_plans(folder: FeatureFolder, fingerprint: str) -> list[Task]:
         with _readable(path):
             plan = json.loads(path.read_text(encoding="utf-8"))
             _check_head(path, number, plan, fingerprint)
-            # Version 2 (vtnpipe 0.1) stored the batch size among other, measured, settings.
-            batch_size = plan["speed"]["batch_size"] if plan["version"] == 2 else plan["batch_size"]
+            computation = _computation(plan)
             rows_by_task = [list(map(_row, rows)) for rows in plan["tasks"]]
-        tasks += [_task(number, index, rows, batch_size) for index, rows in enumerate(rows_by_task)]
+        tasks += [
+            _task(number, index, rows, computation) for index, rows in enumerate(rows_by_task)
+        ]
     return tasks
+
+
+def _computation(plan: Mapping[str, Any]) -> Computation:
+    """Return how the features of a plan file are computed."""
+    if plan["version"] == 2:  # vtnpipe 0.1 stored the batch size among other, measured, settings
+        return Computation(plan["speed"]["batch_size"])
+    return Computation(*(plan[name] for name in Computation._fields if name in plan))
 
 
 def _check_head(path: Path, number: int, plan: Mapping[str, Any], fingerprint: str) -> None:
@@ -343,10 +378,10 @@ def _check_head(path: Path, number: int, plan: Mapping[str, Any], fingerprint: s
         raise FeaturesError(
             f"{path.with_name(expected)}: missing, although {path.name} exists; restore it"
         )
-    if plan["format"] != FORMAT or plan["version"] not in (2, VERSION):
+    if plan["format"] != FORMAT or plan["version"] not in READABLE_VERSIONS:
         raise FeaturesError(
             f"{path}: is {plan['format']!r} version {plan['version']!r}, but this vtnpipe reads "
-            f"{FORMAT!r} versions 2 and {VERSION}; use the vtnpipe that wrote it, or extract into "
+            f"{FORMAT!r} versions 2 to {VERSION}; use the vtnpipe that wrote it, or extract into "
             "a new folder"
         )
     if plan["fingerprint"] != fingerprint:
@@ -418,5 +453,5 @@ def _row(values: list[Any]) -> PlannedRow:
     return row if row.cut is None else row._replace(cut=Cut.from_json(row.cut))
 
 
-def _task(plan: int, index: int, rows: Iterable[PlannedRow], batch_size: int) -> Task:
-    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows), batch_size=batch_size)
+def _task(plan: int, index: int, rows: Iterable[PlannedRow], computation: Computation) -> Task:
+    return Task(name=f"{plan:03d}-{index:05d}", rows=tuple(rows), computation=computation)

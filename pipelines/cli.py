@@ -5,6 +5,7 @@ Dask or a decoder, so that `vtnpipe --help` is quick.
 """
 
 import errno
+import gc
 import signal
 import sys
 import traceback
@@ -111,6 +112,7 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001  # most likely a bug, whose traceback is shown
         code = _report(error)
     _ignore_signals()
+    gc.freeze()  # else the interpreter takes a second to look for cycles among torch's objects
     sys.exit(code)
 
 

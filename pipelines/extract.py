@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from ..extract.batching import TaskProgress
-from ..extract.task import TaskReport, WorkerSettings
+from ..extract.task import TaskReport, WorkerSettings, release_worker
 from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError
 from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
@@ -35,6 +35,7 @@ from .extraction.planning import (
     existing_plan,
     pending_tasks,
     plan_extraction,
+    planning_pool,
 )
 from .extraction.scheduler import run_tasks
 from .extraction.settings import ExtractSettings
@@ -77,9 +78,12 @@ def extract(
         with locked(folder, is_shared=True):
             return _extract_part(folder, rows, settings, console)
     with locked(folder):
-        new = resolve_spec(folder, settings, console)
-        _remove_leftovers(folder)
-        plan = plan_extraction(folder, rows, settings, new, console)
+        with planning_pool(rows, settings) as pool:
+            if not folder.extraction.exists():
+                pool.start()  # while the backbone is created
+            new = resolve_spec(folder, settings, console)
+            _remove_leftovers(folder)
+            plan = plan_extraction(folder, rows, settings, new, pool, console)
         tasks = plan.pending
         if not tasks:
             return write_summary(plan.store, plan.rows, None, console)
@@ -103,8 +107,8 @@ def _extract_part(
         create_folder(folder, new, settings)
     plan = existing_plan(folder, rows, settings)
     if plan is None:
-        with planning_lock(folder):
-            plan = plan_extraction(folder, rows, settings, new, console)
+        with planning_lock(folder), planning_pool(rows, settings) as pool:
+            plan = plan_extraction(folder, rows, settings, new, pool, console)
     own = plan.tasks[index::num_parts]
     tasks = pending_tasks(own, folder)
     say(
@@ -166,6 +170,8 @@ def _run(
                 say=lambda line: say(console, line),
             )
         )
+        if workers is not None and workers.num_workers == 1:
+            stack.callback(release_worker)  # it is a thread of this process
         workers = workers or remote_workers(client, settings, new.device)
         say(console, workers.description, dashboard_text(client))
         worker_settings = WorkerSettings(
@@ -175,7 +181,7 @@ def _run(
             num_decoder_processes=workers.num_decoder_processes,
             limits=settings.limits,
             batch_size=settings.batch_size,
-            compile=settings.compile,
+            is_compiled=None if settings.compile == "auto" else settings.compile == "yes",
             decoder=settings.decoder,
             record={**settings.record, "versions": package_versions()},
         )

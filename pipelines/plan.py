@@ -26,6 +26,7 @@ from .extraction.planning import (
     ProbedRow,
     file_properties,
     plan_extraction,
+    planning_pool,
     probe_rows,
 )
 from .extraction.settings import ExtractSettings
@@ -87,12 +88,13 @@ def plan(
     rows = read_manifest(manifest)
     folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
-    with locked(folder):
+    with locked(folder), planning_pool(rows, settings) as pool:
+        pool.start()  # while the backbone is created
         new = resolve_spec(folder, settings, console)
         probed = probe_rows(
             [with_file_state(row) for row in rows],
             Sampling.from_spec(new.extraction.spec),
-            settings.limits,
+            pool,
             with_orientation=True,
         )
         say(console, *_describe_videos(probed, new.extraction))
@@ -102,7 +104,7 @@ def plan(
             if one.error is not None
         ]
         say_some(console, unreadable)
-        found = plan_extraction(folder, rows, settings, new, console, probed=probed)
+        found = plan_extraction(folder, rows, settings, new, pool, console, probed=probed)
     tasks = found.pending
     seconds = None
     say(console, *_describe_tasks(tasks))
@@ -130,7 +132,7 @@ def measure_rate(
     device = "cuda:0" if workers.device == "cuda" else workers.device
     set_num_threads(device, workers.num_threads)
     backbone = load_backbone(folder.backbone, extraction.spec, device)
-    views, batch_size = backbone.transform.views, tasks[0].batch_size
+    views, batch_size = backbone.transform.views, tasks[0].computation.batch_size
     num_frames = max(1, batch_size // len(views))
     shape = (num_frames, len(views), *backbone.transform.preprocessing.input_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(backbone.transform.device)
@@ -155,7 +157,7 @@ def _measure_decoder(extraction: Extraction, tasks: Sequence[Task]) -> float | N
     request = DecodeRequest(row.path, row.start, row.end, sampling)
     num_frames, start, last = 0, 0.0, 0.0
     with DecoderPool(1) as pool:
-        for _, event in pool.decode_repeating([request]):
+        for _, event in pool.decode([request]):
             if not isinstance(event, Chunk):
                 continue
             last = time.perf_counter()

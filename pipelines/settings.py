@@ -44,7 +44,7 @@ def device_setting(help: str = "Device of the computation.") -> Any:
 
 
 def decoder_setting(
-    help: str = "auto: decord for files that it reads correctly, else PyAV.",
+    help: str = "auto: PyAV; decord for whole files that pass its checks.",
 ) -> Any:
     """Return the field of `--decoder`."""
     return setting("auto", help=help)

@@ -61,7 +61,7 @@ def test_features_open_by_their_present_names(old: Path) -> None:
 def test_plans_are_read(old: Path) -> None:
     folder = FeatureFolder(old / "features")
     tasks = read_plans(folder, open_features(folder.root).fingerprint)
-    assert [task.batch_size for task in tasks] == [8]
+    assert [task.computation.batch_size for task in tasks] == [8]
     assert {row.video_id for task in tasks for row in task.rows} >= {f"v{n}" for n in range(6)}
     assert read_file_properties(folder)["codec"] == {"h264": 6}
 

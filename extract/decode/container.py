@@ -15,6 +15,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
 
 from ...manifests.atomic import read_through
 from ...manifests.failures import VideoError
@@ -299,17 +300,32 @@ def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
         return [], error.strerror or str(error)
 
 
-def image_of(frame: Any, path: str) -> npt.NDArray[np.uint8]:
-    """Return a decoded frame as RGB, [H, W, 3] uint8.
+class RgbConverter:
+    """Converts the decoded frames of a file to RGB; keeps FFmpeg's scaler from frame to frame.
 
-    Raises:
-        VideoError: `too-large`; FFmpeg's scaler fails only for want of memory.
+    Args:
+        path: path of the file, for messages.
     """
-    try:
-        image: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    except (MemoryError, av.error.FFmpegError):
-        size = f"{frame.width}x{frame.height}"
-        raise VideoError(
-            "too-large", f"{path}: a frame of {size} exceeds the memory limit; leave the file out"
-        ) from None
-    return image
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> npt.NDArray[np.uint8]:
+        """Return a frame as [H, W, 3] uint8.
+
+        Raises:
+            VideoError: `too-large`; the scaler fails only for want of memory.
+        """
+        try:
+            # By default, the scaler would start a pool of threads for every frame.
+            converted = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            rgb: Any = converted.to_ndarray()
+        except (MemoryError, av.error.FFmpegError):
+            raise VideoError(
+                "too-large",
+                f"{self._path}: a frame of {frame.width}x{frame.height} exceeds the memory limit; "
+                "leave the file out",
+            ) from None
+        image: npt.NDArray[np.uint8] = rgb
+        return image

@@ -20,7 +20,10 @@ from .sampling import Sampling, select
 
 PREROLL_KEYFRAMES = 2
 SETTLING_FRAMES = 16  # frames that H.264 and HEVC may reorder
-MAX_PREROLL = 4  # times the length of the part before; decoding is cheap beside a backbone
+# Frames decoded in vain before a part, as a multiple of the length of the part before it: where
+# decoding is cheap beside the backbone, and where it is the limit.
+PREROLL_IF_CHEAP, PREROLL_IF_DEAR = 4.0, 0.25
+MAX_SHIFT = 0.25  # of a part's beginning towards a keyframe, in lengths of the part before
 MIN_SKIPPED_FRAMES = 64  # decoding as many takes about as long as opening a file again
 
 
@@ -31,18 +34,22 @@ def cut_video(
     *,
     start: float | None = None,
     end: float | None = None,
+    max_preroll: float = PREROLL_IF_CHEAP,
 ) -> list[Cut]:
     """Return parts of a video; an empty list if it is better left whole.
 
     Frames that are indexed by counting cannot be found again without decoding all before them, and
-    a part much shorter than what must be decoded before it gains nothing.
+    a part much shorter than what must be decoded before it gains nothing. Parts begin soon after a
+    clean keyframe if there is one nearby.
 
     Args:
         info: timeline of the whole file.
-        offsets: positions among the wanted frames at which parts begin; the first is 0.
+        offsets: positions among the wanted frames near which parts begin; the first is 0.
         sampling: frames taken of the span.
         start: first second of the row's span.
         end: second before which the span stops.
+        max_preroll: most frames that may be decoded in vain before a part, as a multiple of the
+            length of the part before it.
     """
     if info.count_reason:
         return []
@@ -50,10 +57,22 @@ def cut_video(
     if not len(wanted):
         return []
     stop = int(np.searchsorted(info.times, np.inf if end is None else end))
-    firsts: list[int] = []
-    for first in wanted[[offset for offset in offsets if offset < len(wanted)]].tolist():
+    settled = [
+        int(np.searchsorted(info.presented_pts, keyframe.pts)) + SETTLING_FRAMES
+        for keyframe in info.keyframes
+        if keyframe.packet in info.clean_keyframes
+    ]
+    firsts = [int(wanted[0])]
+    for target in wanted[[offset for offset in offsets if 0 < offset < len(wanted)]].tolist():
+        length = target - firsts[-1]
+        nearby = [one for one in settled if abs(one - target) <= MAX_SHIFT * length]
+        begin = min(nearby, key=lambda one: abs(one - target), default=target)
+        position = int(np.searchsorted(wanted, begin))
+        if position == len(wanted):
+            continue
+        first = int(wanted[position])
         _, window_frame = window_around(info, first, stop)
-        if not firsts or first - window_frame <= MAX_PREROLL * (first - firsts[-1]):
+        if firsts[-1] < first and first - window_frame <= max_preroll * (first - firsts[-1]):
             firsts.append(first)
     cuts = [
         _part(info, first, last, int(((wanted >= first) & (wanted < last)).sum()))

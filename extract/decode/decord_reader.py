@@ -22,18 +22,18 @@ class DecordFaultError(Exception):
     """decord gave wrong or too few frames; those that it gave are void."""
 
 
-def decord_refusal(info: VideoInfo, *, is_whole: bool) -> str:
+def decord_refusal(info: VideoInfo, *, is_part: bool) -> str:
     """Return the first rule that rules decord out for a file; empty if it may be used.
 
     The rules come from comparisons on hundreds of odd files.
 
     Args:
         info: probe of the file.
-        is_whole: whether frames of the whole file are wanted.
+        is_part: whether frames of a part of the file are wanted.
     """
     rules = (
         (info.container not in (MOV, MATROSKA), f"container {info.container}"),
-        (not is_whole, "a span is wanted"),
+        (is_part, "a part is wanted"),
         (info.width < MIN_WIDTH, f"{info.width} pixels wide"),
         (bool(info.width % 2 or info.height % 2), "an odd size, for which its chroma differs"),
         (info.count_reason != "", info.count_reason),

@@ -1,13 +1,13 @@
 """Frames of one video: every wanted presented frame, once, upright, with its index and time.
 
 First `select_frames` decides which frames to read, out of which packets; then `read_frames` reads
-them: by decord if that is known to be correct for the file, else by PyAV, packet by packet. Frames
+them: by PyAV, packet by packet, or by decord if that is asked for and correct for the file. Frames
 come one at a time, so memory does not grow with the video.
 """
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...manifests.failures import Reason, VideoError
 from ...manifests.plan import Cut
-from .container import Window, decode, image_of, open_window
+from .container import RgbConverter, Window, decode, open_window
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
 from .limits import MAX_PIXELS
@@ -48,7 +48,8 @@ class Outcome:
         message: the cause in words, with counts.
         num_lost_frames: number of presented frames that could not be decoded.
         decoder: `decord` or `pyav`.
-        decoder_reason: why `auto` did not take decord.
+        decoder_reason: why the video was decoded a second time; empty for a first try.
+        decode_seconds: time that the decoder process spent.
     """
 
     status: Literal["ok", "partial", "failed"]
@@ -57,6 +58,7 @@ class Outcome:
     num_lost_frames: int = 0
     decoder: str = ""
     decoder_reason: str = ""
+    decode_seconds: float = field(default=0.0, compare=False)
 
 
 class Selection(NamedTuple):
@@ -69,7 +71,6 @@ class Selection(NamedTuple):
         window: packets to read.
         start: seconds at which the frames begin; None for the file's beginning.
         end: seconds before which they end; None for the file's end.
-        is_whole: whether they are frames of the whole file, chosen by sampling alone.
         is_part: whether a cut restricts them.
     """
 
@@ -79,7 +80,6 @@ class Selection(NamedTuple):
     window: Window
     start: float | None
     end: float | None
-    is_whole: bool
     is_part: bool
 
 
@@ -146,7 +146,6 @@ def select_frames(
             f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; correct start and "
             "end, or leave it out",
         )
-    is_whole = start is None and end is None and cut is None and frames is None
     if cut is None:
         window, _ = window_around(info, int(wanted[0]), int(wanted[-1]) + 1)
     else:
@@ -160,7 +159,6 @@ def select_frames(
         window=window,
         start=start,
         end=end,
-        is_whole=is_whole,
         is_part=cut is not None,
     )
 
@@ -183,38 +181,30 @@ def read_frames(
 
     Args:
         selection: frames to read.
-        decoder: `auto` takes decord if that is known to be correct for the file.
-        decoder_reason: why `auto` is not given, for the outcome.
+        decoder: `auto` takes PyAV.
+        decoder_reason: why this is a second try, for the outcome.
         on_progress: called often while the file is read.
 
     Raises:
-        VideoError: no frame can be decoded, or decord is asked for and is wrong.
-        DecordFaultError: decord, taken by `auto`, gave wrong or too few frames; those that it gave
-            are void, and PyAV must read the video.
+        VideoError: no frame can be decoded, or decord is asked for and is wrong; frames that it
+            gave are void.
     """
+    if decoder != "decord":
+        return (yield from _read_by_pyav(selection, on_progress, decoder_reason=decoder_reason))
     info = selection.info
-    if decoder == "decord":
-        # A span is read from the file's beginning; only a part would be wrong.
-        if refusal := decord_refusal(info, is_whole=not selection.is_part):
-            raise VideoError(
-                "refused",
-                f"{info.path}: decord does not decode this file correctly ({refusal}); give "
-                "--decoder auto",
-            )
-    elif decoder == "auto":
-        decoder_reason = decord_refusal(info, is_whole=selection.is_whole)
-    if decoder == "decord" or (decoder == "auto" and not decoder_reason):
-        try:
-            for index, image in read_decord(info, selection.wanted, on_progress):
-                yield Frame(image, index, float(info.times[index]))
-        except DecordFaultError as fault:
-            if decoder == "auto":
-                raise
-            raise VideoError(
-                "damaged", f"{info.path}: decord {fault}; give --decoder auto"
-            ) from None
-        return Outcome(status="ok", decoder="decord")
-    return (yield from _read_by_pyav(selection, on_progress, decoder_reason=decoder_reason))
+    # A span is read from the file's beginning; only a part would be wrong.
+    if refusal := decord_refusal(info, is_part=selection.is_part):
+        raise VideoError(
+            "refused",
+            f"{info.path}: decord does not decode this file correctly ({refusal}); give "
+            "--decoder auto",
+        )
+    try:
+        for index, image in read_decord(info, selection.wanted, on_progress):
+            yield Frame(image, index, float(info.times[index]))
+    except DecordFaultError as fault:
+        raise VideoError("damaged", f"{info.path}: decord {fault}; give --decoder auto") from None
+    return Outcome(status="ok", decoder="decord", decoder_reason=decoder_reason)
 
 
 def _read_by_pyav(
@@ -226,6 +216,7 @@ def _read_by_pyav(
     is_missing = np.zeros(info.num_presented, dtype=bool)
     is_missing[wanted] = True
     num_decoded, num_errors, num_concealed, first_error = 0, 0, 0, ""
+    to_rgb = RgbConverter(info.path)
     with open_window(info.path, selection.window, info.max_pixels) as (_, stream, every):
         for packet in itertools.chain(every, [None]):
             on_progress()
@@ -240,7 +231,7 @@ def _read_by_pyav(
                     continue
                 is_missing[position] = False
                 num_concealed += bool(frame.is_corrupt)
-                image = info.orientation.apply(image_of(frame, info.path))
+                image = info.orientation.apply(to_rgb(frame))
                 time = _time(info, position, frame.pts)
                 yield Frame(image, selection.first_frame + position, time)
             if not is_ranked and wanted[-1] < num_decoded < info.num_presented:

@@ -20,7 +20,6 @@ from pathlib import Path
 from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import VideoError
 from .cuts import cut_video
-from .decord_reader import DecordFaultError
 from .frames import Frame, Outcome, read_frames, select_frames
 from .limits import apply_memory_limit, check_pixels
 from .probe import VideoInfo, probe
@@ -61,13 +60,10 @@ class _Worker:
             while not self.requests:
                 self._wait()
             start, self.waited_seconds = time.perf_counter(), 0.0
-            try:
-                outcome = self._answer(self.requests.popleft())
-            except DecordFaultError as fault:
-                self.send(kind="retry", reason=f"decord {fault}")
-                continue
+            outcome = self._answer(self.requests.popleft())
             seconds = time.perf_counter() - start - self.waited_seconds
-            self.send(kind="end", seconds=seconds, outcome=dataclasses.asdict(outcome))
+            outcome = dataclasses.replace(outcome, decode_seconds=seconds)
+            self.send(kind="end", outcome=dataclasses.asdict(outcome))
 
     def send(self, **message: object) -> None:
         """Send a message to the parent."""
@@ -115,8 +111,8 @@ class _Worker:
         except MemoryError:
             message = f"{path}: exceeds the memory limit of the decoder process; leave it out"
             return Outcome(status="failed", reason="too-large", message=message)
-        except (EOFError, ConnectionError, DecordFaultError):
-            raise  # the parent is gone, or tries again with another decoder
+        except (EOFError, ConnectionError):
+            raise  # the parent is gone
         except OSError as error:
             message = f"cannot read {path} ({error}); check the disk, then rerun the command"
             return Outcome(status="failed", reason="missing", message=message)
@@ -171,8 +167,9 @@ class _Worker:
             return
         info = probe(request.path, max_pixels=self.max_pixels, on_progress=self.show_progress)
         if isinstance(request, CutRequest):
-            _, offsets, sampling, start, end = request
-            self.send(kind="answer", value=cut_video(info, offsets, sampling, start=start, end=end))
+            _, offsets, sampling, start, end, max_preroll = request
+            cuts = cut_video(info, offsets, sampling, start=start, end=end, max_preroll=max_preroll)
+            self.send(kind="answer", value=cuts)
         else:
             self.send(kind="answer", value=info.to_json())
 

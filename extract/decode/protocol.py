@@ -8,8 +8,9 @@ since a process that decodes hostile files is never trusted with a pickle.
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.plan import Cut
+from .cuts import PREROLL_IF_CHEAP
 from .frames import Decoder, Outcome
 from .probe import Timeline
 from .quick_probe import QuickProbe
@@ -55,16 +57,14 @@ class QuickProbeRequest(NamedTuple):
 
 
 class CutRequest(NamedTuple):
-    """Request for the parts, a list of `Cut`, of a file or of a span of it in seconds.
-
-    `offsets` are the positions among the wanted frames at which the parts begin.
-    """
+    """Request for the parts, a list of `Cut`, of a file or of a span of it; see `cut_video`."""
 
     path: str
     offsets: list[int]
     sampling: Sampling = EVERY_FRAME
     start: float | None = None
     end: float | None = None
+    max_preroll: float = PREROLL_IF_CHEAP
 
 
 class TimelineRequest(NamedTuple):
@@ -84,18 +84,43 @@ _REQUESTS: dict[str, type[Request]] = {
 _NAMES = {request: name for name, request in _REQUESTS.items()}
 
 
+class Restarted(NamedTuple):
+    """First event of a group of requests that starts again; what it has sent before is void."""
+
+
 class Selected(NamedTuple):
     """First event of a video: the number of frames that are wanted."""
 
     num_frames: int
 
 
-class Chunk(NamedTuple):
-    """Some frames of a video: images [n, H, W, 3] uint8, valid until the next event is taken."""
+@dataclass(eq=False)
+class Chunk:
+    """Some frames of a video, in shared memory.
+
+    They are valid until the next event is taken, unless `hold` has been called.
+
+    Attributes:
+        images: [n, H, W, 3] uint8.
+        frame_index: index of each frame.
+        timestamps: seconds of each frame.
+        is_pinned: whether the memory is registered with a GPU.
+        release: gives the memory back to the decoder process.
+    """
 
     images: npt.NDArray[np.uint8]
     frame_index: list[int]
-    timestamps: list[float]  # seconds
+    timestamps: list[float]
+    is_pinned: bool = False
+    release: Callable[[], None] = lambda: None
+
+    def hold(self) -> Callable[[], None]:
+        """Keep the frames valid until the function that is returned is called.
+
+        Only one chunk may be held at a time: a decoder process needs slots for the next ones.
+        """
+        release, self.release = self.release, lambda: None
+        return release
 
 
 DecodeEvent = Selected | Chunk | Outcome  # a video's last event is its Outcome
@@ -146,22 +171,46 @@ def receive(connection: Connection) -> Message:
 class SharedFrames:
     """Slots of shared memory; each holds one chunk of frames [n, H, W, 3] uint8.
 
-    Pages exist only once they are used.
+    Pages exist only once they are used, or pinned.
 
     Attributes:
         slot_bytes: size of a slot; any frame within the pixel limit fits.
         descriptor: file descriptor of the memory.
     """
 
-    def __init__(self, max_pixels: int, descriptor: int | None = None) -> None:
-        """Map the memory behind a file descriptor, or create it."""
-        self.slot_bytes = 3 * max_pixels
+    def __init__(
+        self,
+        max_pixels: int,
+        descriptor: int | None = None,
+        *,
+        pin: Callable[[int, int], Callable[[], None]] | None = None,
+    ) -> None:
+        """Map the memory behind a file descriptor, or create it.
+
+        Args:
+            max_pixels: pixel limit of a frame.
+            descriptor: file descriptor; None for new memory.
+            pin: registers memory with a GPU: address and number of bytes → a function that undoes
+                it, which is called when no array uses the memory any more.
+        """
+        self.slot_bytes = -(-3 * max_pixels // mmap.PAGESIZE) * mmap.PAGESIZE
         size = NUM_SLOTS * self.slot_bytes
         if descriptor is None:
             descriptor = os.memfd_create("vtnpipe-frames")
             os.ftruncate(descriptor, size)
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, size)
+        self._pinned_bytes = 0
+        if pin is not None:  # a larger frame than CHUNK_BYTES, alone in its slot, is not worth it
+            self._pinned_bytes = min(CHUNK_BYTES, self.slot_bytes)
+            address = np.frombuffer(self._memory, np.uint8).ctypes.data
+            for slot in range(NUM_SLOTS):
+                unpin = pin(address + slot * self.slot_bytes, self._pinned_bytes)
+                weakref.finalize(self._memory, unpin)
+
+    def is_pinned(self, shape: tuple[int, int, int]) -> bool:
+        """Return whether a chunk of frames (n, H, W) is in pinned memory."""
+        return 3 * int(np.prod(shape)) <= self._pinned_bytes
 
     def frames(self, slot: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
         """Return the first frames of a slot, [n, H, W, 3], as a view.

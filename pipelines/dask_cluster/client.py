@@ -39,6 +39,8 @@ def open_client(
 ) -> Iterator[Any]:
     """Open a Dask client that has at least one worker.
 
+    A single worker of this machine is a thread of this process, which is there at once.
+
     Args:
         settings: where the workers are; by default on this machine, listening on loopback only.
         num_workers: worker processes of this machine.
@@ -52,6 +54,7 @@ def open_client(
     settings = settings or ClusterSettings()
     config = {
         "distributed.comm.timeouts.connect": "60s",
+        "distributed.worker.profile.enabled": False,  # it looks at the threads 100 times a second
         "distributed.scheduler.allowed-failures": MAX_DEATHS
         if settings.is_here
         else MAX_DEATHS_OF_JOBS,
@@ -130,9 +133,9 @@ def _local_cluster(num_workers: int, security: Security | None) -> Any:
     return LocalCluster(
         n_workers=num_workers,
         threads_per_worker=THREADS_PER_WORKER,
-        processes=True,
+        processes=num_workers > 1,
         host=LOOPBACK,
-        protocol="tls://" if security else None,
+        protocol="tls://" if security else "tcp://",
         security=security,
         dashboard_address=f"{LOOPBACK}:0",
         resources={GPU: 1},  # of no effect on a CPU: nothing asks for it

@@ -119,7 +119,7 @@ def _resolve_device(
         precision, reason = stored.spec.precision, "the folder's"
     if settings.is_here:
         choice: Any = precision
-        device, precision, resolved = resolve(device, choice, is_compiled=settings.compile)
+        device, precision, resolved = resolve(device, choice, is_compiled=settings.compile == "yes")
         reason = resolved if settings.precision == "auto" and stored is None else reason
     elif "auto" in (device, precision):
         option = "--device auto" if device == "auto" else "--precision auto"

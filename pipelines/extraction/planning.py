@@ -12,12 +12,12 @@ from math import ceil
 from rich.console import Console
 
 from ...extract.cores import num_cpus
-from ...extract.decode.limits import Limits
+from ...extract.decode.cuts import PREROLL_IF_CHEAP, PREROLL_IF_DEAR
 from ...extract.decode.pool import DecoderPool
 from ...extract.decode.protocol import CutRequest, QuickProbeRequest
 from ...extract.decode.quick_probe import QuickProbe
 from ...extract.decode.sampling import Sampling
-from ...extract.device import num_gpus
+from ...extract.device import can_compile
 from ...manifests.atomic import write_bytes
 from ...manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
 from ...manifests.failures import VideoError
@@ -25,6 +25,7 @@ from ...manifests.feature_folder import Extraction, FeatureFolder, check_spec, w
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow, read_manifest, write_manifest
 from ...manifests.plan import (
+    Computation,
     PlannedRow,
     Task,
     TaskSize,
@@ -34,21 +35,28 @@ from ...manifests.plan import (
     with_current_paths,
     write_plan,
 )
-from ..dask_cluster.jobqueue import workers_per_job
+from ..console import say
 from .failure_limit import FailureLimit
 from .feature_spec import NewExtraction
 from .settings import ExtractSettings
+from .workers import expected_workers
 
 PROCESSES_PER_CPU = 2  # for quick probes, which wait for the disk half of the time
 MAX_PROPERTIES = 100  # values of each file property that a plan records
 
 DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 128}
-# Frames of a task: one to two minutes of ViT-B/16 on one core, half a minute on a fast GPU.
-TASK_FRAMES = {"cpu": 1024, "cuda": 65_536}
-MIN_TASK_FRAMES = {"cpu": 64, "cuda": 2048}
+# Frames of a task for each decoder process: one to two minutes of ViT-B/16 on one core, half a
+# minute on a fast GPU with 16 of them.
+TASK_FRAMES = {"cpu": 1024, "cuda": 4096}
+MIN_TASK_FRAMES = {"cpu": 64, "cuda": 512}
 TASKS_PER_WORKER = 8  # at least, unless tasks become shorter than MIN_TASK_FRAMES
 TAIL_TASKS_PER_WORKER = 2  # the frames of this many tasks are divided into eighths at the end
-ASSUMED_WORKERS = 16  # of a scheduler elsewhere
+# Lanes: several for each decoder process, but each so long that opening a file and decoding from
+# the keyframe before a part cost little.
+LANES_PER_PROCESS = 4
+MIN_LANE_FRAMES, MAX_LANE_FRAMES = 256, 2048
+# From here on compiling, 12 to 15 seconds, pays for a ResNet-50 on an H200: it saves 25 µs a frame.
+MIN_COMPILED_FRAMES = 1_000_000  # per worker
 MAX_SHARD_BYTES = 256 * 2**20
 CUT_FROM = 1.5  # size of a video, in tasks, from which on it is cut
 
@@ -93,6 +101,7 @@ def plan_extraction(
     rows: list[VideoRow],
     settings: ExtractSettings,
     new: NewExtraction,
+    pool: DecoderPool,
     console: Console,
     *,
     probed: Sequence[ProbedRow] | None = None,
@@ -104,6 +113,7 @@ def plan_extraction(
         rows: rows of the manifest.
         settings: settings of `extract`.
         new: specification, device and weights.
+        pool: probes and cuts videos, from `planning_pool`.
         console: for messages.
         probed: all rows with their quick probes; by default, rows without a plan are probed.
 
@@ -123,7 +133,7 @@ def plan_extraction(
     if unplanned:
         sampling = Sampling.from_spec(new.extraction.spec)
         if probed is None:
-            probed = probe_rows(unplanned, sampling, settings.limits)
+            probed = probe_rows(unplanned, sampling, pool)
         else:
             names = {row.video_id for row in unplanned}
             probed = [one for one in probed if one.row.video_id in names]
@@ -131,13 +141,14 @@ def plan_extraction(
         FailureLimit(settings.max_failures, len(rows)).count(
             Counter(error.reason for error in unreadable), str(unreadable[0]) if unreadable else ""
         )
-        size = task_size(probed, settings, new)
-        divided = divide(probed, sampling, size, settings.limits, may_cut=settings.may_cut)
+        division = divide_work(probed, settings, new)
+        if division.computation.is_compiled and settings.compile == "auto":
+            say(console, "compile: the work is long enough to earn the seconds back")
         tasks += write_plan(
             folder,
-            divided,
+            divide(probed, sampling, division, pool),
             fingerprint=store.fingerprint,
-            batch_size=settings.batch_size or DEFAULT_BATCH_SIZE[_device_type(new.device)],
+            computation=division.computation,
             properties=file_properties(probed),
         )
     return Plan(tasks=tasks, store=store, rows=all_rows)
@@ -233,10 +244,16 @@ def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[Video
     return rows
 
 
+def planning_pool(rows: Sequence[VideoRow], settings: ExtractSettings) -> DecoderPool:
+    """Return the decoder pool of planning, with no more processes than there are files."""
+    num_files = len({row.path for row in rows})
+    return DecoderPool(max(1, min(num_files, PROCESSES_PER_CPU * num_cpus())), settings.limits)
+
+
 def probe_rows(
     rows: Sequence[PlannedRow],
     sampling: Sampling,
-    limits: Limits | None = None,
+    pool: DecoderPool,
     *,
     with_orientation: bool = False,
 ) -> list[ProbedRow]:
@@ -245,14 +262,12 @@ def probe_rows(
     Args:
         rows: the rows.
         sampling: frames taken of each row.
-        limits: limits of each decoder process; by default `Limits()`.
+        pool: the decoder pool.
         with_orientation: decode each file's first frame, too.
     """
     paths = list(dict.fromkeys(row.path for row in rows if row.size is not None))
-    num_processes = max(1, min(len(paths), PROCESSES_PER_CPU * num_cpus()))
     questions = [QuickProbeRequest(path, with_orientation) for path in paths]
-    with DecoderPool(num_processes, limits) as pool:
-        answers = {paths[number]: answer for number, answer in pool.ask(questions)}
+    answers = {paths[number]: answer for number, answer in pool.ask(questions)}
     probed = []
     for row in rows:
         found = answers.get(row.path)
@@ -299,32 +314,79 @@ def max_task_frames(extraction: Extraction) -> int:
     return max(1, int(MAX_SHARD_BYTES / (CUT_FROM * extraction.bytes_per_frame)))
 
 
-def task_size(
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """How the work is divided.
+
+    Attributes:
+        size: frames of a task.
+        computation: how each task is computed.
+        may_cut: whether long videos may be cut into parts.
+        max_preroll: see `cut_video`.
+    """
+
+    size: TaskSize
+    computation: Computation
+    may_cut: bool = True
+    max_preroll: float = PREROLL_IF_CHEAP
+
+    def part_frames(self, num_left: int) -> int:
+        """Return the frames of a part of a long video that starts when `num_left` are left."""
+        size = self.size.at(num_left)
+        return min(size, self.computation.lane_frames or size)
+
+
+def divide_work(
     probed: Sequence[ProbedRow], settings: ExtractSettings, new: NewExtraction
-) -> TaskSize:
-    """Return the frames per task: as given, else by device, number of frames and workers."""
+) -> Division:
+    """Return tasks as given, else by device, number of frames, workers and decoder processes."""
+    num_frames = sum(one.row.num_frames for one in probed)
+    num_workers, num_processes = expected_workers(settings, new.device, num_frames)
+    kind = new.device.partition(":")[0]
     if settings.shard_frames != "auto":
-        return TaskSize(int(settings.shard_frames))
-    return automatic_task_size(
-        sum(one.row.num_frames for one in probed),
-        device=new.device,
-        num_workers=settings.part_of[1] * expected_workers(settings, new.device),
-        most=max_task_frames(new.extraction),
+        size = TaskSize(int(settings.shard_frames))
+    else:
+        size = automatic_task_size(
+            num_frames,
+            kind,
+            num_workers=num_workers,
+            num_processes=num_processes,
+            most=max_task_frames(new.extraction),
+        )
+    is_compiled = settings.compile == "yes" or (
+        settings.compile == "auto"
+        and kind == "cuda"
+        and num_frames >= MIN_COMPILED_FRAMES * num_workers
+        and (can_compile(new.device) or not settings.is_here)
+    )
+    return Division(
+        size=size,
+        computation=Computation(
+            batch_size=settings.batch_size or DEFAULT_BATCH_SIZE[kind],
+            lane_frames=lane_frames(num_frames, size, num_workers, num_processes),
+            is_compiled=is_compiled,
+        ),
+        may_cut=settings.may_cut,
+        max_preroll=PREROLL_IF_CHEAP if num_processes == 1 else PREROLL_IF_DEAR,
     )
 
 
-def automatic_task_size(num_frames: int, *, device: str, num_workers: int, most: int) -> TaskSize:
+def automatic_task_size(
+    num_frames: int, device_type: str, *, num_workers: int, num_processes: int, most: int
+) -> TaskSize:
     """Return the size of tasks that keep all workers busy; towards the end, eighths of it.
 
     Args:
         num_frames: number of frames to extract.
-        device: device of the backbone.
+        device_type: `cpu` or `cuda`.
         num_workers: workers that share the frames.
+        num_processes: decoder processes of each worker.
         most: largest number of frames of a shard.
     """
-    kind = _device_type(device)
-    most = min(TASK_FRAMES[kind], most)
-    least = min(MIN_TASK_FRAMES[kind], most)
+    most = min(num_processes * TASK_FRAMES[device_type], most)
+    if num_workers == 1:
+        return TaskSize(most)
+    least = min(num_processes * MIN_TASK_FRAMES[device_type], most)
     size = max(least, min(most, num_frames // (TASKS_PER_WORKER * num_workers)))
     return TaskSize(
         num_frames=size,
@@ -333,49 +395,53 @@ def automatic_task_size(num_frames: int, *, device: str, num_workers: int, most:
     )
 
 
-def expected_workers(settings: ExtractSettings, device: str) -> int:
-    """Return the number of workers that will share the tasks, as far as it is known here."""
-    if settings.is_here:
-        return settings.workers or (num_cpus() if device == "cpu" else num_gpus(device))
-    if settings.scheduler is not None:
-        return ASSUMED_WORKERS
-    return settings.jobs * workers_per_job(settings)
+def lane_frames(
+    num_frames: int, size: TaskSize, num_workers: int, num_processes: int
+) -> int | None:
+    """Return the frames of a lane with which all decoder processes are busy to the end.
 
-
-def _device_type(device: str) -> str:
-    return device.partition(":")[0]
+    Args:
+        num_frames: number of frames to extract.
+        size: size of the tasks.
+        num_workers: workers that share the frames.
+        num_processes: decoder processes of each worker; a single one needs no lanes.
+    """
+    if num_processes == 1:
+        return None
+    share = num_frames // (LANES_PER_PROCESS * num_workers * num_processes)
+    share = max(MIN_LANE_FRAMES, min(MAX_LANE_FRAMES, share))
+    return max(1, min(share, size.num_frames // num_processes))
 
 
 def divide(
     probed: Sequence[ProbedRow],
     sampling: Sampling,
-    size: TaskSize,
-    limits: Limits | None = None,
-    *,
-    may_cut: bool = True,
+    division: Division,
+    pool: DecoderPool,
 ) -> list[list[PlannedRow]]:
     """Divide rows into tasks: long videos are cut into parts if they may be, short ones packed."""
-    if not may_cut:
-        return pack([one.row for one in probed], size)
-    return pack(list(_cut_long(probed, sampling, size, limits)), size)
+    if not division.may_cut:
+        return pack([one.row for one in probed], division.size)
+    return pack(list(_cut_long(probed, sampling, division, pool)), division.size)
 
 
 def _cut_long(
-    probed: Sequence[ProbedRow], sampling: Sampling, size: TaskSize, limits: Limits | None
+    probed: Sequence[ProbedRow], sampling: Sampling, division: Division, pool: DecoderPool
 ) -> Iterator[PlannedRow]:
-    """Yield the rows, long ones as parts."""
+    """Yield the rows, those that are too long for a task as parts."""
     num_left = sum(one.row.num_frames for one in probed)
     requests: dict[int, CutRequest] = {}
     for index, one in enumerate(probed):
         row = one.row
-        offsets = _offsets(row.num_frames, num_left, size)
-        if len(offsets) > 1:
-            requests[index] = CutRequest(row.path, offsets, sampling, row.start, row.end)
+        if row.num_frames > CUT_FROM * division.size.at(num_left):
+            offsets = _offsets(row.num_frames, num_left, division)
+            requests[index] = CutRequest(
+                row.path, offsets, sampling, row.start, row.end, division.max_preroll
+            )
         num_left -= row.num_frames
-    with DecoderPool(max(1, min(len(requests), num_cpus())), limits) as pool:
-        answers = dict(
-            zip(requests, (answer for _, answer in pool.ask(list(requests.values()))), strict=True)
-        )
+    answers = dict(
+        zip(requests, (answer for _, answer in pool.ask(list(requests.values()))), strict=True)
+    )
     for index, one in enumerate(probed):
         parts = answers.get(index)
         if not isinstance(parts, list) or not parts:  # left whole; an error recurs in its task
@@ -387,11 +453,11 @@ def _cut_long(
             )
 
 
-def _offsets(num_frames: int, num_left: int, size: TaskSize) -> list[int]:
-    """Return where the parts of a video begin, in wanted frames; one for a short video."""
+def _offsets(num_frames: int, num_left: int, division: Division) -> list[int]:
+    """Return where the parts of a video begin, in wanted frames."""
     offsets = [0]
-    while num_frames - offsets[-1] > CUT_FROM * size.at(num_left):
-        part = size.at(num_left)
+    while num_frames - offsets[-1] > CUT_FROM * division.part_frames(num_left):
+        part = division.part_frames(num_left)
         offsets.append(offsets[-1] + part)
         num_left -= part
     return offsets

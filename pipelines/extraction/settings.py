@@ -17,6 +17,7 @@ from ..settings import above, at_least, auto_or_at_least, decoder_setting, setti
 from .failure_limit import check_failure_limit
 
 FeatureDtype = Literal["float16", "float32"]
+Compile = Literal["auto", "yes", "no"]
 
 _PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
 
@@ -89,7 +90,11 @@ class ExtractSettings(ClusterSettings):
         help="Images per backbone call; by default 16 on a CPU, 128 on a GPU.",
         check=at_least(1),
     )
-    compile: bool = setting(False, help="Compile the backbone: slow to start, faster afterwards.")
+    compile: Compile = setting(
+        "auto",
+        help="Compile the backbone: slow to start, faster afterwards. auto: on a GPU, if the work "
+        "is long enough to earn the seconds back.",
+    )
     threads: int | None = setting(
         None,
         help="Threads of each worker on a CPU; by default the cores divided by the workers.",

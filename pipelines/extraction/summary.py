@@ -1,9 +1,10 @@
 """Summary of an extraction: failures.csv, report.json with the throughput, and printed lines."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
+from math import ceil
 
 from rich.console import Console
 
@@ -15,18 +16,18 @@ from ...manifests.feature_folder import FeatureFolder
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
 from ..console import duration_text, say, say_failures, say_table
+from ..dask_cluster.jobqueue import THREADS_PER_WORKER
 from .workers import Workers
 
 MAX_SPANS = 40  # spans of time whose throughput is recorded
 
-BOTTLENECKS = {
-    "forward": "the backbone: --precision bfloat16 or --compile if they help, a smaller one, or "
-    "more cores or GPUs",
-    "wait": "decoding: more --decoder-processes or cores, or videos of fewer pixels",
-    "preprocess": "resizing frames: more cores, or videos of fewer pixels",
-    "copy": "copying frames to the GPU: videos of fewer pixels",
-    "idle": "waiting for tasks: fewer --workers, or smaller --shard-frames",
+# What is busy → what helps if it is the limit.
+LIMITS = {
+    "backbone": "--precision bfloat16 if it helps, a smaller backbone, or more cores or GPUs",
+    "decoding": "more --decoder-processes or cores, or videos of fewer pixels",
+    "preparing frames": "more --workers, or videos of fewer pixels",
 }
+MIN_BUSY = 0.5  # share from which on something is called the limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,13 @@ class Throughput:
         seconds: duration, from the first task to the last.
         frames_per_second: stored frames per second.
         possible_frames_per_second: frames per second of all workers' backbones alone, by the time
-            that they spent in the backbone.
-        seconds_by_stage: added up over workers: `decode` in the decoder processes; `copy`,
-            `preprocess`, `forward` and `wait` (for frames) one after the other; `write` beside the
-            next task; `idle` without a task, between the first task's beginning and the last
-            one's end.
-        busy_at_end: share of the last tenth of the time in which workers had a task.
-        limit: the stage that took most of the time, and what would help.
+            that their devices spent on batches.
+        seconds_by_stage: added up over workers: `decode` in the decoder processes; `forward` on the
+            backbones' devices; `copy` (to the device), `preprocess`, `wait` (for the backbone) and
+            `write` in the worker processes.
+        busy: shares of the time in which the backbones, the decoder processes, and the workers'
+            threads that prepare frames were busy.
+        limit: the limit by these shares, and what would help.
         seconds_of_tasks: duration from the first task's beginning to the last one's end.
         frames_per_second_over_time: frames per second in equal spans of that.
     """
@@ -67,7 +68,7 @@ class Throughput:
     frames_per_second: float
     possible_frames_per_second: float
     seconds_by_stage: dict[str, float]
-    busy_at_end: float
+    busy: dict[str, float]
     limit: str
     seconds_of_tasks: float
     frames_per_second_over_time: list[float]
@@ -75,16 +76,20 @@ class Throughput:
 
 def throughput_of(run: FinishedRun) -> Throughput:
     """Compute the throughput of a run."""
-    reports = run.reports
-    num_workers = max(run.workers.num_workers, _most_at_once(reports))  # jobs may arrive later
-    stages: defaultdict[str, float] = defaultdict(float)
+    reports, workers = run.reports, run.workers
+    # Each worker runs two tasks at a time; workers of jobs may arrive later.
+    num_workers = max(workers.num_workers, ceil(_most_at_once(reports) / THREADS_PER_WORKER))
+    stages: Counter[str] = Counter()
     for one in reports:
-        for stage, spent in one.seconds.items():
-            stages[stage] += spent
-    in_tasks = sum(one.end - one.begin for one in reports)
-    seconds_of_tasks = max(one.end for one in reports) - min(one.begin for one in reports)
-    stages["idle"] = max(0.0, num_workers * seconds_of_tasks - in_tasks)
+        stages.update(one.seconds)
     num_frames = sum(one.num_frames for one in reports)
+    span = max(one.end for one in reports) - min(one.begin for one in reports)
+    available = max(1e-9, num_workers * span)
+    busy = {
+        "backbone": stages["forward"] / available,
+        "decoding": stages["decode"] / (workers.num_decoder_processes * available),
+        "preparing frames": (stages["copy"] + stages["preprocess"]) / available,
+    }
     return Throughput(
         seconds=round(run.seconds, 3),
         frames_per_second=round(num_frames / max(run.seconds, 1e-9), 2),
@@ -92,15 +97,15 @@ def throughput_of(run: FinishedRun) -> Throughput:
             num_workers * num_frames / max(stages["forward"], 1e-9), 2
         ),
         seconds_by_stage={stage: round(spent, 3) for stage, spent in sorted(stages.items())},
-        busy_at_end=round(_busy_at_end(reports, num_workers), 3),
-        limit=limit_of(stages),
-        seconds_of_tasks=round(seconds_of_tasks, 3),
+        busy={what: round(share, 3) for what, share in busy.items()},
+        limit=limit_of(busy),
+        seconds_of_tasks=round(span, 3),
         frames_per_second_over_time=_over_time(reports),
     )
 
 
 def _most_at_once(reports: Sequence[TaskReport]) -> int:
-    """Return the largest number of tasks that had a backbone at the same time."""
+    """Return the largest number of tasks that were at work at the same time."""
     changes = sorted(change for one in reports for change in ((one.begin, 1), (one.end, -1)))
     return max(accumulate(change for _, change in changes))
 
@@ -123,24 +128,18 @@ def _over_time(reports: Sequence[TaskReport]) -> list[float]:
     return rates
 
 
-def _busy_at_end(reports: Sequence[TaskReport], num_workers: int) -> float:
-    """Return the share of the last tenth of the time in which workers had a task."""
-    begin, end = min(one.begin for one in reports), max(one.end for one in reports)
-    last = end - (end - begin) / 10
-    busy = sum(max(0.0, one.end - max(one.begin, last)) for one in reports)
-    return busy / max(1e-9, num_workers * (end - last))
+def limit_of(busy: Mapping[str, float]) -> str:
+    """Return what was busy for which share of the time, and what would help, in a sentence.
 
-
-def limit_of(seconds: Mapping[str, float]) -> str:
-    """Return the stage that took most of the workers' time, and what would help.
-
-    >>> limit_of({"forward": 5.0, "wait": 20.0, "decode": 25.0})
-    '80% of the time went to decoding: more --decoder-processes or cores, or videos of fewer pixels'
+    >>> limit_of({"backbone": 0.42, "decoding": 0.97, "preparing frames": 0.1})
+    'decoding was busy for 97% of the time, backbone for 42%: more --decoder-processes or cores, \
+or videos of fewer pixels would help'
     """
-    of_workers = {stage: spent for stage, spent in seconds.items() if stage in BOTTLENECKS}
-    stage = max(of_workers, key=lambda one: of_workers[one])
-    share = of_workers[stage] / max(1e-9, sum(of_workers.values()))
-    return f"{share:.0%} of the time went to {BOTTLENECKS[stage]}"
+    first, second, *_ = sorted(busy, key=lambda what: -busy[what])
+    shares = f"{first} was busy for {busy[first]:.0%} of the time, {second} for {busy[second]:.0%}"
+    if busy[first] < MIN_BUSY:
+        return f"{shares}: most of it went to starting, opening files and waiting for the last ones"
+    return f"{shares}: {LIMITS[first]} would help"
 
 
 @dataclass(frozen=True, kw_only=True)

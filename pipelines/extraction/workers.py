@@ -11,7 +11,8 @@ from ..dask_cluster.jobqueue import workers_per_job
 from .scheduler import run_on_each_worker, workers_with_device
 from .settings import ExtractSettings
 
-MIN_WORKER_FRAMES = 256  # for fewer frames, starting another worker takes longer
+MIN_WORKER_FRAMES = 1024  # for fewer frames, starting another worker takes longer
+ASSUMED_WORKERS, ASSUMED_CORES = 16, 8  # of a scheduler elsewhere, while nothing is known of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,24 @@ def local_workers(settings: ExtractSettings, device: str, num_frames: int) -> Wo
     return _workers(settings, device, num_workers, num_cpus() // num_workers, reason)
 
 
+def expected_workers(settings: ExtractSettings, device: str, num_frames: int) -> tuple[int, int]:
+    """Return the number of workers and of decoder processes of each that the work is planned for.
+
+    They only divide the work: it may run on others.
+    """
+    if settings.is_here:
+        workers = local_workers(settings, device, num_frames)
+        return settings.part_of[1] * workers.num_workers, workers.num_decoder_processes
+    num_workers, cores = ASSUMED_WORKERS, ASSUMED_CORES
+    if settings.scheduler is None:
+        per_job = workers_per_job(settings)
+        num_workers, cores = (
+            settings.jobs * per_job,
+            (settings.job or {}).get("cores", 1) // per_job,
+        )
+    return num_workers, _workers(settings, device, num_workers, cores, "").num_decoder_processes
+
+
 def remote_workers(client: Any, settings: ExtractSettings, device: str) -> Workers:
     """Return the workers of a scheduler or of batch jobs.
 
@@ -74,7 +93,7 @@ def _workers(
     """Return workers with `cores` cores each."""
     cores = max(1, cores)
     num_threads = settings.threads or cores
-    default_processes = 1 if device == "cpu" else max(1, cores - 1)
+    default_processes = 1 if device == "cpu" else cores
     num_processes = settings.decoder_processes or default_processes
     threads = f"{num_threads} threads and " if device == "cpu" else ""
     return Workers(

@@ -105,7 +105,7 @@ def extraction_section(
             ),
             ("decoders", _counts(entry.decoder for entry in entries)),
             (
-                "why not decord",
+                "second tries",
                 _counts(entry.decoder_reason for entry in entries),
             ),
         ],

@@ -140,7 +140,7 @@ def decode_thumbnails(
                 pieces += of_video
                 owners += [video_id] * len(of_video)
     with DecoderPool(max(1, min(len(pieces), num_cpus()))) as pool:
-        for number, event in pool.decode_repeating(pieces):
+        for number, event in pool.decode(pieces):
             if isinstance(event, Selected):
                 for frame_index in pieces[number].frames or ():
                     uris[owners[number]].pop(frame_index, None)

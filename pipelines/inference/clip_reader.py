@@ -165,7 +165,7 @@ class VideoClipReader:
             """Return the positions of a request's frames in its clip."""
             return [positions[owners[request]][index] for index in requests[request].frames or ()]
 
-        for request, event in self._pool().decode_repeating(requests):
+        for request, event in self._pool().decode(requests):
             number = owners[request]
             if isinstance(event, Selected):
                 is_lost[number, lost(request)] = True

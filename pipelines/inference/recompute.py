@@ -115,7 +115,7 @@ def _plain_features(
     begin, last = video.timestamps[chosen[[0, -1]]].tolist()
     request = DecodeRequest(row.path, begin, float(np.nextafter(last, np.inf)), decoder="pyav")
     with DecoderPool() as pool:
-        for _, event in pool.decode_repeating([request]):
+        for _, event in pool.decode([request]):
             if isinstance(event, Chunk):
                 for image, index in zip(event.images, event.frame_index, strict=True):
                     if index in wanted:

@@ -4,8 +4,8 @@ end-to-end  every frame through backbone and temporal model in one pass
 chunked     the backbone in chunks of frames, then the temporal model once over all of them
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...extract.backbone import Backbone, evaluation_transform
-from ...extract.batching import Batcher, extract_videos
+from ...extract.batching import Batcher
 from ...extract.decode.frames import Decoder, Outcome
-from ...extract.decode.pool import DecodeAgain, DecoderPool
+from ...extract.decode.pool import DecoderPool
 from ...extract.decode.protocol import Chunk, DecodeRequest, Selected
 from ...extract.decode.sampling import Sampling
+from ...extract.lanes import RowRequest, extract_rows
 from ...extract.preprocessing import Transform
 from ...manifests.errors import ManifestError, StoppedError
 from ...manifests.manifest import VideoRow
@@ -221,21 +222,13 @@ def _extract(
     transform = _transform(network)
     backbone = Backbone(module=network.backbone, transform=transform, dtype=torch.float32)
     row_shape = (len(transform.views), network.config.temporal.feature_dim)
-    remaining: list[DecodeRequest | Outcome] = list(requests)
-    names = [request.path for request in requests]
-    num_done = 0
-    while num_done < len(requests):
-        first = num_done
-        batcher = Batcher(backbone, chunk_frames, np.float32)
-        try:
-            with closing(pool.decode(remaining[first:])) as events:
-                for video in extract_videos(names[first:], events, batcher):
-                    num_done += 1
-                    features, frame_index, timestamps = video.arrays(row_shape, "float32")
-                    assert video.outcome is not None
-                    yield Piece(torch.from_numpy(features), timestamps, frame_index, video.outcome)
-        except DecodeAgain as again:
-            remaining[first + again.number] = again.request
+    rows = [RowRequest(name=request.path, request=request) for request in requests]
+    lanes = [[number] for number in range(len(rows))]
+    batcher = Batcher(backbone, chunk_frames, np.float32)
+    for (video,) in extract_rows(rows, lanes, pool, batcher):
+        features, frame_index, timestamps = video.arrays(row_shape, "float32")
+        assert video.outcome is not None
+        yield Piece(torch.from_numpy(features), timestamps, frame_index, video.outcome)
 
 
 def _decode(
@@ -244,23 +237,30 @@ def _decode(
     """Yield each request's frames [T, V, 3, h, w], uint8."""
     shape = (0, len(transform.views), *transform.preprocessing.input_size)
     empty = torch.empty(shape, dtype=torch.uint8, device=transform.device)
-    frames: dict[int, tuple[float, Tensor]] = {}  # frame index → time, views
-    for _, event in pool.decode_repeating(requests):
+    # Of each request that is being decoded: frame index → time, views.
+    decoded: defaultdict[int, dict[int, tuple[float, Tensor]]] = defaultdict(dict)
+    pieces: dict[int, Piece] = {}
+    num_yielded = 0
+    for number, event in pool.decode(requests):
+        frames = decoded[number]
         if isinstance(event, Selected):
-            frames = {}
+            frames.clear()
         elif isinstance(event, Chunk):
-            views = transform.resize(transform.upload(event.images))
+            views = transform(event.images)
             for index, time, frame in zip(event.frame_index, event.timestamps, views, strict=True):
                 frames[index] = (time, frame)
         elif isinstance(event, Outcome):
             kept = sorted(frames) if event.status != "failed" else []
-            yield Piece(
+            pieces[number] = Piece(
                 torch.stack([frames[index][1] for index in kept]) if kept else empty,
                 np.array([frames[index][0] for index in kept], dtype=np.float64),
                 np.array(kept, dtype=np.int64),
                 event,
             )
-            frames = {}
+            del decoded[number]
+            while num_yielded in pieces:
+                yield pieces.pop(num_yielded)
+                num_yielded += 1
 
 
 def whole_videos(

@@ -12,7 +12,7 @@ from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.feature_folder import read_extraction
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
-from vtnpipe.manifests.plan import with_file_state, write_plan
+from vtnpipe.manifests.plan import Computation, with_file_state, write_plan
 from vtnpipe.pipelines.features import ExportSettings, export_features
 
 IRREGULAR = [0, 40, 80, 400, 440, 1000, 1040, 1080]  # ms
@@ -38,7 +38,12 @@ def folder(tmp_path: Path) -> Path:
     ]
     folder = make_folder(tmp_path / "f", "toy_backbones:block_means", feature_dtype="float16")
     planned = [with_file_state(row) for row in rows]
-    write_plan(folder, [planned], fingerprint=read_extraction(folder).fingerprint, batch_size=16)
+    write_plan(
+        folder,
+        [planned],
+        fingerprint=read_extraction(folder).fingerprint,
+        computation=Computation(16),
+    )
     write_manifest(rows, folder.manifest)
     extract_rows(folder, planned)
     return tmp_path
@@ -53,7 +58,7 @@ def test_show_a_folder_and_its_videos(folder: Path, vtnpipe: Vtnpipe) -> None:
     assert shown["videos"] == "3 of 3: 2 ok, 0 partial, 1 failed"
     assert shown["frames"].startswith("58 (")
     assert shown["shards"].startswith("1 (")
-    assert shown["decoders"] == "decord 2"
+    assert shown["decoders"] == "pyav 2"
     shown_video = vtnpipe("features", "show", "f", "run/a b.mp4", "gone").stdout
     assert "50 × 16 float16" in shown_video
     assert "0.000 to 1.960 (25.000 fps)" in shown_video

@@ -51,7 +51,7 @@ def test_a_plan_describes_the_work(tmp_path: Path, manifest: Path, vtnpipe: Vtnp
     assert "unreadable  none: missing:" in ran.stdout
     assert "unreadable  text: not-a-video:" in ran.stdout
     # The AVI, of 41 frames, is not cut.
-    assert found["tasks"] == "7 of at most 41 frames; 2 long videos in 4 parts"
+    assert found["tasks"] == "8 of at most 41 frames; 2 long videos in 4 parts"
     assert f"for {total} frames" in found["time"]
 
 
@@ -68,7 +68,7 @@ def test_extract_runs_the_plan_and_planning_again_adds_nothing(
     folder = FeatureFolder(tmp_path / "f")
     tasks = read_plans(folder, read_extraction(folder).fingerprint)
     assert [[row.video_id for row in task.rows] for task in tasks] == [
-        *(["a"], ["a"], ["b"], ["b", "c"], ["d"]),
+        *(["a"], ["a"], ["b"], ["b"], ["c"], ["d"]),
     ]
 
     def assert_same_plan() -> None:
@@ -79,7 +79,7 @@ def test_extract_runs_the_plan_and_planning_again_adds_nothing(
     again = _described(vtnpipe("plan", manifest, "f", *MEANS, "--batch-size", 5))
     assert again["videos"] == "4, 5 s"
     assert "h264 (2)" in again["codecs"]
-    assert again["tasks"] == "5 of at most 41 frames; 2 long videos in 4 parts"
+    assert again["tasks"] == "6 of at most 41 frames; 2 long videos in 4 parts"
     assert_same_plan()
     vtnpipe("extract", manifest, "f", *MEANS)
     assert_same_plan()
@@ -112,7 +112,7 @@ def test_a_plan_for_workers_elsewhere_has_no_predicted_time(tmp_path: Path, mani
     )
     report = plan(manifest, tmp_path / "f", settings)
     assert report.seconds is None
-    assert {task.batch_size for task in report.plan.pending} == {128}
+    assert {task.computation.batch_size for task in report.plan.pending} == {128}
     folder = FeatureFolder(tmp_path / "f")
     assert read_extraction(folder).spec.precision == "bfloat16"
 

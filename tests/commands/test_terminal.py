@@ -56,7 +56,7 @@ def test_extract_on_a_terminal(tmp_path: Path, manifest: Path) -> None:
     assert re.search(r"extract .*[0-9]+/[0-9]+ frames .*/s [0-9]+ workers?", printed)
     assert "1 failed" in printed
     assert re.search(r"│ videos +│ 4 ok, 0 partial, 1 failed +│", printed)
-    assert re.search(r"│ limit +│ [0-9]+% of the time went to", printed)
+    assert re.search(r"│ limit +│ [a-z ]+ was busy for [0-9]+% of the time", printed)
     assert not COLOR.search(printed)
     code, printed = _in_terminal(tmp_path, "features", "show", "f", NO_COLOR="1")
     assert code == 0

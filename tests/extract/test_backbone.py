@@ -40,7 +40,7 @@ def _load(folder: Path, name: str, *, dtype: str | None = None, **fields: Any) -
 
 
 def _features(backbone: Backbone, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-    return backbone.features(backbone.transform.resize(backbone.transform.upload(images)))
+    return backbone.features(backbone.transform(images))
 
 
 def _numbered(numbers: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -126,7 +126,7 @@ def test_convolutional_networks_compute_in_channels_last_memory(tmp_path: Path) 
         plain = timm.create_model(name, num_classes=0).eval()
         assert isinstance(backbone.module, torch.nn.Module)
         plain.load_state_dict(backbone.module.state_dict())
-        resized = backbone.transform.resize(backbone.transform.upload(images))
+        resized = backbone.transform(images)
         with torch.inference_mode():
             expected = plain(backbone.transform.normalize(resized[:, 0]))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,14 @@ from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
 
 
-def test_stages_add_up_to_the_time_between_items() -> None:
+def test_seconds_of_stages_and_progress_add_up() -> None:
     timer = StageTimer()
-    assert list(timer.while_iterating("wait", iter("ab"))) == ["a", "b"]
-    with timer("forward"):
+    timer.add("forward", 2.0)
+    timer.add("forward", 1.5)
+    with timer("wait"):
         pass
     assert set(timer.seconds) == {"wait", "forward"}
+    assert timer.seconds["forward"] == 3.5
     assert TaskProgress(2, 1) + TaskProgress(3, -4) == TaskProgress(5, -3)
 
 

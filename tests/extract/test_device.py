@@ -16,7 +16,7 @@ from vtnpipe.manifests.errors import SettingsError
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(SettingsError, match=r"--compile: no C\+\+ compiler \(g\+\+, clang"):
+    with pytest.raises(SettingsError, match=r"--compile yes: no C\+\+ compiler \(g\+\+, clang"):
         check_can_compile("cpu")
     with pytest.raises(SettingsError, match="--compile"):
         resolve("cpu", "float32", is_compiled=True)

@@ -1,29 +1,31 @@
-"""One task → one shard: rows, batches across videos, new starts, and values not to be stored."""
+"""One task → one shard: rows, lanes that are decoded side by side, and new starts."""
 
+import gc
 import os
+import random
 import signal
-from collections.abc import Iterator
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, number_of_blocks
 from read_videos import write_video_that_loses_a_frame
-from vtnpipe.extract.batching import TaskProgress
+from vtnpipe.extract.batching import Batcher, ExtractedVideo, TaskProgress
+from vtnpipe.extract.decode import pool as pool_module
 from vtnpipe.extract.decode.cuts import cut_video
 from vtnpipe.extract.decode.frames import Outcome
-from vtnpipe.extract.decode.pool import DecodeAgain, DecoderPool
 from vtnpipe.extract.decode.probe import probe
-from vtnpipe.extract.decode.protocol import DecodeEvent, DecodeRequest
+from vtnpipe.extract.decode.protocol import Chunk
 from vtnpipe.extract.decode.sampling import Sampling
+from vtnpipe.extract.task import joined_outcome, release_worker
 from vtnpipe.manifests.feature_folder import FeatureFolder
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
-from vtnpipe.manifests.plan import with_file_state
+from vtnpipe.manifests.plan import PlannedRow, with_file_state
 
 
 def assert_same(one: FeatureFolder, other: FeatureFolder) -> None:
@@ -72,77 +74,134 @@ def test_batches_and_processes_change_no_frame(
     assert {name: len(store[name].features) for name in store} == CLIP_LENGTHS
 
 
-def test_a_new_start_changes_no_bit(
-    tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lane_frames", [None, 20, 40])
+def test_lanes_that_start_again_change_no_bit(
+    tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch, lane_frames: int | None
 ) -> None:
     undisturbed = make_folder(tmp_path / "f", "toy_backbones:mixer")
-    extract_rows(undisturbed, rows)
-    decode = DecoderPool.decode
-    for after in (1, 2, 3):  # events of videos 1 and 3 before all have to start again
-        begun_again: list[int] = []
+    extract_rows(undisturbed, _planned(rows), lane_frames=lane_frames)
+    handle = pool_module._Group.handle
+    for after in (1, 2, 3):  # frames of files 1 and 3
+        begun_again: list[str] = []
 
-        def decode_again(
-            self: DecoderPool,
-            requests: list[DecodeRequest | Outcome],
+        def handle_badly(
+            group: Any,
+            message: Any,
             after: int = after,
-            begun_again: list[int] = begun_again,
-        ) -> Iterator[tuple[int, DecodeEvent]]:
-            counts = dict.fromkeys(range(len(requests)), 0)
-            with closing(decode(self, requests)) as events:
-                for row, event in events:
-                    yield row, event
-                    counts[row] += 1
-                    if row in (1, 3) and counts[row] == after and row not in begun_again:
-                        begun_again.append(row)
-                        raise DecodeAgain(row, requests[row])
+            begun_again: list[str] = begun_again,
+        ) -> Any:
+            request = None if group.is_done else group.requests[group.number]
+            path = getattr(request, "path", "")
+            is_last = message["kind"] == "end" or message.get("frame_index", [0])[-1] >= after
+            if path in (rows[1].path, rows[3].path) and is_last and path not in begun_again:
+                begun_again.append(path)
+                return request  # takes the place of the request when the group starts again
+            return handle(group, message)
 
-        monkeypatch.setattr(DecoderPool, "decode", decode_again)
+        monkeypatch.setattr(pool_module._Group, "handle", handle_badly)
         disturbed = make_folder(tmp_path / f"g{after}", "toy_backbones:mixer")
         seen: list[TaskProgress] = []
-        report = extract_rows(disturbed, rows, on_progress=seen.append)
+        report = extract_rows(
+            disturbed, _planned(rows), lane_frames=lane_frames, on_progress=seen.append
+        )
         monkeypatch.undo()
-        assert begun_again == [1, 3]
+        assert sorted(begun_again) == [rows[1].path, rows[3].path]
         assert_same(undisturbed, disturbed)
         total = sum(CLIP_LENGTHS.values())
         assert report.num_frames == total
         assert sum(progress.num_frames for progress in seen) == total
-        assert sum(progress.num_unplanned_frames for progress in seen) == total
+        assert sum(progress.num_unplanned_frames for progress in seen) == 0
 
 
-@pytest.fixture
-def faulty_row(tmp_path: Path) -> VideoRow:
-    """A video of which decord gives 100 frames before it shows that they are wrong."""
-    path = write_video_that_loses_a_frame(tmp_path / "faulty.mov", 100, 9)
-    return VideoRow(video_id="faulty", path=str(path))
+def _planned(rows: list[VideoRow]) -> list[PlannedRow]:
+    """Return rows with their numbers of frames, as planning finds them."""
+    return [
+        with_file_state(row)._replace(num_frames=length)
+        for row, length in zip(rows, CLIP_LENGTHS.values(), strict=True)
+    ]
 
 
-def test_a_fault_of_decord_in_mid_video_changes_no_bit(
-    tmp_path: Path, rows: list[VideoRow], faulty_row: VideoRow
+@pytest.mark.parametrize("lane_frames", [10, 20, 100])
+@pytest.mark.parametrize("num_processes", [1, 3])
+def test_lanes_decode_side_by_side_and_change_no_frame(
+    tmp_path: Path, rows: list[VideoRow], lane_frames: int, num_processes: int
 ) -> None:
-    rows = [*rows[:2], faulty_row, *rows[2:]]
-    by_pyav = make_folder(tmp_path / "f", "toy_backbones:mixer")
-    extract_rows(by_pyav, rows, decoder="pyav")
-    folder = make_folder(tmp_path / "g", "toy_backbones:mixer")
-    report = extract_rows(folder, rows)
-    assert_same(by_pyav, folder)
-    assert report.num_videos == {"ok": 4, "partial": 1}
-    (entry,) = open_features(folder.root).entries["faulty"]
-    assert (entry.length, entry.num_lost_frames, entry.decoder) == (99, 1, "pyav")
-    assert "decord repeats its last frame" in entry.decoder_reason
+    folder = make_folder(tmp_path / "f", "toy_backbones:block_means")
+    report = extract_rows(
+        folder, _planned(rows), lane_frames=lane_frames, num_decoder_processes=num_processes
+    )
+    store = open_features(folder.root)
+    for k, (name, length) in enumerate(CLIP_LENGTHS.items()):
+        numbers = [number_of_blocks(row) for row in store[name].features]
+        assert numbers == list(range(1000 * k, 1000 * k + length))
+        assert store[name].frame_index.tolist() == list(range(length))
+        assert len(store.entries[name]) == 1  # parts are joined before they are stored
+    assert report.num_frames == sum(CLIP_LENGTHS.values())
+
+
+def test_the_number_of_processes_and_timing_change_no_bit(
+    tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    prepare = Batcher.prepare
+    for num_processes, seconds in ((1, 0.0), (2, 0.0), (3, 0.03)):
+        folder = make_folder(tmp_path / f"{num_processes}", "toy_backbones:mixer")
+
+        def slow(batcher: Batcher, chunk: Chunk, seconds: float = seconds) -> Any:
+            time.sleep(seconds * random.random())
+            return prepare(batcher, chunk)
+
+        monkeypatch.setattr(Batcher, "prepare", slow)
+        extract_rows(folder, _planned(rows), lane_frames=20, num_decoder_processes=num_processes)
+        monkeypatch.undo()
+        folders.append(folder)
+    assert_same(folders[0], folders[1])
+    assert_same(folders[0], folders[2])
+
+
+def _video(num_expected: int, **outcome: Any) -> ExtractedVideo:
+    video = ExtractedVideo("v", num_expected)
+    video.outcome = Outcome(**outcome)
+    return video
+
+
+OK = {"status": "ok", "decoder": "pyav"}
+FAILED = {"status": "failed", "reason": "damaged", "message": "m"}
+PARTIAL = {"status": "partial", "reason": "truncated", "message": "p", "num_lost_frames": 3}
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "reason", "num_lost"),
+    [
+        ([OK, OK], "ok", "", 0),
+        ([OK, FAILED], "partial", "damaged", 10),
+        ([OK, PARTIAL, FAILED], "partial", "truncated", 13),
+        ([FAILED, FAILED], "failed", "damaged", 0),
+        ([OK, {**FAILED, "reason": "missing"}], "failed", "missing", 0),
+        ([PARTIAL], "partial", "truncated", 3),
+    ],
+)
+def test_the_outcome_of_a_video_in_parts(
+    parts: list[dict[str, Any]], status: str, reason: str, num_lost: int
+) -> None:
+    outcome = joined_outcome([_video(10, **part) for part in parts])
+    assert (outcome.status, outcome.reason, outcome.num_lost_frames) == (status, reason, num_lost)
 
 
 def test_a_video_that_fails_after_frames_leaves_no_frames(
-    tmp_path: Path, rows: list[VideoRow], faulty_row: VideoRow
+    tmp_path: Path, rows: list[VideoRow]
 ) -> None:
+    path = write_video_that_loses_a_frame(tmp_path / "faulty.mov", 100, 9)  # decord sees it late
+    faulty = VideoRow(video_id="faulty", path=str(path))
     missing = VideoRow(video_id="faulty", path=str(tmp_path / "none.mp4"))
     without = make_folder(tmp_path / "f", "toy_backbones:mixer")
     extract_rows(without, [*rows[:2], missing, rows[2]], decoder="decord")
     folder = make_folder(tmp_path / "g", "toy_backbones:mixer")
-    report = extract_rows(folder, [*rows[:2], faulty_row, rows[2]], decoder="decord")
+    report = extract_rows(folder, [*rows[:2], faulty, rows[2]], decoder="decord")
     assert_same(without, folder)
     assert "faulty" not in open_features(folder.root)
     assert report.num_failed == {"damaged": 1}
-    assert str(faulty_row.path) in report.example
+    assert str(path) in report.example
 
 
 @pytest.mark.slow
@@ -197,10 +256,10 @@ def test_parts_are_joined_and_some_frames_are_views(tmp_path: Path, rows: list[V
     assert "a" not in open_features(folder.root)  # a video with a part missing is absent
 
 
-def test_two_tasks_at_a_time_take_turns(tmp_path: Path, rows: list[VideoRow]) -> None:
+def test_two_tasks_at_a_time_share_a_worker(tmp_path: Path, rows: list[VideoRow]) -> None:
     folder = make_folder(tmp_path / "f", "toy_backbones:block_means")
     with ThreadPoolExecutor(2) as pool:
-        reports = list(
+        list(
             pool.map(
                 lambda number: extract_rows(
                     folder,
@@ -211,7 +270,19 @@ def test_two_tasks_at_a_time_take_turns(tmp_path: Path, rows: list[VideoRow]) ->
                 range(4),
             )
         )
-    turns = sorted((report.begin, report.end) for report in reports)
-    assert all(one[1] <= other[0] for one, other in pairwise(turns))
     store = open_features(folder.root)
     assert {name: len(store[name].features) for name in store} == CLIP_LENGTHS
+
+
+def test_a_worker_can_be_released(tmp_path: Path, rows: list[VideoRow]) -> None:
+    def decoders() -> int:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        commands = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
+        return sum(b"decode.process" in command for command in commands)
+
+    extract_rows(make_folder(tmp_path / "f", "toy_backbones:block_means"), rows)
+    assert decoders() > 0
+    release_worker()
+    gc.collect()
+    assert decoders() == 0
+    extract_rows(make_folder(tmp_path / "g", "toy_backbones:block_means"), rows)

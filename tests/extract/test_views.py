@@ -33,7 +33,7 @@ def test_three_crops_lie_along_the_longer_side(
     offsets: dict[str, tuple[int, int]],
 ) -> None:
     transform = evaluation_transform(preprocessing, "cpu", VIEW_NAMES["three-crop"])
-    views = transform.resize(transform.upload(_gradient(height, width)))
+    views = transform(_gradient(height, width))
     assert views.shape == (1, 3, 3, SIZE, SIZE)
     for view, name in zip(views[0], transform.views, strict=True):
         assert tuple(view[:2, 0, 0].tolist()) == offsets[name]
@@ -41,7 +41,7 @@ def test_three_crops_lie_along_the_longer_side(
 
 def test_a_flipped_view_mirrors_the_center(preprocessing: Preprocessing) -> None:
     transform = evaluation_transform(preprocessing, "cpu", VIEW_NAMES["flip"])
-    views = transform.resize(transform.upload(_gradient(SIZE, 72)))
+    views = transform(_gradient(SIZE, 72))
     assert torch.equal(views[:, 1], views[:, 0].flip(-1))
 
 

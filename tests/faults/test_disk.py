@@ -147,7 +147,7 @@ def test_flipped_bits_are_found_and_their_shards_written_again(
     vtnpipe("extract", manifest, "f", *options)
     shutil.copytree(tmp_path / "f", tmp_path / "whole")
     shards = sorted((tmp_path / "f/shards").glob("*.h5"))
-    assert len(shards) == 5
+    assert len(shards) == 6
     assert f"{len(shards)} shards are sound" in vtnpipe("features", "verify", "f").stdout
 
     def flip(path: Path, position: int) -> None:

@@ -15,7 +15,7 @@ from vtnpipe.manifests.feature_folder import (
 )
 from vtnpipe.manifests.feature_store import FeatureStore
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
-from vtnpipe.manifests.plan import PlannedRow, Task, with_file_state
+from vtnpipe.manifests.plan import Computation, PlannedRow, Task, with_file_state
 from vtnpipe.manifests.shards import VideoPart, write_shard
 
 
@@ -56,6 +56,8 @@ def extract_rows(
     folder: FeatureFolder,
     rows: Iterable[VideoRow | PlannedRow],
     name: str = "000-00000",
+    *,
+    lane_frames: int | None = None,
     **settings: Any,
 ) -> TaskReport:
     """Runs one task over rows; `settings` change the worker's."""
@@ -64,7 +66,7 @@ def extract_rows(
     if manifest:
         write_manifest(manifest, folder.manifest)
     planned = [with_file_state(row) if isinstance(row, VideoRow) else row for row in rows]
-    task = Task(name=name, rows=tuple(planned), batch_size=16)
+    task = Task(name=name, rows=tuple(planned), computation=Computation(16, lane_frames))
     on_progress = settings.pop("on_progress", lambda progress: None)
     defaults: dict[str, Any] = {"num_threads": 1, "num_decoder_processes": 1}
     worker = WorkerSettings(folder=str(folder.root), device="cpu", **{**defaults, **settings})

@@ -1,34 +1,25 @@
 """Videos read in this process: all frames of a selection, by index, and the outcome."""
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from numbered_videos import read_number, write_video
-from vtnpipe.extract.decode.decord_reader import DecordFaultError
 from vtnpipe.extract.decode.frames import Decoder, Frame, Outcome, read_frames, select_frames
 
 
 def read_video(
     path: Path, *, decoder: Decoder = "auto", **selection: Any
 ) -> tuple[list[Frame], Outcome]:
-    """Select frames and read them; after a fault of decord by PyAV, as the decoder pool does.
+    """Select frames, and read them all.
 
     Args:
         path: path of the file.
         decoder: decoder option.
         selection: arguments of `select_frames`.
     """
-    selected = select_frames(str(path), **selection)
-    try:
-        return _all(read_frames(selected, decoder))
-    except DecordFaultError as fault:
-        return _all(read_frames(selected, "pyav", decoder_reason=f"decord {fault}"))
-
-
-def _all(frames: Generator[Frame, None, Outcome]) -> tuple[list[Frame], Outcome]:
+    frames = read_frames(select_frames(str(path), **selection), decoder)
     found: list[Frame] = []
     while True:
         try:

@@ -8,6 +8,7 @@ from vtnpipe.manifests.feature_folder import FeatureFolder, read_extraction
 from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import (
     MAX_TASK_ROWS,
+    Computation,
     Cut,
     PlannedRow,
     Task,
@@ -34,7 +35,9 @@ def _rows(*num_frames: int) -> list[PlannedRow]:
 
 
 def _write(folder: FeatureFolder, *tasks: list[PlannedRow], batch_size: int = 8) -> list[Task]:
-    return write_plan(folder, tasks, fingerprint="f", batch_size=batch_size)
+    return write_plan(
+        folder, tasks, fingerprint="f", computation=Computation(batch_size, 300, True)
+    )
 
 
 def test_pack_keeps_every_row_once_and_in_order() -> None:
@@ -80,10 +83,31 @@ def test_plans_round_trip_and_count_up(folder: FeatureFolder) -> None:
     assert found[2].rows[0].cut == cut
     assert isinstance(found[2].rows[0].cut, Cut)
     assert [task.num_frames for task in found] == [3, 3, 3]
-    assert [task.batch_size for task in found] == [32, 32, 8]
+    assert [task.computation for task in found] == [
+        Computation(batch_size, 300, True) for batch_size in (32, 32, 8)
+    ]
     assert [task.plan for task in found] == [0, 0, 1]
     with pytest.raises(FeaturesError, match=r"000\.json.*'f'"):
         read_plans(folder, "other")
+
+
+def test_a_plan_of_version_3_is_read(folder: FeatureFolder) -> None:
+    _write(folder, _rows(1, 2))
+    path = folder.plans / "000.json"
+    text = path.read_text().replace('"version": 4', '"version": 3')
+    path.write_text(text.replace(', "lane_frames": 300, "is_compiled": true', ""))
+    (task,) = read_plans(folder, "f")
+    assert task.computation == Computation(8)
+    assert task.lanes == [range(2)]
+
+
+def test_lanes_hold_consecutive_rows() -> None:
+    rows = tuple(
+        row._replace(num_frames=length)
+        for row, length in zip(_rows(*range(1, 7)), (4, 4, 30, 4, 9, 1), strict=True)
+    )
+    task = Task(name="000-00000", rows=rows, computation=Computation(8, lane_frames=10))
+    assert task.lanes == [range(2), range(2, 3), range(3, 4), range(4, 6)]
 
 
 def test_a_damaged_or_a_missing_plan_is_named(folder: FeatureFolder) -> None:
@@ -100,22 +124,29 @@ def test_a_damaged_or_a_missing_plan_is_named(folder: FeatureFolder) -> None:
 def test_a_plan_of_another_version_is_refused(folder: FeatureFolder) -> None:
     _write(folder, _rows(1))
     path = folder.plans / "000.json"
-    path.write_text(path.read_text().replace('"version": 3', '"version": 4'))
-    with pytest.raises(FeaturesError, match=r"000\.json: .*version 4"):
+    path.write_text(path.read_text().replace('"version": 4', '"version": 5'))
+    with pytest.raises(FeaturesError, match=r"000\.json: .*version 5"):
         read_plans(folder, "f")
 
 
 def test_properties_of_all_plans_are_added_up(folder: FeatureFolder) -> None:
     assert read_file_properties(folder) == {}
     for counts in ({"h264": 2, "vp9": 1}, {"h264": 3}):
-        write_plan(folder, [_rows(1)], fingerprint="f", batch_size=8, properties={"codec": counts})
+        write_plan(
+            folder,
+            [_rows(1)],
+            fingerprint="f",
+            computation=Computation(8),
+            properties={"codec": counts},
+        )
     assert read_file_properties(folder) == {"codec": {"h264": 5, "vp9": 1}}
 
 
 def test_a_plan_of_version_2_is_read() -> None:
     extraction = read_extraction(OLD_FOLDER)
     (task,) = read_plans(OLD_FOLDER, extraction.fingerprint)
-    assert (task.name, task.batch_size) == ("000-00000", 8)
+    assert (task.name, task.computation) == ("000-00000", Computation(8))
+    assert task.lanes == [range(7)]  # one after the other, as it was
     assert [row.video_id for row in task.rows] == [*(f"v{n}" for n in range(6)), "lost"]
     assert (task.rows[0].size, task.rows[-1].size) == (1945, None)
     assert read_file_sizes(OLD_FOLDER, ["v0", "lost"]) == {"v0": 1945, "lost": None}

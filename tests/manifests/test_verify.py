@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_up_shards import video_part, write_parts
 from vtnpipe.manifests.feature_folder import FeatureFolder, read_extraction
-from vtnpipe.manifests.plan import PlannedRow, Task, read_plans
+from vtnpipe.manifests.plan import Computation, PlannedRow, Task, read_plans
 from vtnpipe.manifests.shards import checksum
 from vtnpipe.manifests.verify import Fault, backbone_faults, shard_faults
 
@@ -17,7 +17,7 @@ OLD_FOLDER = FeatureFolder(Path(__file__).parents[1] / "fixtures/v0.1/features")
 
 def _task(*video_ids: str) -> Task:
     rows = tuple(PlannedRow(name, f"/{name}.mp4", None, None, 1, 1) for name in video_ids)
-    return Task(name="000-00000", rows=rows, batch_size=8)
+    return Task(name="000-00000", rows=rows, computation=Computation(8))
 
 
 def _faults(folder: FeatureFolder, path: Path, *tasks: Task) -> list[Fault]:
@@ -104,7 +104,7 @@ def test_changed_weights_are_a_fault(tmp_path: Path) -> None:
 def test_a_folder_of_version_0_1_is_sound() -> None:
     extraction = read_extraction(OLD_FOLDER)
     tasks = read_plans(OLD_FOLDER, extraction.fingerprint)
-    assert [task.batch_size for task in tasks] == [8]
+    assert [task.computation for task in tasks] == [Computation(8)]
     for task in tasks:
         assert _faults(OLD_FOLDER, task.shard(OLD_FOLDER), task) == []
     assert list(backbone_faults(OLD_FOLDER, extraction)) == []

@@ -1,29 +1,39 @@
 """The decoder pool: order, second tries, crashes, hangs, memory, and an end with the parent."""
 
+import contextlib
+import gc
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, damage_packet, read_number, write_video
 from read_videos import read_video, write_video_that_loses_a_frame
+from vtnpipe.extract.decode import pool as pool_module
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.decode.pool import DecodeAgain, DecoderPool
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.probe import Timeline
 from vtnpipe.extract.decode.protocol import (
+    CHUNK_BYTES,
+    NUM_SLOTS,
     Chunk,
     CutRequest,
-    DecodeEvent,
     DecodeRequest,
     QuickProbeRequest,
+    Restarted,
     Selected,
     TimelineRequest,
 )
@@ -32,7 +42,6 @@ from vtnpipe.manifests.errors import StoppedError
 from vtnpipe.manifests.failures import VideoError
 from vtnpipe.manifests.plan import Cut
 
-Request = DecodeRequest | Outcome
 LONG = 300  # frames: more than the slots of a process hold
 
 
@@ -55,77 +64,166 @@ def faulty_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _numbers(
-    events: Iterable[tuple[int, DecodeEvent]], num_requests: int
+    events: Iterable[tuple[int, Any]], num_requests: int
 ) -> tuple[list[list[int]], list[Outcome]]:
     """Return the numbers that each request's frames show, by frame index, and its outcome."""
     numbers: list[dict[int, int]] = [{} for _ in range(num_requests)]
-    outcomes: list[Outcome] = []
+    outcomes: dict[int, Outcome] = {}
     for row, event in events:
-        assert row == len(outcomes)
-        if isinstance(event, Chunk):
+        assert row not in outcomes
+        if isinstance(event, Selected):
+            numbers[row].clear()
+        elif isinstance(event, Chunk):
             shown = [read_number(image) for image in event.images]
             numbers[row].update(zip(event.frame_index, shown, strict=True))
             assert len(event.timestamps) == len(shown)
         elif isinstance(event, Outcome):
             if event.status == "failed":
                 numbers[row].clear()
-            outcomes.append(event)
-    return [[one[index] for index in sorted(one)] for one in numbers], outcomes
-
-
-def _decode(pool: DecoderPool, requests: list[Request]) -> tuple[list[list[int]], list[Outcome]]:
-    """Decode as a task does: all requests again, the changed one among them."""
-    while True:
-        try:
-            return _numbers(pool.decode(requests), len(requests))
-        except DecodeAgain as again:
-            requests = [*requests]
-            requests[again.number] = again.request
-
-
-def _decode_repeating(
-    pool: DecoderPool, requests: list[Request]
-) -> tuple[list[list[int]], list[Outcome]]:
-    return _numbers(pool.decode_repeating(requests), len(requests))
+            outcomes[row] = event
+    return [[one[index] for index in sorted(one)] for one in numbers], [
+        outcomes[row] for row in range(num_requests)
+    ]
 
 
 @pytest.mark.parametrize("num_processes", [1, 3])
-def test_rows_come_in_order_and_whole(clips: dict[str, Path], num_processes: int) -> None:
+def test_requests_are_decoded_whole(clips: dict[str, Path], num_processes: int) -> None:
     requests = [DecodeRequest(str(path)) for path in clips.values()] * 2
     with DecoderPool(num_processes) as pool:
+        pool.start()
         numbers, outcomes = _numbers(pool.decode(requests), 8)
         pids = pool.pids
-        again, _ = _numbers(pool.decode_repeating(requests), 8)
+        assert len(pids) == num_processes
+        again, _ = _numbers(pool.decode(requests), 8)
         assert pool.pids == pids  # the processes are kept
     expected = [
         list(range(1000 * k, 1000 * k + length)) for k, length in enumerate(CLIP_LENGTHS.values())
     ]
     assert numbers == again == expected * 2
     assert {outcome.status for outcome in outcomes} == {"ok"}
+    assert all(outcome.decode_seconds > 0 for outcome in outcomes)
 
 
-def test_the_order_of_events_does_not_depend_on_timing(
+def test_all_processes_decode_at_the_same_time(long_video: Path) -> None:
+    """While frames of one video are taken, those of others arrive."""
+    rows = []
+    with DecoderPool(3) as pool:
+        _numbers(pool.decode([DecodeRequest(str(long_video), end=0.5)] * 9), 9)  # all have started
+        for row, event in pool.decode([DecodeRequest(str(long_video))] * 3):
+            if isinstance(event, Chunk):
+                rows.append(row)
+                time.sleep(0.02)
+    first = [rows.index(row) for row in range(3)]
+    last = [len(rows) - rows[::-1].index(row) for row in range(3)]
+    assert max(first) < min(last)
+
+
+def _listed(pool: DecoderPool, groups: list[tuple[str, list[Any]]]) -> dict[str, list[object]]:
+    """Return what the events of each group are, in order."""
+    found: dict[str, list[object]] = {key: [] for key, _ in groups}
+    for key, number, event in pool.run(deque(groups)):
+        found[key].append((number, event.frame_index if isinstance(event, Chunk) else event))
+    return found
+
+
+def test_the_events_of_a_group_come_in_order(
     clips: dict[str, Path], long_video: Path, pool: DecoderPool
 ) -> None:
-    """Neither does what an event holds: positions in batches follow from the events."""
-    requests: list[Request] = [
-        *(DecodeRequest(str(path)) for path in clips.values()),
-        Outcome(status="failed", reason="missing"),
-        DecodeRequest(str(long_video)),
-        DecodeRequest(str(clips["c"]), start=0.08),
+    missing = Outcome(status="failed", reason="missing")
+    groups: list[tuple[str, list[Any]]] = [
+        ("clips", [DecodeRequest(str(path)) for path in clips.values()]),
+        ("decided", [missing, DecodeRequest(str(long_video)), missing]),
+        ("span", [DecodeRequest(str(clips["c"]), start=0.08)]),
     ]
-
-    def listed(pool: DecoderPool, pause: float) -> list[object]:
-        found: list[object] = []
-        for row, event in pool.decode(requests):
-            found.append((row, event.frame_index if isinstance(event, Chunk) else event))
-            time.sleep(pause)
-        return found
-
-    expected = listed(pool, 0.0)
-    assert listed(pool, 0.02) == expected
+    expected = _listed(pool, groups)
+    numbers = [number for number, _ in expected["clips"]]  # type: ignore[misc]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == {0, 1, 2, 3}
+    assert expected["decided"][0] == (0, missing)
+    assert expected["decided"][-1] == (2, missing)
     with DecoderPool(3) as several:
-        assert listed(several, 0.0) == expected
+        assert _listed(several, groups) == expected
+
+
+def test_groups_are_added_while_events_are_taken(clips: dict[str, Path], pool: DecoderPool) -> None:
+    path = str(clips["a"])
+    groups: deque[Any] = deque([("ask", [CutRequest(path, [0, 25])])])
+    taken: dict[str, list[int]] = {}
+    for key, _, event in pool.run(groups):
+        if isinstance(event, list):
+            groups.extend(
+                (f"part {n}", [DecodeRequest(path, cut=cut)]) for n, cut in enumerate(event)
+            )
+        elif isinstance(event, Chunk):
+            taken.setdefault(key, []).extend(event.frame_index)
+    assert taken["part 0"] + taken["part 1"] == list(range(50))
+
+
+def test_threads_share_a_pool(clips: dict[str, Path]) -> None:
+    requests = [DecodeRequest(str(path)) for path in clips.values()] * 2
+    with DecoderPool(2) as pool, ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: _numbers(pool.decode(requests), 8), range(3)))
+        assert len(pool.pids) == 2
+    assert all(numbers == found[0][0] for numbers, _ in found)
+    assert [len(one) for one in found[0][0]] == [*CLIP_LENGTHS.values()] * 2
+
+
+def test_a_stopped_pool_ends_the_threads_that_use_it(long_video: Path) -> None:
+    with DecoderPool(2) as pool, ThreadPoolExecutor(2) as threads:
+        begun = threading.Barrier(3)
+
+        def take() -> None:
+            for number, _ in enumerate(pool.decode([DecodeRequest(str(long_video))] * 50)):
+                if number == 1:
+                    begun.wait(20)
+
+        futures = [threads.submit(take) for _ in range(2)]
+        with contextlib.suppress(threading.BrokenBarrierError):
+            begun.wait(3)  # the second one may wait for its turn
+        pool.stop()
+        for future in futures:
+            with pytest.raises((StoppedError, threading.BrokenBarrierError)):
+                future.result(20)
+
+
+def test_a_chunk_that_is_held_stays_valid(long_video: Path, pool: DecoderPool) -> None:
+    held: tuple[Chunk, Any] | None = None
+    num_frames = 0
+    for _, event in pool.decode([DecodeRequest(str(long_video))]):
+        if not isinstance(event, Chunk):
+            continue
+        if held is not None:
+            chunk, release = held
+            assert [read_number(image) for image in chunk.images] == chunk.frame_index
+            release()
+        num_frames += len(event.images)
+        held = event, event.hold()
+    assert num_frames == LONG
+
+
+def test_memory_of_frames_is_registered_and_undone(long_video: Path) -> None:
+    registered: dict[int, int] = {}
+
+    def pin(address: int, num_bytes: int) -> Callable[[], None]:
+        registered[address] = num_bytes
+        return lambda: registered.pop(address) and None
+
+    with DecoderPool(2, pin=pin) as pool:
+        pool.start()
+        assert len(registered) == 2 * NUM_SLOTS
+        assert set(registered.values()) == {CHUNK_BYTES}
+        assert all(address % mmap.PAGESIZE == 0 for address in registered)
+        chunks = [
+            event
+            for _, event in pool.decode([DecodeRequest(str(long_video))])
+            if isinstance(event, Chunk)
+        ]
+        assert all(chunk.is_pinned for chunk in chunks)
+        assert chunks[0].images.ctypes.data in registered
+    assert len(registered) == NUM_SLOTS  # of the process whose frames are still referred to
+    chunks.clear()
+    gc.collect()
+    assert registered == {}
 
 
 def test_the_number_of_frames_comes_first(clips: dict[str, Path], pool: DecoderPool) -> None:
@@ -137,17 +235,6 @@ def test_the_number_of_frames_comes_first(clips: dict[str, Path], pool: DecoderP
 def test_long_videos_pass_through_few_slots(long_video: Path, pool: DecoderPool) -> None:
     numbers, _ = _numbers(pool.decode([DecodeRequest(str(long_video))]), 1)
     assert numbers == [list(range(LONG))]
-
-
-def test_a_video_that_is_decided_already_is_not_opened(
-    clips: dict[str, Path], pool: DecoderPool
-) -> None:
-    decided = Outcome(status="failed", reason="crashed", message="twice")
-    requests = [decided, DecodeRequest(str(clips["c"])), decided]
-    numbers, outcomes = _numbers(pool.decode(requests), 3)
-    assert [len(one) for one in numbers] == [0, 7, 0]
-    assert outcomes[0] == outcomes[2] == decided
-    assert outcomes[1].status == "ok"
 
 
 def test_questions_are_answered_in_order(
@@ -167,76 +254,24 @@ def test_questions_are_answered_in_order(
     assert isinstance(answers[1], VideoError)
     assert answers[1].reason == "missing"
     assert [type(one) for one in answers[2]] == [Cut, Cut]
-    assert answers[2][1].first_frame == 25
+    assert answers[2][1].first_frame == 28  # 16 frames after a keyframe
     assert isinstance(answers[3], Timeline)
     assert answers[3].num_presented == 50
 
 
-def test_a_fault_of_decord_in_mid_video_is_decoded_again_by_pyav(
+def test_a_video_that_fails_after_frames_starts_its_group_again(
     clips: dict[str, Path], faulty_video: Path, pool: DecoderPool
 ) -> None:
-    requests = [DecodeRequest(str(path)) for path in (clips["a"], faulty_video, clips["b"])]
-    num_before = 0
-    with pytest.raises(DecodeAgain) as caught:  # noqa: PT012  # where it comes from matters
-        for row, event in pool.decode(requests):
-            num_before += len(event.images) if row == 1 and isinstance(event, Chunk) else 0
-    assert num_before == 96  # in full chunks
-    assert caught.value.number == 1
-    again = caught.value.request
-    assert isinstance(again, DecodeRequest)
-    assert (again.path, again.decoder) == (str(faulty_video), "pyav")
-    requests[1] = again
-    numbers, outcomes = _numbers(pool.decode(requests), 3)
-    assert numbers[0] == list(range(50))
-    assert len(numbers[1]) == 99
-    assert numbers[1][10:] == list(range(11, 100))  # those before are distorted
-    assert numbers[2] == list(range(1000, 1033))
-    assert [outcome.status for outcome in outcomes] == ["ok", "partial", "ok"]
-    assert (outcomes[1].decoder, outcomes[1].num_lost_frames) == ("pyav", 1)
-    assert "decord repeats its last frame" in outcomes[1].decoder_reason
-
-
-def test_a_fault_of_decord_before_any_frame_needs_no_new_start(
-    tmp_path: Path, clips: dict[str, Path], pool: DecoderPool
-) -> None:
-    path = write_video(tmp_path / "damaged.mp4", 30, gop=30, num_b_frames=0)
-    damage_packet(path, 20)
-    requests = [DecodeRequest(str(path)), DecodeRequest(str(clips["a"]))]
-    numbers, outcomes = _numbers(pool.decode(requests), 2)
-    assert [len(one) for one in numbers] == [29, 50]
-    assert [outcome.decoder for outcome in outcomes] == ["pyav", "decord"]
-
-
-def test_frames_are_repeated_for_those_who_index_them(
-    clips: dict[str, Path], faulty_video: Path, pool: DecoderPool
-) -> None:
-    requests = [DecodeRequest(str(path)) for path in (clips["a"], faulty_video, clips["b"])]
-    taken: list[list[int]] = [[], [], []]
-    for row, event in pool.decode_repeating(requests):
-        if isinstance(event, Chunk):
-            taken[row] += event.frame_index
-    assert taken[0] == list(range(50))
-    assert taken[1][:96] == list(range(96))  # void
-    assert len(set(taken[1][96:])) == len(taken[1][96:]) == 99
-    assert taken[2] == list(range(33))
-
-
-def test_a_video_that_fails_after_frames_leaves_no_frames(
-    clips: dict[str, Path], faulty_video: Path, pool: DecoderPool
-) -> None:
-    failing = DecodeRequest(str(faulty_video), decoder="decord")
-    requests: list[Request] = [failing, DecodeRequest(str(clips["a"]))]
-    events = pool.decode(requests)
-    assert next(events) == (0, Selected(100))
-    assert isinstance(next(events)[1], Chunk)
-    with pytest.raises(DecodeAgain) as caught:
-        deque(events, maxlen=0)
-    outcome = caught.value.request
-    assert isinstance(outcome, Outcome)
-    assert (caught.value.number, outcome.status, outcome.reason) == (0, "failed", "damaged")
-    numbers, outcomes = _numbers(pool.decode([outcome, *requests[1:]]), 2)
-    assert numbers == [[], list(range(50))]
-    assert outcomes[0] == outcome
+    group = [DecodeRequest(str(path), decoder="decord") for path in (clips["a"], faulty_video)]
+    events = [(number, event) for _, number, event in pool.run(deque([("", group)]))]
+    (place,) = (n for n, (_, event) in enumerate(events) if isinstance(event, Restarted))
+    before = [number for number, event in events[:place] if isinstance(event, Chunk)]
+    assert set(before) == {0, 1}
+    numbers, outcomes = _numbers(events[place + 1 :], 2)
+    assert numbers == [list(range(50)), []]
+    assert [(one.status, one.reason) for one in outcomes] == [("ok", ""), ("failed", "damaged")]
+    alone, outcomes = _numbers(pool.decode(group[1:]), 1)
+    assert (alone, outcomes[0].status) == ([[]], "failed")
 
 
 def _kill(pool: DecoderPool, number: int = signal.SIGKILL) -> None:
@@ -245,30 +280,28 @@ def _kill(pool: DecoderPool, number: int = signal.SIGKILL) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_costs_one_more_try(clips: dict[str, Path], long_video: Path) -> None:
-    requests: list[Request] = [
-        DecodeRequest(str(path)) for path in (long_video, clips["a"], clips["b"])
-    ]
+    requests = [DecodeRequest(str(path)) for path in (long_video, clips["a"], clips["b"])]
     with DecoderPool() as pool:
-        events, num_frames = pool.decode(requests), 0
-        with pytest.raises(DecodeAgain) as caught:  # noqa: PT012
-            for _, event in events:
-                if isinstance(event, Chunk):
-                    num_frames += len(event.images)
-                    if num_frames == 64:
-                        _kill(pool)
-        assert 64 <= num_frames < LONG
-        assert caught.value.number == 0
-        again = caught.value.request
-        assert isinstance(again, DecodeRequest)
-        assert again.decoder_reason.startswith("crashed at the first try")
-        numbers, outcomes = _numbers(pool.decode([again, *requests[1:]]), 3)
+        events, num_frames, num_again = [], 0, 0
+        for _, number, event in pool.run(deque([("", requests)])):
+            if isinstance(event, Chunk):
+                num_frames += len(event.images)
+                events.append((number, replace(event, images=event.images.copy())))
+                if num_frames == 64:
+                    _kill(pool)
+            elif isinstance(event, Restarted):
+                num_again, events = num_again + 1, []
+            else:
+                events.append((number, event))
+    assert num_again == 1
+    numbers, outcomes = _numbers(events, 3)
     assert numbers == [list(range(LONG)), list(range(50)), list(range(1000, 1033))]
     assert [outcome.status for outcome in outcomes] == ["ok", "ok", "ok"]
-    assert [outcome.decoder for outcome in outcomes] == ["pyav", "decord", "decord"]
+    assert outcomes[0].decoder_reason.startswith("crashed at the first try")
+    assert [outcome.decoder_reason for outcome in outcomes[1:]] == ["", ""]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decode", [_decode, _decode_repeating])
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGSEGV, "crashed"), (signal.SIGSTOP, "stalled")]
 )
@@ -276,40 +309,43 @@ def test_a_video_that_ends_its_process_twice_fails_alone(
     clips: dict[str, Path],
     long_video: Path,
     monkeypatch: pytest.MonkeyPatch,
-    decode: Callable[..., tuple[list[list[int]], list[Outcome]]],
     number: int,
     reason: str,
 ) -> None:
     """It ends, or hangs, whenever its number of frames is known; the others do not suffer."""
-    requests: list[Request] = [
-        DecodeRequest(str(path)) for path in (clips["a"], long_video, clips["b"])
-    ]
+    requests = [DecodeRequest(str(path)) for path in (clips["a"], long_video, clips["b"])]
     with DecoderPool(limits=Limits(stall_seconds=1.5)) as pool:
-        events = pool._events
+        handle = pool_module._Group.handle
 
-        def deadly(process: object, request: DecodeRequest) -> Iterable[object]:
-            for event in events(process, request):
-                yield event
-                if isinstance(event, Selected) and event.num_frames == LONG:
-                    _kill(pool, number)
+        def deadly(group: Any, message: Any) -> Outcome | None:
+            found = handle(group, message)
+            if message == {"kind": "selected", "num_frames": LONG}:
+                _kill(pool, number)
+            return found
 
-        monkeypatch.setattr(pool, "_events", deadly)
-        numbers, outcomes = decode(pool, requests)
+        monkeypatch.setattr(pool_module._Group, "handle", deadly)
+        events: list[tuple[int, Any]] = []
+        for _, row, event in pool.run(deque([("", requests)])):
+            if isinstance(event, Restarted):
+                events.clear()
+            elif isinstance(event, Chunk):
+                events.append((row, replace(event, images=event.images.copy())))
+            else:
+                events.append((row, event))
+    numbers, outcomes = _numbers(events, 3)
     assert numbers == [list(range(50)), [], list(range(1000, 1033))]
     assert [(o.status, o.reason) for o in outcomes] == [("ok", ""), ("failed", reason), ("ok", "")]
     assert str(long_video) in outcomes[1].message
 
 
 @pytest.mark.slow
-def test_a_loss_with_decord_is_tried_again_with_pyav(long_video: Path) -> None:
+def test_a_process_that_ended_while_idle_is_replaced(clips: dict[str, Path]) -> None:
     with DecoderPool() as pool:
-        events = pool.decode_repeating([DecodeRequest(str(long_video))])
-        assert next(events) == (0, Selected(LONG))
+        _numbers(pool.decode([DecodeRequest(str(clips["a"]))]), 1)
         _kill(pool)
-        outcome = [event for _, event in events][-1]
-    assert isinstance(outcome, Outcome)
-    assert (outcome.status, outcome.decoder) == ("ok", "pyav")
-    assert outcome.decoder_reason.startswith("crashed at the first try")
+        time.sleep(0.2)
+        _, outcomes = _numbers(pool.decode([DecodeRequest(str(clips["a"]))]), 1)
+    assert outcomes == [Outcome(status="ok", decoder="pyav")]
 
 
 @pytest.mark.slow
@@ -319,7 +355,8 @@ def test_a_question_whose_process_is_killed_is_asked_again(clips: dict[str, Path
         found = []
         for number, answer in pool.ask(questions):
             found.append((number, answer.width))
-            _kill(pool)
+            if pool.pids:
+                _kill(pool)
     assert found == [(number, 128) for number in range(4)]
 
 

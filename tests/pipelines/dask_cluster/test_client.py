@@ -222,12 +222,15 @@ def _sockets(process: int) -> Iterator[str]:
                 yield found[1]
 
 
-def test_only_loopback_listens() -> None:
-    with open_client(num_workers=2) as client:
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_only_loopback_listens(num_workers: int) -> None:
+    with open_client(num_workers=num_workers) as client:
+        pids = set(client.run(os.getpid).values())
+        assert (os.getpid() in pids) == (num_workers == 1)  # a single worker is a thread
         assert client.dashboard_link.startswith("http://127.0.0.1:")
         own = {
             inode
-            for process in (os.getpid(), *client.run(os.getpid).values())
+            for process in {os.getpid(), *pids}
             for inode in _sockets(process)
         }
         tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]

@@ -1,26 +1,36 @@
 """Planning: quick probes of rows, sizes of tasks, and how rows become tasks."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from numbered_videos import write_video
+from vtnpipe.extract.decode.cuts import PREROLL_IF_CHEAP
 from vtnpipe.extract.decode.limits import Limits
+from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.manifests.feature_folder import Extraction, FeatureSpec
 from vtnpipe.manifests.manifest import VideoRow
-from vtnpipe.manifests.plan import TaskSize, with_file_state
+from vtnpipe.manifests.plan import Computation, PlannedRow, TaskSize, with_file_state
 from vtnpipe.pipelines.extraction import planning
+from vtnpipe.pipelines.extraction.feature_spec import NewExtraction
 from vtnpipe.pipelines.extraction.planning import (
-    ASSUMED_WORKERS,
     CUT_FROM,
+    MAX_LANE_FRAMES,
     MAX_SHARD_BYTES,
+    MIN_LANE_FRAMES,
     MIN_TASK_FRAMES,
     TASK_FRAMES,
+    Division,
+    ProbedRow,
     automatic_task_size,
     divide,
-    expected_workers,
+    divide_work,
     file_properties,
+    lane_frames,
     max_task_frames,
     probe_rows,
 )
@@ -34,12 +44,22 @@ EXTRACTION = Extraction(
 )
 
 
-def test_long_videos_are_cut_and_short_ones_share_a_task(tmp_path: Path) -> None:
+def _division(num_frames: int, **options: Any) -> Division:
+    return Division(size=TaskSize(num_frames), computation=Computation(8), **options)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterable[DecoderPool]:
+    with DecoderPool(2) as pool:
+        yield pool
+
+
+def test_long_videos_are_cut_and_short_ones_share_a_task(tmp_path: Path, pool: DecoderPool) -> None:
     paths = [write_video(tmp_path / f"{n}.mp4", length) for n, length in enumerate((9, 100, 9, 9))]
     rows = [with_file_state(VideoRow(video_id=path.stem, path=str(path))) for path in paths]
-    probed = probe_rows([*rows, rows[0]._replace(video_id="again", end=0.2)], Sampling())
+    probed = probe_rows([*rows, rows[0]._replace(video_id="again", end=0.2)], Sampling(), pool)
     assert [one.row.num_frames for one in probed] == [9, 100, 9, 9, 5]
-    tasks = divide(probed, Sampling(), TaskSize(30))
+    tasks = divide(probed, Sampling(), _division(30), pool)
     assert [[(row.video_id, row.part) for row in task] for task in tasks] == [
         [("0", 0)],
         [("1", 0)],
@@ -50,9 +70,10 @@ def test_long_videos_are_cut_and_short_ones_share_a_task(tmp_path: Path) -> None
     parts = [row for task in tasks for row in task if row.video_id == "1"]
     assert [row.num_parts for row in parts] == [3, 3, 3]
     cuts = [row.cut for row in parts if row.cut is not None]
-    assert [(cut.first_frame, cut.stop_frame) for cut in cuts] == [(0, 30), (30, 60), (60, 100)]
-    assert [(cut.start, cut.end) for cut in cuts] == [(0.0, 1.2), (1.2, 2.4), (2.4, None)]
-    whole = divide(probed, Sampling(), TaskSize(30), may_cut=False)  # as decord decodes
+    # Near multiples of 30, 16 frames after a keyframe.
+    assert [(cut.first_frame, cut.stop_frame) for cut in cuts] == [(0, 28), (28, 64), (64, 100)]
+    assert [(cut.start, cut.end) for cut in cuts] == [(0.0, 1.12), (1.12, 2.56), (2.56, None)]
+    whole = divide(probed, Sampling(), _division(30, may_cut=False), pool)  # as decord decodes
     assert [[(row.video_id, row.num_parts) for row in task] for task in whole] == [
         [("0", 1)],
         [("1", 1)],
@@ -60,7 +81,18 @@ def test_long_videos_are_cut_and_short_ones_share_a_task(tmp_path: Path) -> None
     ]
 
 
-def test_wanted_frames_are_estimated_by_sampling(tmp_path: Path) -> None:
+def test_parts_of_a_long_video_are_lanes(tmp_path: Path, pool: DecoderPool) -> None:
+    path = write_video(tmp_path / "a.mp4", 100)
+    row = with_file_state(VideoRow(video_id="a", path=str(path)))
+    division = Division(
+        size=TaskSize(60), computation=Computation(8, lane_frames=30), max_preroll=PREROLL_IF_CHEAP
+    )
+    tasks = divide(probe_rows([row], Sampling(), pool), Sampling(), division, pool)
+    assert [[part.part for part in task] for task in tasks] == [[0], [1], [2]]
+    assert [part.num_frames for task in tasks for part in task] == [28, 36, 36]
+
+
+def test_wanted_frames_are_estimated_by_sampling(tmp_path: Path, pool: DecoderPool) -> None:
     path = write_video(tmp_path / "a.mp4", 100)
     row = with_file_state(VideoRow(video_id="a", path=str(path)))
     rows = [row, row._replace(start=1.0), row._replace(start=1.0, end=2.0), row._replace(start=9.0)]
@@ -70,7 +102,7 @@ def test_wanted_frames_are_estimated_by_sampling(tmp_path: Path) -> None:
         (Sampling(fps=5), [20, 15, 5, 1]),
         (Sampling(fps=500), [100, 75, 25, 1]),
     ):
-        found = [one.row.num_frames for one in probe_rows(rows, sampling)]
+        found = [one.row.num_frames for one in probe_rows(rows, sampling, pool)]
         assert found == expected
 
 
@@ -80,7 +112,8 @@ def test_unreadable_files_have_an_error_and_no_properties(tmp_path: Path) -> Non
     (tmp_path / "text.mp4").write_text("no video")
     names = ("a.mp4", "wide.mp4", "text.mp4", "none.mp4")
     rows = [with_file_state(VideoRow(video_id=n, path=str(tmp_path / n))) for n in names]
-    probed = probe_rows(rows, Sampling(), Limits(max_pixels=64 * 128), with_orientation=True)
+    with DecoderPool(limits=Limits(max_pixels=64 * 128)) as pool:
+        probed = probe_rows(rows, Sampling(), pool, with_orientation=True)
     assert [one.row.video_id for one in probed] == list(names)
     assert [one.error.reason if one.error else "" for one in probed] == [
         *("", "too-large", "not-a-video", "missing"),
@@ -94,30 +127,64 @@ def test_unreadable_files_have_an_error_and_no_properties(tmp_path: Path) -> Non
 
 def test_tasks_keep_all_workers_busy_and_are_bounded_in_bytes() -> None:
     most = max_task_frames(EXTRACTION)
+    sizes = partial(automatic_task_size, num_workers=2, num_processes=1, most=most)
     for num_frames, expected in ((10**6, TASK_FRAMES["cpu"]), (4800, 300), (10, 64)):
-        size = automatic_task_size(num_frames, device="cpu", num_workers=2, most=most)
-        assert size.num_frames == expected
+        assert sizes(num_frames, "cpu").num_frames == expected
+    assert sizes(10, "cpu", num_workers=1) == TaskSize(TASK_FRAMES["cpu"])
+    assert sizes(10**6, "cpu", num_processes=3).num_frames == 3 * TASK_FRAMES["cpu"]
     assert MIN_TASK_FRAMES["cpu"] == 64
-    size = automatic_task_size(10**9, device="cuda:1", num_workers=8, most=most)
-    assert size.num_frames == TASK_FRAMES["cuda"]
+    size = sizes(10**9, "cuda", num_workers=8, num_processes=16)
+    assert size.num_frames == 16 * TASK_FRAMES["cuda"]
     assert size.num_frames * EXTRACTION.bytes_per_frame * CUT_FROM <= MAX_SHARD_BYTES
-    assert size.num_frames_in_tail == TASK_FRAMES["cuda"] // 8
+    assert size.num_frames_in_tail == 2 * TASK_FRAMES["cuda"]
     assert size.num_tail_frames == 16 * size.num_frames
     large = replace(EXTRACTION, row_shape=(3, 1_000_000))
     most = max_task_frames(large)
     assert most * large.bytes_per_frame * CUT_FROM <= MAX_SHARD_BYTES
     assert (most + 1) * large.bytes_per_frame * CUT_FROM > MAX_SHARD_BYTES
-    size = automatic_task_size(10**9, device="cpu", num_workers=8, most=most)
+    size = sizes(10**9, "cpu", num_workers=8, most=most)
     assert size.num_frames == size.num_frames_in_tail == most
 
 
-def test_the_workers_that_tasks_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "num_cpus", lambda: 8)
-    monkeypatch.setattr(planning, "num_gpus", lambda device: 4)
-    for device, expected in (("cpu", 8), ("cuda", 4)):
-        assert expected_workers(ExtractSettings(), device) == expected
-    assert expected_workers(ExtractSettings(workers=3), "cpu") == 3
-    assert expected_workers(ExtractSettings(scheduler="a"), "cpu") == ASSUMED_WORKERS
-    jobs = ExtractSettings(cluster="slurm", jobs=5, job={"cores": 6})
-    assert expected_workers(jobs, "cpu") == 30
-    assert expected_workers(replace(jobs, device="cuda"), "cuda") == 5
+@pytest.mark.parametrize(
+    ("num_frames", "num_processes", "expected"),
+    [
+        (10**6, 1, None),
+        (10**6, 16, MAX_LANE_FRAMES),
+        (64_000, 16, 1000),
+        (100, 16, MIN_LANE_FRAMES),
+    ],
+)
+def test_lanes_keep_all_processes_busy(
+    num_frames: int, num_processes: int, expected: int | None
+) -> None:
+    assert lane_frames(num_frames, TaskSize(65_536), 1, num_processes) == expected
+
+
+def test_a_task_has_a_lane_for_every_process() -> None:
+    assert lane_frames(10**6, TaskSize(2048), 1, 16) == 128
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "num_frames", "expected"),
+    [
+        ("auto", "cuda", 10**7, True),
+        ("auto", "cuda", 10**5, False),
+        ("auto", "cpu", 10**7, False),
+        ("yes", "cpu", 10, True),
+        ("no", "cuda", 10**7, False),
+    ],
+)
+def test_compiling_pays_for_long_work_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, choice: Any, device: str, num_frames: int, expected: bool
+) -> None:
+    monkeypatch.setattr(planning, "expected_workers", lambda *args: (2, 4))
+    monkeypatch.setattr(planning, "can_compile", lambda device: True)
+    row = PlannedRow("a", "a.mp4", None, None, 1, 1, num_frames=num_frames)
+    new = NewExtraction(extraction=EXTRACTION, device=device, weights=None)
+    settings = ExtractSettings(compile=choice)
+    division = divide_work([ProbedRow(row=row, probe=None)], settings, new)
+    assert division.computation.is_compiled is expected
+    monkeypatch.setattr(planning, "can_compile", lambda device: False)
+    division = divide_work([ProbedRow(row=row, probe=None)], settings, new)
+    assert division.computation.is_compiled is (choice == "yes")

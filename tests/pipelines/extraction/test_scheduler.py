@@ -11,12 +11,12 @@ from distributed import Client, KilledWorker, LocalCluster
 from vtnpipe.extract.batching import TaskProgress
 from vtnpipe.extract.task import TaskReport, WorkerSettings
 from vtnpipe.manifests.errors import BackboneError, SettingsError, StoppedError
-from vtnpipe.manifests.plan import Task
+from vtnpipe.manifests.plan import Computation, Task
 from vtnpipe.pipelines.extraction import scheduler
 from vtnpipe.pipelines.extraction.scheduler import own_gpu, run_on_each_worker, run_tasks
 
 SETTINGS = WorkerSettings(folder="none", device="cpu", num_threads=1, num_decoder_processes=1)
-TASKS = [Task(name=f"000-{number:05d}", rows=(), batch_size=1) for number in range(6)]
+TASKS = [Task(name=f"000-{number:05d}", rows=(), computation=Computation(1)) for number in range(6)]
 
 RunTask = Callable[[Task, WorkerSettings, Callable[[TaskProgress], None]], TaskReport]
 

@@ -1,12 +1,19 @@
 """Workers: how many there are, with how many threads and decoder processes each."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.pipelines.extraction import scheduler, workers
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
-from vtnpipe.pipelines.extraction.workers import local_workers, remote_workers
+from vtnpipe.pipelines.extraction.workers import (
+    ASSUMED_CORES,
+    ASSUMED_WORKERS,
+    expected_workers,
+    local_workers,
+    remote_workers,
+)
 
 
 def _present(number: int, host: str = "a", **resources: float) -> dict[str, Any]:
@@ -17,7 +24,7 @@ def _present(number: int, host: str = "a", **resources: float) -> dict[str, Any]
 
 def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "num_cpus", lambda: 8)
-    for num_frames, expected in ((10, (1, 8)), (600, (2, 4)), (10**6, (8, 1))):
+    for num_frames, expected in ((10, (1, 8)), (2100, (2, 4)), (10**6, (8, 1))):
         found = local_workers(ExtractSettings(), "cpu", num_frames)
         assert (found.num_workers, found.num_threads) == expected
         assert found.num_decoder_processes == 1
@@ -31,7 +38,7 @@ def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch)
 def test_gpus_share_the_cores_for_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "num_cpus", lambda: 8)
     monkeypatch.setattr(workers, "num_gpus", lambda device: 1 if ":" in device else 2)
-    for device, expected in (("cuda", (2, 3)), ("cuda:1", (1, 7))):
+    for device, expected in (("cuda", (2, 4)), ("cuda:1", (1, 8))):
         found = local_workers(ExtractSettings(), device, 10**6)
         assert (found.num_workers, found.num_decoder_processes) == expected
         assert found.description == (
@@ -49,7 +56,7 @@ def test_the_cores_of_a_job_are_divided_among_its_workers(monkeypatch: pytest.Mo
     monkeypatch.setattr(scheduler, "present_workers", lambda client: _present(3, GPU=1))
     settings = ExtractSettings(cluster="slurm", job=job, device="cuda", precision="float32")
     found = remote_workers(None, settings, "cuda")
-    assert (found.num_workers, found.num_decoder_processes) == (3, 7)
+    assert (found.num_workers, found.num_decoder_processes) == (3, 8)
 
 
 def test_the_cores_of_a_host_are_divided_among_the_workers_of_a_scheduler(
@@ -63,3 +70,18 @@ def test_the_cores_of_a_host_are_divided_among_the_workers_of_a_scheduler(
     assert "on 2 hosts" in found.description
     with pytest.raises(SettingsError, match="--device cuda: no worker has a GPU"):
         remote_workers(None, ExtractSettings(scheduler="tcp://a:1"), "cuda")
+
+
+def test_the_workers_that_tasks_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "num_cpus", lambda: 8)
+    monkeypatch.setattr(workers, "num_gpus", lambda device: 4)
+    for device, expected in (("cpu", (8, 1)), ("cuda", (4, 2))):
+        assert expected_workers(ExtractSettings(), device, 10**6) == expected
+        three_parts = ExtractSettings(part="2/3")
+        assert expected_workers(three_parts, device, 10**6) == (3 * expected[0], expected[1])
+    assert expected_workers(ExtractSettings(workers=3), "cpu", 1) == (3, 1)
+    scheduler = ExtractSettings(scheduler="a")
+    assert expected_workers(scheduler, "cuda", 1) == (ASSUMED_WORKERS, ASSUMED_CORES)
+    jobs = ExtractSettings(cluster="slurm", jobs=5, job={"cores": 6})
+    assert expected_workers(jobs, "cpu", 1) == (30, 1)
+    assert expected_workers(replace(jobs, device="cuda"), "cuda", 1) == (5, 6)

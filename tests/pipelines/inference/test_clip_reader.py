@@ -110,17 +110,16 @@ def test_frames_that_cannot_be_decoded_are_masked_and_reported(
 def test_frames_of_an_abandoned_try_are_void(
     tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = DecoderPool.decode_repeating
+    decode = DecoderPool.decode
 
     def decode_twice(self: DecoderPool, requests: Any) -> Iterator[tuple[int, DecodeEvent]]:
         for number, event in decode(self, requests):
             yield number, event
             if isinstance(event, Chunk):  # again, without the first frame
                 yield number, Selected(len(event.frame_index))
-                images, frame_index, timestamps = event
-                yield number, Chunk(images[1:], frame_index[1:], timestamps[1:])
+                yield number, Chunk(event.images[1:], event.frame_index[1:], event.timestamps[1:])
 
-    monkeypatch.setattr(DecoderPool, "decode_repeating", decode_twice)
+    monkeypatch.setattr(DecoderPool, "decode", decode_twice)
     preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))
     reader = VideoClipReader(_index(tmp_path, rows), preprocessing, None)
     found = reader.read([Clip("v0", np.arange(4), 0)])

@@ -11,7 +11,7 @@ from vtnpipe.manifests.failures import VideoError
 from vtnpipe.manifests.feature_folder import read_extraction
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
-from vtnpipe.manifests.plan import with_file_state, write_plan
+from vtnpipe.manifests.plan import Computation, with_file_state, write_plan
 from vtnpipe.pipelines.inference.recompute import draw_sample, recompute_sample
 
 
@@ -31,7 +31,12 @@ def _extracted(
         )
     folder = make_folder(tmp_path / "f", backbone, **options)  # type: ignore[arg-type]
     planned = [with_file_state(row) for row in rows]
-    write_plan(folder, [planned], fingerprint=read_extraction(folder).fingerprint, batch_size=16)
+    write_plan(
+        folder,
+        [planned],
+        fingerprint=read_extraction(folder).fingerprint,
+        computation=Computation(16),
+    )
     extract_rows(folder, planned)
     write_manifest(rows, folder.manifest)
     return folder.root

@@ -10,8 +10,8 @@ from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS
 from rich.console import Console
 from vtnpipe.extract.create_backbone import create_module, default_preprocessing
-from vtnpipe.extract.decode.pool import DecodeAgain, DecoderPool
-from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest
+from vtnpipe.extract.decode import pool as pool_module
+from vtnpipe.extract.decode.protocol import DecodeRequest
 from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.manifests.errors import ManifestError, StoppedError
 from vtnpipe.manifests.feature_folder import FeatureSpec
@@ -122,29 +122,31 @@ def test_failed_and_partial_videos_stay_in_order(tmp_path: Path, rows: Rows) -> 
         assert last.fault == ""
 
 
+@pytest.mark.parametrize("mode", ["chunked", "end-to-end"])
 def test_a_video_that_is_decoded_again_counts_once(
-    rows: Rows, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, monkeypatch: pytest.MonkeyPatch, mode: Any
 ) -> None:
-    network = _network()
-    requests = [DecodeRequest(row.path, row.start, row.end) for row in rows]
-    expected = list(extract_features(network, requests, chunk_frames=16))
-    decode = DecoderPool.decode
-    faulty: list[Any] = [1, 2]  # positions in the manifest, by number of the call
+    classify = VideoClassifier(network=_network(), mode=mode, chunk_frames=16)
+    videos = whole_videos(rows, Sampling())
+    expected = [one.logits for one in classify(videos)]
+    handle = pool_module._Group.handle
+    faulty = {str(rows[1].path), str(rows[2].path)}
 
-    def interrupted(self: DecoderPool, remaining: Any) -> Any:
-        broken = faulty.pop(0) if faulty else None
-        for number, event in decode(self, remaining):
-            yield number, event
-            index = len(rows) - len(remaining) + number
-            if isinstance(event, Chunk) and index == broken:
-                raise DecodeAgain(number, remaining[number]._replace(decoder="pyav"))
+    def interrupted(group: Any, message: Any) -> Any:
+        found = handle(group, message)
+        request = None if group.is_done else group.requests[group.number]
+        if message["kind"] == "chunk" and request.path in faulty:
+            faulty.remove(request.path)
+            return request  # begins again
+        return found
 
-    monkeypatch.setattr(DecoderPool, "decode", interrupted)
-    found = list(extract_features(network, requests, chunk_frames=16))
-    assert faulty == []
+    monkeypatch.setattr(pool_module._Group, "handle", interrupted)
+    found = [one.logits for one in classify(videos)]
+    assert faulty == set()
     for one, other in zip(found, expected, strict=True):
-        assert one.frame_index.tolist() == other.frame_index.tolist()
-        torch.testing.assert_close(one.inputs, other.inputs, atol=0.02, rtol=0)  # other decoders
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
 
 
 def test_clips_are_evenly_spaced_and_their_logits_averaged(tmp_path: Path, rows: Rows) -> None:
