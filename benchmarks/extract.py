@@ -5,6 +5,7 @@
 fed         with a stand-in for a GPU, a backbone that only waits, at 2,000 frames/s: extracted
             frames/s of one worker with two decoder processes over the lower of 2,000 and what two
             bare processes do that decode to RGB and resize
+worker      CPU time per frame of a worker whose frames are decoded already
 decoders    frames/s of one process that decodes to RGB: PyAV as here, PyAV's default conversion,
             decord
 efficiency  extracted frames/s over those of the backbone alone, in as many processes and threads,
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -50,9 +53,14 @@ from av.video.reformatter import VideoReformatter
 from measure import finish, in_turn, spread
 from rich.console import Console
 from torchvision.transforms import v2
-from vtnpipe.extract.backbone import load_backbone
+from vtnpipe.extract.backbone import Backbone, evaluation_transform, load_backbone
+from vtnpipe.extract.batching import Batcher, StageTimer
+from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest, Selected
 from vtnpipe.extract.decode.quick_probe import QuickProbe
 from vtnpipe.extract.device import resolve_precision
+from vtnpipe.extract.lanes import RowRequest, extract_rows
+from vtnpipe.extract.preprocessing import Preprocessing
 from vtnpipe.extract.task import TaskReport, set_num_threads
 from vtnpipe.manifests.feature_folder import Extraction, FeatureFolder, read_extraction
 from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
@@ -174,17 +182,18 @@ def fed(folder: Path, is_quick: bool) -> dict[str, Any]:
     large = {"height": 720, "width": 1280}
     short = [draw(folder / f"short-{n}.mp4", 50, seed=n) for n in range(200 // scale)]
     clips = [draw(folder / f"clip-{n}.mp4", 350, seed=n) for n in range(30 // scale)]
-    large_clips = [draw(folder / f"large-{n}.mp4", 350, seed=n, **large) for n in range(8 // scale)]
-    sets = {
-        "240p, one long video": [draw(folder / "hours.mp4", 20_000 // scale)],
+    drawn, drawn_large = draw(folder / "drawn.mp4", 1000), draw(folder / "large.mp4", 250, **large)
+    large_clips = [remux(drawn_large, folder / f"large-{n}.mp4", 1) for n in range(30 // scale)]
+    sets: dict[str, list[Path]] = {
+        "240p, one long video": [remux(drawn, folder / "hours.mp4", 20 // scale)],
         "240p, 30 clips of 14 s": clips,
         "240p, 200 clips of 2 s": short,
         "240p, a mix, one video 20 times the others": [
             *short,
             draw(folder / "twenty.mp4", 1000 // scale, seed=1),
         ],
-        "720p, one long video": [draw(folder / "long-720p.mp4", 3000 // scale, **large)],
-        "720p, clips of 14 s": large_clips or [draw(folder / "large-0.mp4", 35, **large)],
+        "720p, one long video": [remux(drawn_large, folder / "long.mp4", 30 // scale)],
+        "720p, 30 clips of 10 s": large_clips,
     }
     found: dict[str, Any] = {}
     for name, paths in sets.items():
@@ -218,6 +227,58 @@ def fed(folder: Path, is_quick: bool) -> dict[str, Any]:
         }
         print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     return found
+
+
+def worker(folder: Path, is_quick: bool) -> dict[str, Any]:
+    """Measure the CPU time per frame of a worker, 240p, with frames that are decoded already."""
+    torch.set_num_threads(1)
+    num_chunks = 50 if is_quick else 600
+    slots = np.random.default_rng(0).integers(0, 256, (8, 32, 240, 320, 3), dtype=np.uint8)
+
+    def run(groups: Any) -> Iterator[tuple[Any, int, Any]]:
+        lane, _ = groups.popleft()
+        yield lane, 0, Selected(32 * num_chunks)
+        for number in range(num_chunks):
+            frames = list(range(32 * number, 32 * number + 32))
+            yield lane, 0, Chunk(slots[number % len(slots)], frames, [one / FPS for one in frames])
+        yield lane, 0, Outcome(status="ok")
+
+    found: dict[str, Any] = {}
+    for name, interpolation in (("bilinear", "bilinear"), ("bicubic", "bicubic")):
+        backbone = without_waiting(interpolation)
+        timer = StageTimer()
+        batcher = Batcher(backbone, 128, np.float16, timer=timer)
+        request = RowRequest(name="v", request=DecodeRequest("v.mp4"))
+        cpu_seconds, seconds = time.process_time(), time.perf_counter()
+        deque(extract_rows([request], [[0]], SimpleNamespace(run=run), batcher), maxlen=0)  # type: ignore[arg-type]
+        cpu_seconds = time.process_time() - cpu_seconds
+        seconds = time.perf_counter() - seconds
+        num_frames = 32 * num_chunks
+        found[name] = {
+            "cpu_microseconds_per_frame": round(1e6 * cpu_seconds / num_frames, 1),
+            "frames_per_second": round(num_frames / seconds),
+            "of these microseconds": {
+                stage: round(1e6 * spent / num_frames, 1) for stage, spent in timer.seconds.items()
+            },
+        }
+    return found
+
+
+def without_waiting(interpolation: str) -> Backbone:
+    """Return a backbone of 32 pixels that gives each frame's mean color at once."""
+    preprocessing = Preprocessing(
+        input_size=(3, SIZE, SIZE),
+        interpolation=interpolation,
+        crop_pct=1.0,
+        crop_mode="center",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    return Backbone(
+        module=lambda images: images.mean((2, 3)),
+        transform=evaluation_transform(preprocessing, "cpu"),
+        dtype=torch.float32,
+    )
 
 
 def bare_decoding(paths: list[Path], seconds: float) -> float:
@@ -447,8 +508,8 @@ def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
     }
 
 
-def remux(source: Path, path: Path, times: int) -> None:
-    """Copy a file's packets so many times, one after the other."""
+def remux(source: Path, path: Path, times: int) -> Path:
+    """Copy a file's packets so many times, one after the other; return the path of the copy."""
     with av.open(str(source)) as container:
         packets = [
             (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe, p.time_base)
@@ -465,6 +526,7 @@ def remux(source: Path, path: Path, times: int) -> None:
                     packet.duration, packet.time_base = duration, time_base
                     packet.is_keyframe, packet.stream = is_keyframe, stream
                     output.mux(packet)
+    return path
 
 
 @contextmanager
@@ -606,6 +668,7 @@ def peak_gib() -> float:
 MILLION = {"read": read_step, "plan": plan_step, "resume": resume_step}
 PARTS = {
     "fed": fed,
+    "worker": worker,
     "decoders": decoders,
     "start": start,
     "efficiency": efficiency,

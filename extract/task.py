@@ -227,6 +227,11 @@ def _decoder_pool(settings: WorkerSettings) -> DecoderPool:
         return _pools[key]
 
 
+def start_decoders(settings: WorkerSettings) -> None:
+    """Start the decoder processes of a worker that will run in this process."""
+    _decoder_pool(settings).start()
+
+
 def release_worker() -> None:
     """Stop the tasks of this process, end its decoder processes and free its backbone."""
     with _loading:

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from ..extract.batching import TaskProgress
-from ..extract.task import TaskReport, WorkerSettings, release_worker
+from ..extract.task import TaskReport, WorkerSettings, release_worker, start_decoders
 from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError
 from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
@@ -46,7 +46,7 @@ from .extraction.summary import (
     part_summary,
     write_summary,
 )
-from .extraction.workers import local_workers, remote_workers
+from .extraction.workers import Workers, local_workers, remote_workers
 from .options import settings_options
 
 
@@ -162,6 +162,9 @@ def _run(
         workers = None
         if settings.is_here:
             workers = local_workers(settings, new.device, num_frames)
+        is_thread = workers is not None and workers.num_workers == 1  # of this process
+        if workers is not None and is_thread:
+            start_decoders(_worker_settings(folder, settings, workers))
         client = stack.enter_context(
             open_client(
                 settings,
@@ -170,28 +173,17 @@ def _run(
                 say=lambda line: say(console, line),
             )
         )
-        if workers is not None and workers.num_workers == 1:
-            stack.callback(release_worker)  # it is a thread of this process
+        if is_thread:
+            stack.callback(release_worker)  # before the cluster waits for its tasks
         workers = workers or remote_workers(client, settings, new.device)
         say(console, workers.description, dashboard_text(client))
-        worker_settings = WorkerSettings(
-            folder=str(folder.root.absolute()),
-            device=workers.device,
-            num_threads=workers.num_threads,
-            num_decoder_processes=workers.num_decoder_processes,
-            limits=settings.limits,
-            batch_size=settings.batch_size,
-            is_compiled=None if settings.compile == "auto" else settings.compile == "yes",
-            decoder=settings.decoder,
-            record={**settings.record, "versions": package_versions()},
-        )
         start = time.monotonic()
         try:
             with CountProgress("extract", "frames", num_frames, console) as progress:
                 run_tasks(
                     client,
                     sorted(tasks, key=lambda task: -task.num_frames),
-                    worker_settings,
+                    _worker_settings(folder, settings, workers),
                     num_workers=workers.num_workers,
                     on_progress=on_progress,
                     on_finished=on_finished,
@@ -209,6 +201,22 @@ def _run(
             raise
         seconds = time.monotonic() - start
     return FinishedRun(reports=reports, seconds=seconds, workers=workers)
+
+
+def _worker_settings(
+    folder: FeatureFolder, settings: ExtractSettings, workers: Workers
+) -> WorkerSettings:
+    return WorkerSettings(
+        folder=str(folder.root.absolute()),
+        device=workers.device,
+        num_threads=workers.num_threads,
+        num_decoder_processes=workers.num_decoder_processes,
+        limits=settings.limits,
+        batch_size=settings.batch_size,
+        is_compiled=None if settings.compile == "auto" else settings.compile == "yes",
+        decoder=settings.decoder,
+        record={**settings.record, "versions": package_versions()},
+    )
 
 
 def _remove_leftovers(folder: FeatureFolder) -> None:

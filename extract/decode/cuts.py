@@ -23,7 +23,7 @@ SETTLING_FRAMES = 16  # frames that H.264 and HEVC may reorder
 # Frames decoded in vain before a part, as a multiple of the length of the part before it: where
 # decoding is cheap beside the backbone, and where it is the limit.
 PREROLL_IF_CHEAP, PREROLL_IF_DEAR = 4.0, 0.25
-MAX_SHIFT = 0.25  # of a part's beginning towards a keyframe, in lengths of the part before
+MAX_SHIFT = 0.5  # of a part's beginning towards a keyframe, in lengths of the part before
 MIN_SKIPPED_FRAMES = 64  # decoding as many takes about as long as opening a file again
 
 

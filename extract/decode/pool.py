@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from ...manifests.errors import StoppedError
 from ...manifests.failures import Reason, VideoError
 from .frames import Outcome
-from .limits import Limits
+from .limits import KEEP_FREED_MEMORY, Limits
 from .protocol import (
     Chunk,
     DecodeEvent,
@@ -77,6 +77,7 @@ class _Process:
                 *map(str, (*inherited, limits.memory_bytes, limits.max_pixels)),
             ],
             pass_fds=inherited,
+            env={**os.environ, **KEEP_FREED_MEMORY},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

@@ -17,9 +17,10 @@ from distributed import TimeoutError as DaskTimeoutError
 from distributed.comm.core import CommClosedError
 from distributed.security import Security
 
+from ...extract.decode.limits import KEEP_FREED_MEMORY
 from ...manifests.errors import SettingsError, StoppedError, first_line
 from ..console import duration_text
-from .jobqueue import ENVIRONMENT, GPU, THREADS_PER_WORKER, ClusterSettings, cluster_arguments
+from .jobqueue import GPU, THREADS_PER_WORKER, ClusterSettings, cluster_arguments
 
 LOOPBACK = "127.0.0.1"
 CONNECT_SECONDS = 10.0
@@ -55,10 +56,14 @@ def open_client(
     config = {
         "distributed.comm.timeouts.connect": "60s",
         "distributed.worker.profile.enabled": False,  # it looks at the threads 100 times a second
+        "distributed.admin.tick.interval": "1s",  # else 50 times a second
         "distributed.scheduler.allowed-failures": MAX_DEATHS
         if settings.is_here
         else MAX_DEATHS_OF_JOBS,
-        **{f"distributed.nanny.pre-spawn-environ.{key}": one for key, one in ENVIRONMENT.items()},
+        **{
+            f"distributed.nanny.pre-spawn-environ.{name}": value
+            for name, value in KEEP_FREED_MEMORY.items()
+        },
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(config))

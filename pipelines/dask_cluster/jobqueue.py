@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...extract.decode.limits import KEEP_FREED_MEMORY
 from ...manifests.errors import SettingsError
 from ..settings import at_least, check_settings, device_setting, section, setting
 
@@ -16,12 +17,6 @@ Cluster = Literal["local", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "moa
 
 GPU = "GPU"  # resource of which a worker with a GPU has one
 THREADS_PER_WORKER = 2  # one task computes, the next one's first frames are decoded
-ENVIRONMENT = {
-    # Dask makes workers return freed memory at once. A backbone takes it again with every batch,
-    # and on a CPU the page faults cost a third of the speed.
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +101,7 @@ def cluster_arguments(settings: ClusterSettings, logs: str) -> dict[str, Any]:
     options = ["--nthreads", str(THREADS_PER_WORKER), "--memory-limit", "0", "--no-dashboard"]
     if settings.device == "cuda":
         options += ["--resources", f"{GPU}=1"]
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items()]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in KEEP_FREED_MEMORY.items()]
     defaults = {"cores": 1, "memory": "8GiB", "job_name": "vtnpipe", "log_directory": logs}
     return {
         **defaults,

@@ -39,6 +39,8 @@ def local_workers(settings: ExtractSettings, device: str, num_frames: int) -> Wo
     is_cpu = device == "cpu"
     most = num_cpus() if is_cpu else num_gpus(device)
     num_workers = settings.workers or max(1, min(most, num_frames // MIN_WORKER_FRAMES))
+    if device == "cuda" and num_workers == 1:
+        device = "cuda:0"
     if settings.workers:
         reason = "as given"
     elif num_workers < most:

@@ -228,11 +228,7 @@ def test_only_loopback_listens(num_workers: int) -> None:
         pids = set(client.run(os.getpid).values())
         assert (os.getpid() in pids) == (num_workers == 1)  # a single worker is a thread
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        own = {
-            inode
-            for process in {os.getpid(), *pids}
-            for inode in _sockets(process)
-        }
+        own = {inode for process in {os.getpid(), *pids} for inode in _sockets(process)}
         tables = [Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6")]
         lines = [line.split() for table in tables for line in table.splitlines()[1:]]
     # Fields 1, 3 and 9 are the local address, the state (0A listens) and the inode.

@@ -4,9 +4,9 @@ import re
 from typing import Any
 
 import pytest
+from vtnpipe.extract.decode.limits import KEEP_FREED_MEMORY
 from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.pipelines.dask_cluster.jobqueue import (
-    ENVIRONMENT,
     ClusterSettings,
     cluster_arguments,
     workers_per_job,
@@ -27,7 +27,7 @@ def _settings(**changes: Any) -> ClusterSettings:
 
 def test_the_section_is_passed_as_it_is_with_what_workers_need() -> None:
     found = cluster_arguments(_settings(), "logs")
-    exports = [f"export {name}={value}" for name, value in ENVIRONMENT.items()]
+    exports = [f"export {name}={value}" for name, value in KEEP_FREED_MEMORY.items()]
     assert found == {
         "queue": "long",
         "cores": 6,
