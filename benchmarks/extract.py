@@ -362,11 +362,13 @@ def decoders(folder: Path, is_quick: bool) -> dict[str, Any]:
     return found
 
 
-def decoding_rate(path: Path, how: str) -> float:
-    """Return frames/s of two processes that decode the same file."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        barrier = get_context("spawn").Manager().Barrier(2)
-        return sum(pool.map(_decode_all, [str(path)] * 2, [how] * 2, [barrier] * 2))
+def decoding_rate(path: Path, how: str, num_processes: int = 2) -> float:
+    """Return frames/s of several processes that decode the same file."""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        barrier = context.Manager().Barrier(num_processes)
+        tasks = [pool.submit(_decode_all, str(path), how, barrier) for _ in range(num_processes)]
+        return sum(task.result() for task in tasks)
 
 
 def _decode_all(path: str, how: str, barrier: Any) -> float:

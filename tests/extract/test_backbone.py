@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from numbered_videos import draw_number
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 from vtnpipe.extract.backbone import Backbone, load_backbone
 from vtnpipe.extract.create_backbone import build_backbone
+from vtnpipe.extract.preprocessing import MatrixResize
 from vtnpipe.manifests.errors import BackboneError
 from vtnpipe.manifests.feature_folder import FeatureSpec
 
@@ -81,6 +84,25 @@ def test_features_agree_with_the_plainest_way(
     expected = _plainest(backbone, name, images)
     assert features.shape == (4, 1, expected.shape[1])
     assert torch.cosine_similarity(features[:, 0], expected).min() >= least
+
+
+@pytest.mark.parametrize("name", [TINY, "test_resnet"])
+def test_a_resize_by_matrices_changes_no_feature(tmp_path: Path, name: str) -> None:
+    """As GPUs resize, in half precision, against PIL."""
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 9, 12, 3), dtype=np.uint8)
+    images = np.stack([np.array(Image.fromarray(c).resize((320, 240))) for c in coarse])
+    backbone = _load(tmp_path, name)
+    steps = [
+        MatrixResize(step.size[0] if len(step.size) == 1 else step.size, step.interpolation.value)
+        for step in backbone.transform.resize_steps
+        if isinstance(step, v2.Resize)
+    ]
+    assert len(steps) == 1
+    by_matrices = replace(backbone, transform=replace(backbone.transform, resize_steps=steps))
+    cosines = torch.cosine_similarity(
+        _features(by_matrices, images)[:, 0], _plainest(backbone, name, images)
+    )
+    assert cosines.min() >= 0.9999
 
 
 def test_another_dtype_than_the_folders_may_compute(tmp_path: Path) -> None:

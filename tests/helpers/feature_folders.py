@@ -58,6 +58,7 @@ def extract_rows(
     name: str = "000-00000",
     *,
     lane_frames: int | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> TaskReport:
     """Runs one task over rows; `settings` change the worker's."""
@@ -69,7 +70,7 @@ def extract_rows(
     task = Task(name=name, rows=tuple(planned), computation=Computation(16, lane_frames))
     on_progress = settings.pop("on_progress", lambda progress: None)
     defaults: dict[str, Any] = {"num_threads": 1, "num_decoder_processes": 1}
-    worker = WorkerSettings(folder=str(folder.root), device="cpu", **{**defaults, **settings})
+    worker = WorkerSettings(folder=str(folder.root), device=device, **{**defaults, **settings})
     return run_task(task, worker, on_progress)
 
 

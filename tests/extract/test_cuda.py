@@ -1,0 +1,91 @@
+"""Stage one on a GPU: the same features as on a CPU, without staging copies, compiled or not."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from feature_folders import extract_rows, make_folder
+from numbered_videos import CLIP_LENGTHS, write_video
+from PIL import Image
+from vtnpipe.extract.backbone import load_backbone
+from vtnpipe.extract.batching import Batcher
+from vtnpipe.extract.create_backbone import build_backbone
+from vtnpipe.extract.decode.protocol import Chunk
+from vtnpipe.extract.task import release_worker
+from vtnpipe.manifests.feature_folder import FeatureSpec
+from vtnpipe.manifests.feature_store import open_features
+from vtnpipe.manifests.manifest import VideoRow
+from vtnpipe.manifests.plan import with_file_state
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() and not os.environ.get("VTNPIPE_REQUIRE_CUDA"),
+        reason="no GPU",
+    ),
+]
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """Smooth images, [4, 240, 320, 3]."""
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 9, 12, 3), dtype=np.uint8)
+    return np.stack([np.array(Image.fromarray(one).resize((320, 240))) for one in coarse])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
+def test_features_are_those_of_a_cpu(tmp_path: Path, images: np.ndarray, name: str) -> None:
+    built = build_backbone(name, "none")
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes(built.weights)
+    spec = FeatureSpec(
+        backbone=name,
+        weights_digest=built.digest,
+        preprocessing=built.preprocessing.to_json(),
+        precision="float32",
+    )
+    on_cpu, on_gpu = (load_backbone(path, spec, device) for device in ("cpu", "cuda:0"))
+    views = on_gpu.transform(images).cpu()
+    assert (views.int() - on_cpu.transform(images).int()).abs().max() <= 2
+    expected = on_cpu.features(on_cpu.transform(images))
+    pending = on_gpu.start(on_gpu.transform(images))
+    found = pending.wait()
+    assert pending.seconds > 0  # by the GPU's clock
+    assert torch.cosine_similarity(found[:, 0], expected[:, 0]).min() >= 0.9999
+    compiled = load_backbone(path, spec, "cuda:0", compiled_batch_size=8)
+    again = compiled.features(compiled.transform(images))  # padded to 8
+    assert torch.cosine_similarity(again[:, 0], found[:, 0]).min() >= 0.9999
+
+
+def test_a_task_gives_the_same_bits_without_staging_copies(
+    tmp_path: Path, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = write_video(tmp_path / "long.mp4", 500, height=240, width=320)
+    planned = [
+        with_file_state(row)._replace(num_frames=length)
+        for row, length in zip(rows, CLIP_LENGTHS.values(), strict=True)
+    ]
+    long_row = with_file_state(VideoRow(video_id="long", path=str(long)))
+    planned.append(long_row._replace(num_frames=500))
+    is_pinned: list[bool] = []
+    prepare = Batcher.prepare
+
+    def noting(batcher: Batcher, chunk: Chunk) -> Any:
+        is_pinned.append(chunk.is_pinned)
+        return prepare(batcher, chunk)
+
+    monkeypatch.setattr(Batcher, "prepare", noting)
+    stores = []
+    for number, device in enumerate(("cuda:0", "cuda:0", "cpu")):
+        folder = make_folder(tmp_path / str(number), "test_vit")
+        extract_rows(folder, planned, lane_frames=100, num_decoder_processes=3, device=device)
+        stores.append(open_features(folder.root))
+    release_worker()
+    assert any(is_pinned)
+    for name in stores[0]:
+        first, again, on_cpu = (torch.from_numpy(store[name].features) for store in stores)
+        assert torch.equal(first, again)
+        assert torch.cosine_similarity(first, on_cpu).min() >= 0.999
