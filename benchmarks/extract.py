@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -56,6 +57,7 @@ from torchvision.transforms import v2
 from vtnpipe.extract.backbone import Backbone, evaluation_transform, load_backbone
 from vtnpipe.extract.batching import Batcher, StageTimer
 from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode.limits import KEEP_FREED_MEMORY
 from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest, Selected
 from vtnpipe.extract.decode.quick_probe import QuickProbe
 from vtnpipe.extract.device import resolve_precision
@@ -173,7 +175,7 @@ def bare_forward(features: Path, num_threads: int, batch_size: int, seconds: flo
     return num_batches * batch_size / (time.perf_counter() - start)
 
 
-FED_SECONDS = 10.0  # of decoding by the bare processes, before and after each extraction
+FED_SECONDS = 5.0  # of decoding by the bare processes, before and after each extraction
 
 
 def fed(folder: Path, is_quick: bool) -> dict[str, Any]:
@@ -281,10 +283,15 @@ def without_waiting(interpolation: str) -> Backbone:
     )
 
 
+def environment() -> Any:
+    """Return a context in which processes start with the environment of decoder processes."""
+    return patch.dict(os.environ, KEEP_FREED_MEMORY)
+
+
 def bare_decoding(paths: list[Path], seconds: float) -> float:
     """Return frames/s of two processes that decode to RGB and resize to the stand-in's input."""
     context = get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    with environment(), ProcessPoolExecutor(2, mp_context=context) as pool:
         barrier = context.Manager().Barrier(2)
         rates = pool.map(
             decode_and_resize, [list(map(str, paths))] * 2, [seconds] * 2, [barrier] * 2
@@ -341,10 +348,9 @@ def decoders(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Compare decoders, in turn, in as many processes as there are cores."""
     rounds = 1 if is_quick else 3
     found: dict[str, Any] = {}
-    for height, num_frames in ((240, 3000), (720, 600), (1080, 300)):
-        width = height * 16 // 9 // 2 * 2
-        count = num_frames // (20 if is_quick else 1)
-        path = draw(folder / f"{height}p-{count}.mp4", count, height=height, width=width)
+    for height, num_copies in ((240, 50), (720, 12), (1080, 6)):
+        drawn = draw(folder / f"{height}p.mp4", 50, height=height, width=height * 16 // 9 // 2 * 2)
+        path = remux(drawn, folder / f"{height}p-long.mp4", 1 if is_quick else num_copies)
         rates: dict[str, list[float]] = {"kept": [], "default": [], "decord": []}
         for _ in range(rounds):
             for how, of_how in rates.items():
@@ -365,7 +371,7 @@ def decoders(folder: Path, is_quick: bool) -> dict[str, Any]:
 def decoding_rate(path: Path, how: str, num_processes: int = 2) -> float:
     """Return frames/s of several processes that decode the same file."""
     context = get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with environment(), ProcessPoolExecutor(num_processes, mp_context=context) as pool:
         barrier = context.Manager().Barrier(num_processes)
         tasks = [pool.submit(_decode_all, str(path), how, barrier) for _ in range(num_processes)]
         return sum(task.result() for task in tasks)
@@ -448,8 +454,8 @@ def peer(folder: Path, is_quick: bool) -> dict[str, Any]:
 
     seconds = in_turn(
         {name: partial(seconds_of, command) for name, command in commands.items()},
-        1 if is_quick else 3,
-        warm_up=not is_quick,
+        1,
+        warm_up=False,
     )
     usual = median(seconds["usual loop"])
     return {

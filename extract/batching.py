@@ -22,8 +22,6 @@ from .backbone import Backbone, PendingFeatures
 from .decode.frames import Outcome
 from .decode.protocol import Chunk
 
-MAX_PENDING = 2  # batches: one that is computed, and the next
-
 
 @dataclass(frozen=True)
 class TaskProgress:
@@ -206,10 +204,7 @@ class Batcher:
             uploaded, is_copied = self._backbone.transform.upload(
                 chunk.images, is_pinned=chunk.is_pinned
             )
-            if self._copying is not None:
-                event, release = self._copying
-                event.synchronize()
-                release()
+            self._release()
             self._copying = None if is_copied is None else (is_copied, chunk.hold())
         with self.timer("preprocess"):
             return self._backbone.transform.resize(uploaded)
@@ -240,17 +235,26 @@ class Batcher:
             return
         self._pending.append((frames.ranges, self._backbone.start(torch.cat(frames.images))))
         frames.ranges, frames.images = [], []
-        while len(self._pending) > MAX_PENDING:
+        while len(self._pending) > self._backbone.num_threads + 1:  # one that waits
             self._fetch()
 
     def finish(self) -> None:
-        """Fetch all features.
+        """Fetch all features, and give back the memory of the last chunk.
 
         Raises:
             FeaturesError: a feature is not finite, or exceeds the range of the dtype.
         """
+        self._release()
         while self._pending:
             self._fetch()
+
+    def _release(self) -> None:
+        """Give back the memory of the chunk that is being copied."""
+        if self._copying is not None:
+            is_copied, release = self._copying
+            is_copied.synchronize()
+            release()
+            self._copying = None
 
     def _fetch(self) -> None:
         """Give the features of the oldest batch to their videos."""
@@ -263,7 +267,7 @@ class Batcher:
                     f"out of memory on {self._backbone.transform.device} with {self._num_frames} "
                     "frames per batch; give a smaller --batch-size (extract) or --chunk-frames"
                 ) from None
-        self.timer.add("forward", pending.seconds)
+        self.timer.add("forward", pending.seconds / self._backbone.num_threads)
         with np.errstate(over="ignore"):
             stored = features.astype(self._dtype)
         is_finite = np.isfinite(stored).all(axis=(1, 2))

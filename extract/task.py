@@ -246,18 +246,32 @@ def _backbone(
 ) -> Backbone:
     """Return the backbone of the feature folder, kept between tasks."""
     with _loading:
-        return _load_backbone(settings.folder, fingerprint, settings.device, compiled_batch_size)
+        return _load_backbone(
+            settings.folder,
+            fingerprint,
+            settings.device,
+            settings.num_threads,
+            compiled_batch_size,
+        )
 
 
 @lru_cache(maxsize=1)
 def _load_backbone(
-    folder: str, fingerprint: str, device: str, compiled_batch_size: int | None
+    folder: str,
+    fingerprint: str,
+    device: str,
+    num_threads: int,
+    compiled_batch_size: int | None,
 ) -> Backbone:
     paths = FeatureFolder(Path(folder))
     extraction = read_extraction(paths)
     assert extraction.fingerprint == fingerprint  # it is the key of the cache
     return load_backbone(
-        paths.backbone, extraction.spec, device, compiled_batch_size=compiled_batch_size
+        paths.backbone,
+        extraction.spec,
+        device,
+        num_threads=num_threads,
+        compiled_batch_size=compiled_batch_size,
     )
 
 

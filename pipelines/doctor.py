@@ -19,7 +19,7 @@ PACKAGES = (
     *("vtnpipe", "torch", "torchvision", "timm", "transformers", "decord2", "av", "h5py"),
     *("dask", "distributed", "numpy", "click"),
 )
-OPTIONAL = ("decord2",)  # has no wheel for some systems; `--decoder auto` then takes PyAV
+OPTIONAL = ("decord2",)  # has no wheel for some systems; only `--decoder decord` needs it
 DEVICES = """
 import torch
 from vtnpipe.extract.device import cpu_precision

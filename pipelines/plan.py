@@ -131,7 +131,9 @@ def measure_rate(
     """
     device = "cuda:0" if workers.device == "cuda" else workers.device
     set_num_threads(device, workers.num_threads)
-    backbone = load_backbone(folder.backbone, extraction.spec, device)
+    backbone = load_backbone(
+        folder.backbone, extraction.spec, device, num_threads=workers.num_threads
+    )
     views, batch_size = backbone.transform.views, tasks[0].computation.batch_size
     num_frames = max(1, batch_size // len(views))
     shape = (num_frames, len(views), *backbone.transform.preprocessing.input_size)
@@ -139,8 +141,9 @@ def measure_rate(
     backbone.features(images)
     start, num_batches = time.perf_counter(), 0
     while time.perf_counter() - start < MEASURE_SECONDS:
-        backbone.features(images)
-        num_batches += 1
+        for pending in [backbone.start(images) for _ in range(backbone.num_threads)]:
+            pending.wait()
+        num_batches += backbone.num_threads
     rate = num_batches * num_frames / (time.perf_counter() - start)
     decode_rate = _measure_decoder(extraction, tasks)
     if decode_rate is None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from feature_folders import extract_rows, make_folder
-from numbered_videos import CLIP_LENGTHS, number_of_blocks
+from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from read_videos import write_video_that_loses_a_frame
 from vtnpipe.extract.batching import Batcher, ExtractedVideo, TaskProgress
 from vtnpipe.extract.decode import pool as pool_module
@@ -21,6 +22,7 @@ from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.probe import probe
 from vtnpipe.extract.decode.protocol import Chunk
 from vtnpipe.extract.decode.sampling import Sampling
+from vtnpipe.extract.preprocessing import Transform
 from vtnpipe.extract.task import joined_outcome, release_worker
 from vtnpipe.manifests.feature_folder import FeatureFolder
 from vtnpipe.manifests.feature_store import open_features
@@ -157,6 +159,41 @@ def test_the_number_of_processes_and_timing_change_no_bit(
         folders.append(folder)
     assert_same(folders[0], folders[1])
     assert_same(folders[0], folders[2])
+
+
+def test_memory_is_given_back_when_it_has_been_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose copies go on after `upload` has returned."""
+    long = with_file_state(VideoRow(video_id="v", path=str(write_video(tmp_path / "v.mp4", 300))))
+    copies: list[tuple[torch.Tensor, np.ndarray]] = []
+
+    class Event:
+        def synchronize(self) -> None:
+            tensor, images = copies.pop()
+            tensor.copy_(torch.from_numpy(images))
+
+    def upload(transform: object, images: np.ndarray, *, is_pinned: bool) -> Any:
+        tensor = torch.empty(images.shape, dtype=torch.uint8)
+        copies.append((tensor, images))
+        return tensor, Event()
+
+    monkeypatch.setattr(Transform, "upload", upload)
+    resize = Transform.resize
+
+    def resize_later(transform: Transform, images: torch.Tensor) -> torch.Tensor:
+        images.copy_(torch.from_numpy(copies[-1][1]))
+        return resize(transform, images)
+
+    monkeypatch.setattr(Transform, "resize", resize_later)
+    folder = make_folder(tmp_path / "f", "toy_backbones:block_means")
+    for number in range(6):  # more tasks than a process has slots
+        row = long._replace(video_id=f"v{number}")
+        extract_rows(folder, [row], f"000-{number:05d}")
+        assert copies == []
+    store = open_features(folder.root)
+    for video in store.values():
+        assert [number_of_blocks(row) for row in video.features] == list(range(300))
 
 
 def _video(num_expected: int, **outcome: Any) -> ExtractedVideo:
