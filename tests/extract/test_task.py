@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,12 @@ def test_memory_is_given_back_when_it_has_been_copied(
 ) -> None:
     """As on a GPU, whose copies go on after `upload` has returned."""
     long = with_file_state(VideoRow(video_id="v", path=str(write_video(tmp_path / "v.mp4", 300))))
-    copies: list[tuple[torch.Tensor, np.ndarray]] = []
+    copies: deque[tuple[torch.Tensor, np.ndarray]] = deque()
 
     class Event:
         def synchronize(self) -> None:
-            tensor, images = copies.pop()
-            tensor.copy_(torch.from_numpy(images))
+            tensor, images = copies.popleft()
+            assert torch.equal(tensor, torch.from_numpy(images))  # not overwritten until now
 
     def upload(transform: object, images: np.ndarray, *, is_pinned: bool) -> Any:
         tensor = torch.empty(images.shape, dtype=torch.uint8)
@@ -190,7 +191,7 @@ def test_memory_is_given_back_when_it_has_been_copied(
     for number in range(6):  # more tasks than a process has slots
         row = long._replace(video_id=f"v{number}")
         extract_rows(folder, [row], f"000-{number:05d}")
-        assert copies == []
+        assert not copies
     store = open_features(folder.root)
     for video in store.values():
         assert [number_of_blocks(row) for row in video.features] == list(range(300))
