@@ -152,7 +152,7 @@ def run(manifest: Path, features: Path, **options: Any) -> Throughput:
 def bare_rate(features: Path, num_workers: int, seconds: float) -> float:
     """Return frames/s of the backbone alone in so many processes of one thread."""
     folder = FeatureFolder(features)
-    batch_size = read_plans(folder, read_extraction(folder).fingerprint)[0].batch_size
+    batch_size = read_plans(folder, read_extraction(folder).fingerprint)[0].computation.batch_size
     with open_client(num_workers=num_workers) as client:
         return sum(run_on_each_worker(client, bare_forward, features, 1, batch_size, seconds))
 

@@ -254,7 +254,9 @@ def stage_two(machine: Machine) -> dict[str, Any]:
     write_manifest(rows, store.folder.manifest)
     found: dict[str, Any] = {}
     preset = "vit-b-vtn-1layer" if machine.is_quick else "vit-b-vtn"
-    precisions = ("float32",) if machine.device == "cpu" else ("float32", "bfloat16")
+    precisions: tuple[Any, ...] = (
+        ("float32",) if machine.device == "cpu" else ("float32", "bfloat16")
+    )
     for precision in precisions:
         run = machine.folder / f"run-{precision}"
         settings = TrainTemporalSettings(

@@ -244,7 +244,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
 
     def frames_of(chosen: np.ndarray) -> Tensor:
         images = decode(video, chosen)
-        return transform.normalize(transform.resize(transform.upload(images))[:, 0])
+        return transform.normalize(transform(images)[:, 0])
 
     def train_from_video(is_frozen: bool) -> None:
         clips = [
