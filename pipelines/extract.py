@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 
 from ..extract.batching import TaskProgress
@@ -164,6 +165,7 @@ def _run(
             workers = local_workers(settings, new.device, num_frames)
         is_thread = workers is not None and workers.num_workers == 1  # of this process
         if workers is not None and is_thread:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
             start_decoders(_worker_settings(folder, settings, workers))
         client = stack.enter_context(
             open_client(

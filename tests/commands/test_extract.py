@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import Vtnpipe, cli_environment, run_cli
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from rich.console import Console
@@ -229,6 +230,24 @@ def test_runs_of_two_workers_that_are_killed_end_with_the_features_of_an_undistu
 
 
 @pytest.mark.slow
+def test_a_worker_in_this_process_leaves_its_threads_as_they_were(
+    tmp_path: Path, manifest: Path
+) -> None:
+    """MKL's number of threads belongs to the process; it changes the bits of later products."""
+
+    def threads() -> list[str]:
+        lines = torch.__config__.parallel_info().splitlines()
+        return [line for line in lines if "threads" in line.lower()]
+
+    before = threads()
+    assert torch.get_num_threads() == 1
+    settings = ExtractSettings(
+        backbone="toy_backbones:block_means", weights="none", workers=1, threads=2
+    )
+    extract(manifest, tmp_path / "f", settings)
+    assert threads() == before
+
+
 def test_views_of_sampled_frames_in_small_tasks(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
