@@ -16,7 +16,7 @@ def test_only_the_task_that_kills_its_workers_has_no_shard(
 ) -> None:
     """Clip d kills them, in a task of its own; tasks that were running beside it are finished."""
     means = ("--backbone", "toy_backbones:deadly", "--weights", "none", "--precision", "float32")
-    ran = vtnpipe(*("extract", manifest, "f", *means, "--workers", 1, "--shard-frames", 60), code=3)
+    ran = vtnpipe(*("extract", manifest, "f", *means, "--workers", 2, "--shard-frames", 60), code=3)
     assert "000-00002: the worker died repeatedly, even when running alone" in ran.stderr
     assert "2 of 3 tasks are finished" in ran.stdout
     assert list(open_features(tmp_path / "f")) == ["a", "b", "c"]
