@@ -62,7 +62,7 @@ BATCH_SIZE = 128
 
 
 class Machine:
-    """What the parts share: device, scale, drawn videos, and the results so far."""
+    """State shared by the parts: device, scale, drawn videos, and the results so far."""
 
     def __init__(self, folder: Path, device: str, *, is_quick: bool) -> None:
         self.folder = folder

@@ -95,7 +95,7 @@ class PlannedRow(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """How a plan's features are computed, on which their last bits may depend.
+    """Settings of a plan's computation, on which the last bits of its features may depend.
 
     Attributes:
         batch_size: images per backbone call.

@@ -237,10 +237,8 @@ class DecoderPool:
         )
         self._turn = threading.Lock()
         self._is_stopped = False
-        self._finalizers = [  # also at exit
-            weakref.finalize(self, os.close, self._num_idle),
-            weakref.finalize(self, _kill_all, self._processes),
-        ]
+        weakref.finalize(self, os.close, self._num_idle)  # also at exit
+        weakref.finalize(self, _kill_all, self._processes)
 
     def __enter__(self) -> "DecoderPool":
         return self

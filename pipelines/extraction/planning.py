@@ -316,7 +316,7 @@ def max_task_frames(extraction: Extraction) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """How the work is divided.
+    """Division of the work into tasks and lanes.
 
     Attributes:
         size: frames of a task.
