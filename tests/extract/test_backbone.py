@@ -11,35 +11,20 @@ import numpy.typing as npt
 import pytest
 import timm
 import torch
+from feature_folders import write_backbone
 from numbered_videos import draw_number
 from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 from vtnpipe.extract.backbone import Backbone, load_backbone
-from vtnpipe.extract.create_backbone import build_backbone
 from vtnpipe.extract.preprocessing import MatrixResize
 from vtnpipe.manifests.errors import BackboneError
-from vtnpipe.manifests.feature_folder import FeatureSpec
 
 TINY = "test_vit"  # timm's own tiny model for tests
 
 
-def _write(folder: Path, name: str, **fields: Any) -> tuple[Path, FeatureSpec]:
-    """The weights file and the specification of a backbone of random weights."""
-    built = build_backbone(name, "none", fields.get("pool"))
-    path = folder / "backbone.safetensors"
-    path.write_bytes(built.weights)
-    spec = FeatureSpec(
-        backbone=name,
-        weights_digest=built.digest,
-        preprocessing=built.preprocessing.to_json(),
-        **{"precision": "float32", **fields},
-    )
-    return path, spec
-
-
 def _load(folder: Path, name: str, *, dtype: str | None = None, **fields: Any) -> Backbone:
-    return load_backbone(*_write(folder, name, **fields), "cpu", dtype=dtype)
+    return load_backbone(*write_backbone(folder, name, **fields), "cpu", dtype=dtype)
 
 
 def _features(backbone: Backbone, images: npt.NDArray[np.uint8]) -> torch.Tensor:
@@ -120,7 +105,7 @@ def test_every_view_has_its_features(tmp_path: Path) -> None:
 
 
 def test_changed_or_missing_weights_are_refused(tmp_path: Path) -> None:
-    path, spec = _write(tmp_path, TINY)
+    path, spec = write_backbone(tmp_path, TINY)
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     with pytest.raises(BackboneError, match="SHA-256"):
         load_backbone(path, spec, "cpu")
@@ -159,7 +144,7 @@ def test_convolutional_networks_compute_in_channels_last_memory(tmp_path: Path) 
 def test_a_compiled_backbone_gives_the_same_for_any_number_of_frames(tmp_path: Path) -> None:
     images = _numbered(range(5))
     expected = _features(_load(tmp_path, TINY), images)
-    fast = load_backbone(*_write(tmp_path, TINY), "cpu", compiled_batch_size=4)
+    fast = load_backbone(*write_backbone(tmp_path, TINY), "cpu", compiled_batch_size=4)
     for part in (slice(0, 4), slice(4, 5)):
         found = _features(fast, images[part])
         torch.testing.assert_close(found, expected[part], rtol=1e-4, atol=1e-5)

@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feature_folders import extract_rows, make_folder
+from feature_folders import extract_rows, make_folder, write_backbone
 from numbered_videos import CLIP_LENGTHS, write_video
 from PIL import Image
 from vtnpipe.extract.backbone import load_backbone
 from vtnpipe.extract.batching import Batcher
-from vtnpipe.extract.create_backbone import build_backbone
 from vtnpipe.extract.decode.protocol import Chunk
 from vtnpipe.extract.task import release_worker
-from vtnpipe.manifests.feature_folder import FeatureSpec
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import with_file_state
@@ -38,15 +36,7 @@ def images() -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_tiny_patch16_224"])
 def test_features_are_those_of_a_cpu(tmp_path: Path, images: np.ndarray, name: str) -> None:
-    built = build_backbone(name, "none")
-    path = tmp_path / "backbone.safetensors"
-    path.write_bytes(built.weights)
-    spec = FeatureSpec(
-        backbone=name,
-        weights_digest=built.digest,
-        preprocessing=built.preprocessing.to_json(),
-        precision="float32",
-    )
+    path, spec = write_backbone(tmp_path, name)
     on_cpu, on_gpu = (load_backbone(path, spec, device) for device in ("cpu", "cuda:0"))
     views = on_gpu.transform(images).cpu()
     assert (views.int() - on_cpu.transform(images).int()).abs().max() <= 2

@@ -52,6 +52,20 @@ def make_folder(
     return folder
 
 
+def write_backbone(folder: Path, name: str, **fields: Any) -> tuple[Path, FeatureSpec]:
+    """The weights file and the specification of a backbone of random weights."""
+    built = build_backbone(name, "none", fields.get("pool"))
+    path = folder / "backbone.safetensors"
+    path.write_bytes(built.weights)
+    spec = FeatureSpec(
+        backbone=name,
+        weights_digest=built.digest,
+        preprocessing=built.preprocessing.to_json(),
+        **{"precision": "float32", **fields},
+    )
+    return path, spec
+
+
 def extract_rows(
     folder: FeatureFolder,
     rows: Iterable[VideoRow | PlannedRow],
