@@ -21,6 +21,7 @@ Reason = Literal[
     "truncated",  # the file ends before its frames do
     "damaged",  # some packets could not be decoded, or the file changed while it was read
     "too-large",  # exceeds the pixel limit or the memory limit
+    "not-an-array",  # a file of imported features is not an array of their shape
     "crashed",  # the decoder process died, or a bug in vtnpipe
     "stalled",  # no progress within the deadline
 ]

@@ -22,6 +22,7 @@ from .atomic import read_json, write_json
 from .errors import FeaturesError
 
 FORMAT, VERSION = "vtnpipe.extraction", 2
+MAX_SHARD_BYTES = 256 * 2**20
 REMEDY = "restore it from a copy, or extract into a new folder"
 # Keys and values that version 1 (vtnpipe 0.1) wrote under other names.
 RENAMED_KEYS = {"store": "feature_dtype", "every": "frame_stride"}
@@ -33,9 +34,12 @@ class FeatureSpec:
     """Everything that determines a stored feature value.
 
     Attributes:
-        backbone: timm name, `hf-hub:` name, or `package.module:factory`.
-        weights_digest: SHA-256 of the backbone's safetensors bytes; "" if not known yet.
-        preprocessing: `extract.preprocessing.Preprocessing` as JSON; empty if not known yet.
+        backbone: timm name, `hf-hub:` name, or `package.module:factory`; name of the source of
+            imported features.
+        weights_digest: SHA-256 of the backbone's safetensors bytes; "" if not known yet, and for
+            imported features.
+        preprocessing: `extract.preprocessing.Preprocessing` as JSON; empty if not known yet, and
+            for imported features.
         precision: dtype of the computation; "" if any will do.
         feature_dtype: dtype of the stored values; "" if any will do.
         fps: frames per second taken; None for every `frame_stride`-th frame.
@@ -53,6 +57,11 @@ class FeatureSpec:
     frame_stride: int = 1
     views: tuple[str, ...] = ("center",)
     pool: str | None = None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether a folder's features were imported, so that no backbone is known for them."""
+        return not self.preprocessing
 
     @property
     def fingerprint(self) -> str:
@@ -131,6 +140,11 @@ class Extraction:
     row_shape: tuple[int, ...]
     weights: str
     records: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_shard_frames(self) -> int:
+        """Frames of a shard of at most `MAX_SHARD_BYTES` of features."""
+        return max(1, MAX_SHARD_BYTES // self.bytes_per_frame)
 
     @property
     def bytes_per_frame(self) -> int:
@@ -255,6 +269,14 @@ def write_extraction(folder: FeatureFolder, extraction: Extraction) -> None:
         },
         folder.extraction,
     )
+
+
+def is_new_folder(folder: FeatureFolder) -> bool:
+    """Return whether a folder is empty, except for what a run killed at its start leaves."""
+    if not folder.root.is_dir():
+        return False
+    left = {folder.backbone.name, folder.lock.name, folder.planning.name, folder.jobs.name}
+    return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
 
 
 def check_spec(folder: FeatureFolder, spec: FeatureSpec) -> None:

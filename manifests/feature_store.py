@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FeaturesError
-from .failures import TRANSIENT_REASONS
+from .failures import TRANSIENT_REASONS, Failure
 from .feature_folder import FeatureFolder, read_extraction
+from .manifest import VideoRow
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
@@ -239,6 +240,22 @@ def overall_status(parts: Iterable[Entry]) -> tuple[Status, str]:
     if not any(part.length for part in parts):
         return "failed", reason
     return ("ok" if all(part.status == "ok" for part in parts) else "partial"), reason
+
+
+def failures_of(store: FeatureStore, rows: Iterable[VideoRow]) -> list[Failure]:
+    """Return the failed and partial videos of a folder, in the order of its manifest's rows."""
+    failures = []
+    for row in rows:
+        parts = store.entries.get(row.video_id, [])
+        status, _ = overall_status(parts) if parts else ("ok", "")
+        if status == "ok":
+            continue
+        first = next((part for part in parts if part.status != "ok"), parts[0])
+        num_lost = sum(part.num_lost_frames for part in parts)
+        failures.append(
+            Failure(row.video_id, row.path, status, first.reason, first.message, num_lost)
+        )
+    return failures
 
 
 def open_features(folder: str | Path) -> FeatureStore:

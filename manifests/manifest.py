@@ -10,7 +10,7 @@ frame), half open. Reading touches no video file, so a million rows take seconds
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,6 +197,15 @@ def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> No
         raise ManifestError(
             f"{path}: {error.object!r} is not valid UTF-8; rename the file"
         ) from None
+
+
+def update_manifest(rows: Sequence[VideoRow], path: Path) -> list[VideoRow]:
+    """Write the given rows, and then those that only the file has, and return all of them."""
+    given = {row.video_id for row in rows}
+    earlier = read_manifest(path) if path.exists() else []
+    rows = [*rows, *(row for row in earlier if row.video_id not in given)]
+    write_manifest(rows, path)
+    return rows
 
 
 def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> None:

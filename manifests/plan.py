@@ -149,6 +149,11 @@ class Task:
         return folder.shards / f"{self.name}.h5"
 
 
+def pending_tasks(tasks: Sequence[Task], folder: FeatureFolder) -> list[Task]:
+    """Return the tasks without a shard."""
+    return [task for task in tasks if not task.shard(folder).exists()]
+
+
 def with_file_state(row: VideoRow) -> PlannedRow:
     """Return the row with its file's size and time; both are None if it cannot be read."""
     return PlannedRow(row.video_id, row.path, row.start, row.end, *file_state(row.path))

@@ -9,7 +9,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
@@ -262,6 +263,32 @@ def _plain_dataset(file: Any, name: str) -> Any:
     if dataset.nbytes > Path(file.filename).stat().st_size:
         raise _damaged(file.filename, f"{name!r} claims more bytes than the file has")
     return dataset
+
+
+@contextmanager
+def read_dataset(path: str, key: str | None) -> Iterator[h5py.Dataset]:
+    """Open a data set of any HDF5 file, to be sliced.
+
+    Args:
+        path: path of the file.
+        key: path of the data set inside; None for the only one at the top.
+
+    Raises:
+        KeyError: there is no such data set in the file itself.
+        OSError: the file cannot be read.
+    """
+    with h5py.File(path, "r", locking=False) as file:
+        names = list(file)
+        if key is None and len(names) != 1:
+            raise KeyError(f"has {len(names)} entries ({', '.join(names[:5])}); give --key")
+        name = names[0] if key is None else key
+        dataset = file.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError(f"has no data set {name!r}; give --key with the name of one")
+        is_inside = dataset.file.filename == file.filename
+        if not is_inside or dataset.external or dataset.is_virtual:
+            raise KeyError(f"{name!r} is not stored in the file itself")
+        yield dataset
 
 
 def _values(column: npt.NDArray[Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError
 from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
 from ..manifests.manifest import VideoRow, read_manifest
-from ..manifests.plan import Task
+from ..manifests.plan import Task, pending_tasks
 from .console import CountProgress, say, say_details
 from .dask_cluster.client import dashboard_text, open_client
 from .extraction.failure_limit import FailureLimit
@@ -34,7 +34,6 @@ from .extraction.planning import (
     Plan,
     create_folder,
     existing_plan,
-    pending_tasks,
     plan_extraction,
     planning_pool,
 )

@@ -1,4 +1,4 @@
-"""`vtnpipe features`: show a feature folder, verify it, export its features as .npy files.
+"""`vtnpipe features`: show a feature folder, verify it, export its features, import others'.
 
     FOLDER/ID.npy   [T, D] float32, or [T, V, D] with --view all
     FOLDER/ID.json  fps, and each row's time and frame index
@@ -32,6 +32,7 @@ from ..manifests.plan import read_plans
 from ..manifests.times import nearest_each
 from ..manifests.verify import backbone_faults, shard_faults
 from .console import CountProgress, say
+from .extraction.import_features import ImportSettings, import_features
 from .options import console_options, settings_options
 from .settings import above, at_least, check_settings, make_folder, setting
 
@@ -212,6 +213,11 @@ def _recompute(features: str | Path, num_frames: int, console: Console) -> int:
     from .inference.recompute import recompute_sample  # needs torch, which the rest does not
 
     spec = read_extraction(FeatureFolder(Path(features))).spec
+    if spec.is_imported:
+        raise SettingsError(
+            f"--recompute: the features in {features} were imported, {spec.backbone!r}; leave it "
+            "out"
+        )
     frames = recompute_sample(features, num_frames)
     cosines = [frame.cosine for frame in frames]
     num_videos = len({frame.video_id for frame in frames})
@@ -344,7 +350,7 @@ def _largest_offset(times: npt.NDArray[np.float64], fps: float) -> float | None:
 
 @click.group("features")
 def group() -> None:
-    """Show, verify and export a feature folder."""
+    """Show, verify and export a feature folder, or import the features of other programs."""
 
 
 @group.command("show")
@@ -383,3 +389,16 @@ def export_command(
     """
     settings = ExportSettings(**options)
     return export_features(features, folder, video_id, settings, console=console).exit_code
+
+
+@group.command("import")
+@click.argument("manifest")
+@click.argument("features")
+@settings_options(ImportSettings)
+def import_command(manifest: str, features: str, console: Console, **options: Any) -> int:
+    """Write arrays of other programs into the feature folder FEATURES, to train on.
+
+    The paths of MANIFEST are the arrays, [T, D] each: .npy, or .npz, .pt and .h5 with --key. The
+    same command resumes, and adds new rows.
+    """
+    return import_features(manifest, features, ImportSettings(**options), console=console).exit_code

@@ -18,6 +18,7 @@ from ...manifests.feature_folder import (
     FeatureFolder,
     FeatureSpec,
     check_spec,
+    is_new_folder,
     read_extraction,
 )
 from ...temporal.checkpoint import RunFolder
@@ -62,7 +63,7 @@ def resolve_spec(
     stored = None
     if folder.extraction.exists():
         stored = read_extraction(folder)
-    elif folder.root.exists() and not _is_new(folder):
+    elif folder.root.exists() and not is_new_folder(folder):
         raise FeaturesError(
             f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
         )
@@ -78,6 +79,11 @@ def resolve_spec(
         pool=settings.pool,
     )
     if stored is not None:
+        if stored.spec.is_imported:
+            raise FeaturesError(
+                f"{folder.root}: contains imported features, {stored.spec.backbone!r}; extract "
+                "into another folder"
+            )
         check_spec(folder, spec)  # before a backbone is built or downloaded in vain
         if not folder.backbone.exists():
             raise FeaturesError(
@@ -186,14 +192,6 @@ def _model_folder(settings: ExtractSettings) -> Path | None:
     is_word = settings.weights in ("", "pretrained", "none")
     path = Path(settings.weights)
     return path if not is_word and (path / "config.json").is_file() else None
-
-
-def _is_new(folder: FeatureFolder) -> bool:
-    """Return whether a folder is empty, except for what a run killed at its start leaves."""
-    if not folder.root.is_dir():
-        return False
-    left = {folder.backbone.name, folder.lock.name, folder.planning.name, folder.jobs.name}
-    return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
 
 
 def _weights_source(settings: ExtractSettings) -> str:

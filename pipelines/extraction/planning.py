@@ -23,13 +23,14 @@ from ...manifests.errors import FeaturesError, SettingsError, StoppedError, Stor
 from ...manifests.failures import VideoError
 from ...manifests.feature_folder import Extraction, FeatureFolder, check_spec, write_extraction
 from ...manifests.feature_store import FeatureStore
-from ...manifests.manifest import VideoRow, read_manifest, write_manifest
+from ...manifests.manifest import VideoRow, read_manifest, update_manifest
 from ...manifests.plan import (
     Computation,
     PlannedRow,
     Task,
     TaskSize,
     pack,
+    pending_tasks,
     read_plans,
     rows_to_plan,
     with_current_paths,
@@ -57,7 +58,6 @@ LANES_PER_PROCESS = 4
 MIN_LANE_FRAMES, MAX_LANE_FRAMES = 256, 2048
 # From here on compiling, 12 to 15 seconds, pays for a ResNet-50 on an H200: it saves 25 µs a frame.
 MIN_COMPILED_FRAMES = 1_000_000  # per worker
-MAX_SHARD_BYTES = 256 * 2**20
 CUT_FROM = 1.5  # size of a video, in tasks, from which on it is cut
 
 
@@ -129,7 +129,7 @@ def plan_extraction(
             f"{folder.root}: {len(unplanned):,} videos are in no plan yet, "
             f"{unplanned[0].video_id!r} for one; run the parts, or all by leaving out --finish"
         )
-    all_rows = _refresh_manifest(folder, rows)
+    all_rows = update_manifest(rows, folder.manifest)
     if unplanned:
         sampling = Sampling.from_spec(new.extraction.spec)
         if probed is None:
@@ -203,11 +203,6 @@ def read_state(
     return store, tasks, unplanned
 
 
-def pending_tasks(tasks: Sequence[Task], folder: FeatureFolder) -> list[Task]:
-    """Return the tasks without a shard."""
-    return [task for task in tasks if not task.shard(folder).exists()]
-
-
 def create_folder(folder: FeatureFolder, new: NewExtraction, settings: ExtractSettings) -> None:
     """Create the folder: weights first, then extraction.json.
 
@@ -233,15 +228,6 @@ def create_folder(folder: FeatureFolder, new: NewExtraction, settings: ExtractSe
             raise FeaturesError(f"{error}; nothing has been extracted yet") from None
     for path in (folder.plans, folder.shards):
         path.mkdir(exist_ok=True)
-
-
-def _refresh_manifest(folder: FeatureFolder, rows: list[VideoRow]) -> list[VideoRow]:
-    """Write manifest.csv, the given rows and then those of earlier runs, and return them."""
-    given = {row.video_id for row in rows}
-    earlier = read_manifest(folder.manifest) if folder.manifest.exists() else []
-    rows = rows + [row for row in earlier if row.video_id not in given]
-    write_manifest(rows, folder.manifest)
-    return rows
 
 
 def planning_pool(rows: Sequence[VideoRow], settings: ExtractSettings) -> DecoderPool:
@@ -311,7 +297,7 @@ def wanted_frames(row: PlannedRow, probe: QuickProbe, sampling: Sampling) -> int
 
 def max_task_frames(extraction: Extraction) -> int:
     """Return the frames of a task whose shard has at most 256 MiB of features."""
-    return max(1, int(MAX_SHARD_BYTES / (CUT_FROM * extraction.bytes_per_frame)))
+    return max(1, int(extraction.max_shard_frames / CUT_FROM))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Summary of an extraction: failures.csv, report.json with the throughput, and printed lines."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from math import ceil
@@ -13,7 +13,7 @@ from ...manifests.atomic import read_json, write_json
 from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ...manifests.failures import Failure, write_failures
 from ...manifests.feature_folder import FeatureFolder
-from ...manifests.feature_store import FeatureStore
+from ...manifests.feature_store import FeatureStore, failures_of
 from ...manifests.manifest import VideoRow
 from ..console import duration_text, say, say_failures, say_table
 from ..dask_cluster.jobqueue import THREADS_PER_WORKER
@@ -180,8 +180,7 @@ def write_summary(
     """
     folder = earlier.folder
     store = FeatureStore(folder.root, earlier=earlier)  # other parts may have added shards
-    statuses = store.statuses
-    counts = Counter(statuses.values())
+    counts = Counter(store.statuses.values())
     report = ExtractReport(
         num_videos={status: counts[status] for status in ("ok", "partial", "failed")},
         num_frames=sum(entry.length for parts in store.entries.values() for entry in parts),
@@ -189,7 +188,7 @@ def write_summary(
         throughput=throughput_of(run) if run else None,
         workers=run.workers if run else None,
     )
-    failures = list(_failures(store, statuses, rows))
+    failures = failures_of(store, rows)
     write_failures(failures, folder.failures)
     record = asdict(report)
     if run is None and folder.report.exists():  # keep the record of the last run
@@ -210,7 +209,7 @@ def note_failures(earlier: FeatureStore, rows: list[VideoRow]) -> None:
         rows: rows of its manifest.
     """
     store = FeatureStore(earlier.folder.root, earlier=earlier)
-    write_failures(_failures(store, store.statuses, rows), store.folder.failures)
+    write_failures(failures_of(store, rows), store.folder.failures)
 
 
 def part_summary(
@@ -240,19 +239,6 @@ def part_summary(
         num_extracted_frames=num_frames,
         throughput=throughput_of(run) if run else None,
     )
-
-
-def _failures(
-    store: FeatureStore, statuses: Mapping[str, str], rows: list[VideoRow]
-) -> Iterator[Failure]:
-    """Yield the rows of failures.csv, in the manifest's order."""
-    for row in rows:
-        status = statuses.get(row.video_id, "ok")
-        if status != "ok":
-            parts = store.entries[row.video_id]
-            first = next((part for part in parts if part.status != "ok"), parts[0])
-            num_lost = sum(part.num_lost_frames for part in parts)
-            yield Failure(row.video_id, row.path, status, first.reason, first.message, num_lost)
 
 
 def _print(

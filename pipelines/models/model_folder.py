@@ -25,7 +25,7 @@ from ...extract.create_backbone import BuiltBackbone, create_module, mismatches,
 from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import atomic_path, sha256_of, write_json
 from ...manifests.errors import BackboneError, FeaturesError, SettingsError
-from ...manifests.feature_folder import FeatureFolder, FeatureSpec
+from ...manifests.feature_folder import FeatureFolder, FeatureSpec, read_extraction
 from ...temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
 from ...temporal.config import TemporalConfig
 
@@ -99,6 +99,7 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
     """
     files = RunFolder(folder)
     config = read_config(files)
+    check_has_backbone(config, folder)
     if files.backbone.exists():
         tensors = read_backbone(files.backbone, config.spec.weights_digest)
     else:
@@ -168,7 +169,7 @@ def read_config(files: RunFolder) -> NetworkConfig:
                 f"{VERSION}; use the vtnpipe that wrote it, or create the model again"
             )
         config = NetworkConfig.from_json(found)
-        if not config.spec.weights_digest:
+        if not config.spec.weights_digest and not config.spec.is_imported:
             digest = read_metadata(files.best)[DIGEST]
             config = replace(config, spec=replace(config.spec, weights_digest=digest))
         _check_config(config)
@@ -195,12 +196,30 @@ def _check_config(config: NetworkConfig) -> None:
     names = config.class_names
     if not all(isinstance(text, str) for text in [*texts, *names]) or len(names) != num_names:
         raise ValueError(f"{len(names)} class names for {num_names} classes, or names are no text")
-    _ = config.preprocessing
+    if not config.spec.is_imported:
+        _ = config.preprocessing
+
+
+def check_has_backbone(config: NetworkConfig, folder: Path) -> None:
+    """Refuse a model of imported features where frames are to be decoded.
+
+    Raises:
+        BackboneError: its features were imported.
+    """
+    if config.spec.is_imported:
+        raise BackboneError(
+            f"{folder}: was trained on imported features, {config.spec.backbone!r}, and has no "
+            "backbone for videos; give features: `evaluate MODEL FEATURES`, or `predict --mode "
+            "features`"
+        )
 
 
 def link_backbone(features: FeatureFolder, files: RunFolder) -> None:
-    """Link, or else copy, the feature folder's backbone weights into a run folder."""
-    if files.backbone.exists():
+    """Link, or else copy, the feature folder's backbone weights into a run folder.
+
+    A folder of imported features has none.
+    """
+    if files.backbone.exists() or read_extraction(features).spec.is_imported:
         return
     try:
         os.link(features.backbone, files.backbone)

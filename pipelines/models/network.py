@@ -17,6 +17,7 @@ from ...temporal.model import TemporalClassifier
 from .model_folder import (
     NetworkConfig,
     backbone_module,
+    check_has_backbone,
     load_state,
     read_backbone,
     read_config,
@@ -157,6 +158,7 @@ class VideoTransformerNetwork(
         """
         files = RunFolder(_local_folder(folder, revision, token))
         config = read_config(files)
+        check_has_backbone(config, files.root)
         is_of_hub = files.root != Path(folder)
         names = (config.spec.backbone, config.temporal.encoder, config.temporal.head)
         if is_of_hub and not trust_factories and any(map(is_factory, names)):
