@@ -13,10 +13,10 @@ T = TypeVar("T")
 def is_factory(name: str) -> bool:
     """Return whether a name denotes a user module.
 
-    >>> is_factory("my.models:make"), is_factory("hf-hub:timm/resnet50"), is_factory("resnet50")
+    >>> is_factory("my.models:make"), is_factory("hf-hub:timm/resnet50"), is_factory("hf:bert")
     (True, False, False)
     """
-    return ":" in name and not name.startswith("hf-hub:")
+    return ":" in name and not name.startswith(("hf-hub:", "hf:"))
 
 
 def call_factory(

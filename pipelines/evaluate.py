@@ -6,24 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 
 from ..extract.device import resolve_device
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
+from ..manifests.groups import group_of
+from ..manifests.manifest import VideoRow
 from ..temporal.checkpoint import RunFolder
 from ..temporal.distributed import accelerated
-from ..temporal.metrics import Counts, Metrics, bootstrap_intervals, task_metrics
-from .console import metrics_text, say, say_some
+from ..temporal.intervals import Comparison, compare, confidence_intervals
+from ..temporal.metrics import Counts, Metrics, task_metrics
+from .console import metric_text, metrics_text, say, say_some
 from .inference.evaluation import (
     EvaluateSettings,
     ScoredSplit,
     score_feature_split,
     score_video_split,
 )
-from .inference.predictions import Predictions, write_predictions
+from .inference.predictions import Predictions, read_predictions, write_predictions
 from .models.model_folder import NetworkConfig, model_digest, read_config
 from .options import settings_options
 from .settings import check_unset
+from .training.feature_setup import say_baselines
+from .training.session import read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +39,15 @@ class EvaluateReport:
     Attributes:
         metrics: metrics of the task.
         intervals: 95% confidence intervals by the metric's name.
+        baselines: metrics of each baseline of the run by its name; empty for videos.
+        chosen_on: what the run chose on this split, so that its metrics are optimistic.
         counts: numbers of expected, scored, missing, partial and dropped videos.
     """
 
     metrics: Metrics
     intervals: dict[str, tuple[float, float]]
+    baselines: dict[str, Metrics]
+    chosen_on: tuple[str, ...]
     counts: Counts
 
     @property
@@ -84,7 +94,7 @@ def evaluate(
         score = score_video_split if is_manifest else score_feature_split
         scored = score(files, config, source, settings, accelerator)
         is_main = accelerator.is_main_process
-    report = _report(scored, config, settings)
+    report = _report(scored, config, settings, _chosen_on(files, config, settings))
     if is_main:
         name = settings.predictions_name
         _print(report, scored.faults, settings, name, console)
@@ -104,6 +114,78 @@ def evaluate(
         )
         write_predictions(files.predictions, name, predictions, scored.usable.rows, config)
     return report
+
+
+def compare_runs(
+    first: str | Path,
+    second: str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    console: Console | None = None,
+) -> Comparison:
+    """Compare two runs on the videos of a split, by the predictions that `evaluate` stored.
+
+    Args:
+        first: model or run folder.
+        second: another one.
+        settings: split, group and resamples; by default `EvaluateSettings()`.
+        console: for the result; by default nothing is printed.
+
+    Raises:
+        VtnpipeError: a run has no predictions for the split, or the two have no videos in common.
+    """
+    settings = settings or EvaluateSettings()
+    name = settings.predictions_name
+    found = []
+    for folder in (first, second):
+        predictions = read_predictions(RunFolder(Path(folder)).predictions, name)
+        if predictions is None:
+            raise SettingsError(
+                f"{folder}: has no predictions/{name}.json; write it with `vtnpipe evaluate "
+                f"{folder} FEATURES --split {settings.split}`"
+            )
+        found.append(predictions)
+    config = read_config(RunFolder(Path(first)))
+    order = {video_id: number for number, video_id in enumerate(found[1].video_ids)}
+    common = [n for n, video_id in enumerate(found[0].video_ids) if video_id in order]
+    video_ids = [found[0].video_ids[number] for number in common]
+    others = [order[video_id] for video_id in video_ids]
+    targets = found[0].targets[common]
+    is_same = len(common) > 0 and torch.equal(targets, found[1].targets[others])
+    if not is_same or read_config(RunFolder(Path(second))).class_names != config.class_names:
+        raise SettingsError(
+            f"{first} and {second} were not scored on the same videos with the same labels; "
+            "evaluate both on one manifest"
+        )
+    groups = settings.group and [
+        group_of(VideoRow(video_id=video_id, path=video_id), settings.group)
+        for video_id in video_ids
+    ]
+    result = compare(
+        found[0].logits[common],
+        found[1].logits[others],
+        targets,
+        config.temporal,
+        num_resamples=settings.bootstrap,
+        seed=settings.seed,
+        groups=groups or None,
+    )
+    console = console or Console(quiet=True)
+    low, high = result.interval
+    say(
+        console,
+        f"split {settings.split}, {len(common):,} videos: "
+        f"{metric_text(result.metric, result.first)} for {first}, "
+        f"{metric_text(result.metric, result.second)} for {second}",
+        f"difference {result.second - result.first:+.4f} ({low:+.4f} to {high:+.4f})",
+    )
+    if result.p_value is not None:
+        say(
+            console,
+            f"{result.only_first:,} videos are right in the first only, {result.only_second:,} in "
+            f"the second only: p = {result.p_value:.3g} (McNemar, exact)",
+        )
+    return result
 
 
 def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
@@ -133,14 +215,28 @@ def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
 
 
 def _report(
-    scored: ScoredSplit, config: NetworkConfig, settings: EvaluateSettings
+    scored: ScoredSplit,
+    config: NetworkConfig,
+    settings: EvaluateSettings,
+    chosen_on: tuple[str, ...],
 ) -> EvaluateReport:
     usable, logits, targets = scored.usable, scored.logits, scored.targets
+    groups = settings.group and [group_of(row, settings.group) for row in usable.rows]
     return EvaluateReport(
         metrics=task_metrics(logits, targets, config.class_names, config.temporal),
-        intervals=bootstrap_intervals(
-            logits, targets, config.temporal, num_resamples=settings.bootstrap, seed=settings.seed
+        intervals=confidence_intervals(
+            logits,
+            targets,
+            config.temporal,
+            num_resamples=settings.bootstrap,
+            seed=settings.seed,
+            groups=groups or None,
         ),
+        baselines={
+            name: task_metrics(found, targets, config.class_names, config.temporal)
+            for name, found in scored.baselines.items()
+        },
+        chosen_on=chosen_on,
         counts=Counts(
             expected=usable.num_expected,
             scored=len(usable.rows),
@@ -149,6 +245,19 @@ def _report(
             dropped=usable.num_dropped,
         ),
     )
+
+
+def _chosen_on(
+    files: RunFolder, config: NetworkConfig, settings: EvaluateSettings
+) -> tuple[str, ...]:
+    """Return what a run chose on the split: its epoch, and the factor of the learned logits."""
+    stored = read_settings(files)
+    if stored.get("val_split") != settings.split:
+        return ()
+    keeps_best = stored.get("keep", "best") == "best"  # vtnpipe 0.1 did
+    is_epoch = keeps_best and settings.weights == "kept"
+    has_blend = config.temporal.shortcut != "none"
+    return ("epoch",) * is_epoch + ("factor of the learned logits",) * has_blend
 
 
 def _print(
@@ -167,6 +276,14 @@ def _print(
     shuffled = ", frames shuffled" if settings.shuffle_frames else ""
     metrics = metrics_text(report.values, intervals=report.intervals)
     say(console, f"split {settings.split}{clips}{shuffled}: {metrics}")
+    if report.baselines:
+        say_baselines(console, report.values, report.baselines)
+    if report.chosen_on:
+        say(
+            console,
+            f"split {settings.split} chose the {' and the '.join(report.chosen_on)}, so these "
+            "figures are optimistic; --split test for others",
+        )
     counts = report.counts
     dropped = f", {counts.dropped} left out as partial" if counts.dropped else ""
     warning = "" if report.exit_code == EXIT_OK else "  <- not all of the split"
@@ -201,5 +318,11 @@ def _class_lines(metrics: Metrics) -> Iterator[str]:
 def command(model: str, source: str, console: Console, **options: Any) -> int:
     """Score MODEL, a model or run folder, on a split of SOURCE: a feature folder, or a manifest
     whose videos are decoded.
+
+    If SOURCE is another run, compare the two on the videos of a split that both have scored.
     """
-    return evaluate(model, source, EvaluateSettings(**options), console=console).exit_code
+    settings = EvaluateSettings(**options)
+    if RunFolder(Path(source)).config.exists():
+        compare_runs(model, source, settings, console=console)
+        return EXIT_OK
+    return evaluate(model, source, settings, console=console).exit_code

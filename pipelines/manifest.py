@@ -2,7 +2,6 @@
 
 import csv
 import random
-import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from ..manifests.annotations import (
 )
 from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
+from ..manifests.groups import check_group, group_of
 from ..manifests.manifest import VideoRow, read_manifest, write_manifest
 from .console import say
 from .options import console_options, settings_options
@@ -226,11 +226,12 @@ class SplitSettings:
     val: float = setting(0.1, help="Share of the validation split.")
     test: float = setting(0.1, help="Share of the test split.")
     seed: int = setting(0, help="Seed; the same seed gives the same split.")
-    group: str | None = setting(
-        None,
-        help="Regular expression searched for in video_id: rows with the same match (of its "
-        "groups, if it has some) stay in one split.",
-        metavar="REGEX",
+    group: str = setting(
+        "file",
+        help="What rows that stay in one split have in common: file, their path; or a regular "
+        "expression searched for in video_id, such as ^[^_]+ for what precedes a _, or .* for "
+        "single rows.",
+        metavar="file|REGEX",
     )
 
     def __post_init__(self) -> None:
@@ -240,12 +241,7 @@ class SplitSettings:
                 f"--train {self.train:g} --val {self.val:g} --test {self.test:g}: shares must "
                 "not be negative, and must add up to 1"
             )
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise SettingsError(
-                f"--group {self.group!r}: not a regular expression ({error}); correct it"
-            ) from None
+        check_group(self.group)
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -283,28 +279,11 @@ def split_manifest(
     rows = read_manifest(manifest)
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
-        groups[_group(row, settings.group)].append(number)
+        groups[group_of(row, settings.group)].append(number)
     splits = _draw(rows, list(groups.values()), settings)
     rows = [replace(row, split=split) for row, split in zip(rows, splits, strict=True)]
     write_manifest(rows, output)
     return rows
-
-
-def _group(row: VideoRow, pattern: str | None) -> str:
-    """Return the name of a row's group; rows of a group stay in one split.
-
-    Raises:
-        ManifestError: the row's id does not match the pattern.
-    """
-    if pattern is None:
-        return row.video_id
-    match = re.search(pattern, row.video_id)
-    if match is None:
-        raise ManifestError(
-            f"video_id {row.video_id!r} has no match for --group {pattern!r}; every row "
-            "needs one: extend the expression"
-        )
-    return "\0".join(part or "" for part in match.groups()) if match.groups() else match[0]
 
 
 def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSettings) -> list[str]:

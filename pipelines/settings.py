@@ -108,10 +108,16 @@ def auto_or_at_least(minimum: int) -> Check:
     )
 
 
-def one_of_or_factory(*names: str) -> Check:
-    """Return a check for one of some names, or `package.module:factory`."""
-    rule = f"must be {', '.join(names)} or package.module:factory"
-    return lambda value: "" if value in names or is_factory(value) else rule
+def one_of_or_factory(*names: str, prefix: str | None = None) -> Check:
+    """Return a check for one of some names, a name with a prefix, or `package.module:factory`."""
+    known = [*names, *([f"{prefix}NAME"] if prefix else [])]
+    rule = f"must be {', '.join(known)} or package.module:factory"
+
+    def check(value: Any) -> str:
+        has_prefix = prefix is not None and value.startswith(prefix) and value != prefix
+        return "" if value in names or has_prefix or is_factory(value) else rule
+
+    return check
 
 
 def check_settings(settings: Any) -> None:

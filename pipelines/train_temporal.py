@@ -16,13 +16,21 @@ from ..temporal.checkpoint import RunFolder, save_weights
 from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
 from ..temporal.distributed import Accelerator
 from ..temporal.feature_reader import FeatureReader, choose_place, num_table_bytes, preload
-from ..temporal.inference import Scored, predict_logits
+from ..temporal.metrics import METRICS
 from ..temporal.model import TemporalClassifier
 from ..temporal.splits import remedy_for_features
 from .console import say
 from .models.model_folder import NetworkConfig, link_backbone, write_config
 from .options import settings_options
 from .training.data import describe_splits, read_splits
+from .training.feature_setup import (
+    Validator,
+    baseline_metrics,
+    choose_lengths,
+    describe_shortcut,
+    fit_to_training_split,
+    say_baselines,
+)
 from .training.session import (
     TrainReport,
     begin_run,
@@ -70,17 +78,25 @@ def train_temporal(
         drop_partial=settings.drop_partial,
     )
     dim, names = store.row_shape[-1], splits.class_names
-    preset = choose_preset(settings, store.spec.backbone, dim)
-    config = new_temporal_config(settings, preset, dim, splits.targets[0], len(names))
-    recipe = make_recipe(settings, preset)
+    lengths = choose_lengths(settings, store, splits)
+    preset = choose_preset(settings, store.spec.backbone, dim, len(splits.train.rows))
+    config = new_temporal_config(
+        settings,
+        preset,
+        dim,
+        splits.targets[0],
+        len(names),
+        longest_seconds=lengths.longest_seconds,
+    )
+    recipe = make_recipe(settings, preset, splits)
     files = RunFolder(Path(run))
     check_root(files, "train-temporal")
-    sampling = clip_sampling(settings)
-    if settings.train_on == "videos":
-        sampling = replace(sampling, num_frames=None)
     with training_session(settings, device, files, console) as session:
         accelerator = session.accelerator
+        fitted = fit_to_training_split(store, splits, settings, config)
+        config = replace(config, shortcut=fitted.shortcut)
         model = TemporalClassifier(config)
+        fitted.initialize(model)
         if settings.gradient_checkpointing:
             model.use_gradient_checkpointing()
         if session.is_main:
@@ -92,6 +108,7 @@ def train_temporal(
                 files,
                 settings,
                 recipe,
+                lengths,
                 command="train-temporal",
                 data=data,
                 source=store.folder.root,
@@ -101,6 +118,7 @@ def train_temporal(
                     files, NetworkConfig(spec=store.spec, temporal=config, class_names=names)
                 )
                 files.backbone.unlink(missing_ok=True)  # of a run that failed at its start
+                fitted.baselines.save(files.baselines)
             link_backbone(store.folder, files)
         accelerator.wait_for_everyone()
         video_ids = [row.video_id for row in splits.rows]
@@ -109,7 +127,11 @@ def train_temporal(
         train, validation = (
             ClipDataset(reader, part.video_ids, targets, clips, position_fps=config.position_fps)
             for part, targets, clips in (
-                (splits.train, splits.targets[0], RandomClips(sampling, settings.seed)),
+                (
+                    splits.train,
+                    splits.targets[0],
+                    RandomClips(lengths.sampling(clip_sampling(settings)), settings.seed),
+                ),
                 (splits.validation, splits.targets[1], EvenClips()),
             )
         )
@@ -117,29 +139,33 @@ def train_temporal(
             session.console,
             describe_training(model, config.encoder, recipe, accelerator),
             describe_splits(splits),
+            lengths.describe(settings),
+            *describe_shortcut(fitted),
             place,
             *splits.gaps,
         )
-        return run_training(
+        validator = Validator(
+            model, validation, splits.targets[1], recipe.batch_size, accelerator, num_workers
+        )
+        report = run_training(
             session,
             model,
             config,
             recipe,
             splits,
             train,
-            validate=lambda network, should_stop: Scored(
-                predict_logits(
-                    network,
-                    validation,
-                    batch_size=recipe.batch_size,
-                    accelerator=accelerator,
-                    num_workers=num_workers,
-                    should_stop=should_stop,
-                )
-            ),
+            validate=validator,
             save=lambda path: save_weights(model, path, prefix="temporal."),
             num_workers=num_workers,
+            offsets=fitted.offsets,
         )
+        if session.is_main:
+            scores = baseline_metrics(
+                fitted.baselines, store, splits.validation.rows, splits.targets[1], names, config
+            )
+            model_scores = {name: report.kept[name] for name in METRICS[config.task].names}
+            say_baselines(session.console, model_scores, scores)
+        return report
 
 
 def _open_reader(
@@ -166,8 +192,8 @@ def _open_reader(
 def command(features: str, run: str, console: Console, **options: Any) -> int:
     """Train a temporal model on the stored FEATURES, in the run folder RUN.
 
-    The recipe is the paper's for the features' backbone unless options say otherwise. The same
-    command resumes.
+    The default recipe is made for frozen features of 50 to 5,000 videos; --recipe paper is the
+    authors'. The same command resumes.
     """
     train_temporal(features, run, TrainTemporalSettings(**options), console=console)
     return EXIT_OK

@@ -41,7 +41,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Weights of the best epoch on the validation split."""
+        """Weights of the kept epoch: the last one, or the best one on the validation split."""
         return self.root / "model.safetensors"
 
     @property
@@ -53,6 +53,11 @@ class RunFolder:
     def backbone(self) -> Path:
         """Weights of the frozen backbone; after training, a link to those in the feature folder."""
         return self.root / "backbone.safetensors"
+
+    @property
+    def baselines(self) -> Path:
+        """Linear probes and nearest neighbors that stand beside the model."""
+        return self.root / "baselines.safetensors"
 
     @property
     def index(self) -> Path:

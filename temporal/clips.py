@@ -4,15 +4,17 @@ Training clips are drawn at random; evaluation clips lie evenly over the video. 
 their timestamps, so that a clip of 5.12 s has the same length at every frame rate.
 """
 
+import math
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..manifests.times import nearest
+from ..manifests.times import frame_rate, nearest
 
+Spacing = Literal["even", "linspace"]
 Times = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.int64]
 
@@ -42,12 +44,16 @@ class ClipSampling:
         seconds: length of a clip.
         jitter: share of the gap between two frames; each frame's time moves at random by up to half
             of it. With 1, a frame lies anywhere in its equal piece of the clip.
+        spacing: `even`, the middles of equal pieces of the clip; or `linspace`, the authors' way:
+            frames count from the clip's first one, and so do positions; a clip that is longer than
+            its video repeats the last frame.
         drop: probability with which each frame of a clip is left out; at least one frame stays.
     """
 
     num_frames: int | None = 16
     seconds: float = 5.12
     jitter: float = 0.0
+    spacing: Spacing = "even"
     drop: float = 0.0
 
 
@@ -66,10 +72,13 @@ def draw_clip(timestamps: Times, sampling: ClipSampling, generator: np.random.Ge
         generator: source of randomness.
 
     Returns:
-        [t] indices into `timestamps`, increasing; t <= `sampling.num_frames`, if that is given.
+        [t] indices into `timestamps`, increasing, and different but for `linspace`; t <=
+        `sampling.num_frames`, if that is given.
     """
     if sampling.num_frames is None:
         frames = np.arange(len(timestamps))
+    elif sampling.spacing == "linspace":
+        frames = _linspace(timestamps, sampling, generator)
     else:
         span = _span(timestamps, sampling)
         room = float(timestamps[-1] - timestamps[0]) - span
@@ -107,6 +116,16 @@ def even_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips:
     room = float(timestamps[-1] - timestamps[0]) - span
     share = number / (num_clips - 1) if num_clips > 1 else 0.5
     return _evenly(timestamps, sampling.num_frames, float(timestamps[0]) + share * room, span, 0.0)
+
+
+def _linspace(timestamps: Times, sampling: ClipSampling, generator: np.random.Generator) -> Frames:
+    """Draw a clip as the authors' decoder does (bomri/SlowFast, slowfast/datasets/decoder.py)."""
+    assert sampling.num_frames is not None
+    num_frames, rate = len(timestamps), frame_rate(timestamps)
+    clip_frames = sampling.seconds * (rate if np.isfinite(rate) else 1.0)
+    start = math.ceil(generator.random() * max(num_frames - clip_frames, 0.0))
+    steps = np.linspace(0, max(clip_frames - 1, 0.0), sampling.num_frames)
+    return np.minimum(start + steps.astype(np.int64), num_frames - 1)
 
 
 def _span(timestamps: Times, sampling: ClipSampling) -> float:

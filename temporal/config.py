@@ -6,9 +6,11 @@ from typing import Literal, get_args
 from ..manifests.errors import SettingsError
 from ..manifests.user_module import is_factory
 
-ENCODERS = ("longformer", "full", "mean")  # besides package.module:factory
+# Besides hf:NAME and package.module:factory.
+ENCODERS = ("longformer", "full", "uniform", "attentive", "mean")
 TaskType = Literal["classification", "multi-label", "regression"]
 PositionEmbedding = Literal["learned", "sinusoidal", "none"]
+Shortcut = Literal["none", "mean", "motion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +18,18 @@ class TemporalConfig:
     """Configuration of a temporal model; the defaults are those of the authors' ViT-B-VTN.
 
     Attributes:
-        feature_dim: D, dimensions of the backbone's features and of the tokens.
+        feature_dim: D, dimensions of the backbone's features.
+        hidden_dim: W, dimensions of the tokens, to which features are projected; None for D and no
+            projection.
+        standardize: whether features are standardized by the training split's mean and standard
+            deviation.
+        input_dropout: dropout of the features before their projection.
+        shortcut: statistics of a clip from which a linear probe, fitted in advance, adds to the
+            logits, see `temporal/shortcut.py`.
         num_classes: C, number of logits; 1 for regression.
         task: meaning of the logits, see `temporal/tasks.py`.
-        encoder: one of `ENCODERS`, or `package.module:factory`, see `temporal/encoders.py`.
+        encoder: one of `ENCODERS`, `hf:NAME`, or `package.module:factory`, see
+            `temporal/encoders.py`.
         num_layers: number of encoder layers.
         num_heads: number of attention heads; divides D.
         attention_window: number of tokens that a token attends to besides itself, half to each
@@ -43,6 +53,10 @@ class TemporalConfig:
 
     feature_dim: int
     num_classes: int
+    hidden_dim: int | None = None
+    standardize: bool = False
+    input_dropout: float = 0.0
+    shortcut: Shortcut = "none"
     task: TaskType = "classification"
     encoder: str = "longformer"
     num_layers: int = 3
@@ -60,18 +74,26 @@ class TemporalConfig:
     target_mean: float = 0.0
     target_std: float = 1.0
 
+    @property
+    def token_dim(self) -> int:
+        """W, dimensions of the tokens."""
+        return self.hidden_dim or self.feature_dim
+
     def __post_init__(self) -> None:
         for name, value, words in (
             ("encoder", self.encoder, ENCODERS),
             ("head", self.head, ("mlp",)),
         ):
-            if value not in words and not is_factory(value):
+            is_hf = name == "encoder" and value.startswith("hf:")
+            if value not in words and not is_hf and not is_factory(value):
                 raise SettingsError(
-                    f"--{name} {value!r}: it must be {', '.join(words)} or package.module:factory"
+                    f"--{name} {value!r}: it must be {', '.join(words)}"
+                    f"{', hf:NAME' if name == 'encoder' else ''} or package.module:factory"
                 )
         for name, value, words in (
             ("task", self.task, get_args(TaskType)),
             ("position-embedding", self.position_embedding, get_args(PositionEmbedding)),
+            ("shortcut", self.shortcut, get_args(Shortcut)),
         ):
             if value not in words:
                 raise SettingsError(f"--{name} {value!r}: it must be one of {', '.join(words)}")
@@ -79,6 +101,7 @@ class TemporalConfig:
             if not isinstance(number, int) or number < 1:
                 raise SettingsError(f"{name} {number!r}: it must be a whole number, at least 1")
         for name, number in (
+            ("hidden-dim", self.token_dim),
             ("layers", self.num_layers),
             ("heads", self.num_heads),
             ("attention-window", self.attention_window),
@@ -89,6 +112,7 @@ class TemporalConfig:
             if not isinstance(number, int) or number < 1:
                 raise SettingsError(f"--{name} {number!r}: it must be a whole number, at least 1")
         for name, share in (
+            ("input-dropout", self.input_dropout),
             ("dropout", self.dropout),
             ("attention-dropout", self.attention_dropout),
             ("head-dropout", self.head_dropout),
@@ -102,10 +126,10 @@ class TemporalConfig:
             )
         if self.encoder == "mean" or is_factory(self.encoder):
             return
-        if self.feature_dim % self.num_heads:
+        if self.token_dim % self.num_heads:
             raise SettingsError(
-                f"--heads {self.num_heads}: the number of heads must divide the features' "
-                f"{self.feature_dim} dimensions; give a divisor"
+                f"--heads {self.num_heads}: the number of heads must divide the tokens' "
+                f"{self.token_dim} dimensions; give a divisor"
             )
         if self.encoder == "longformer" and self.attention_window % 2:
             raise SettingsError(

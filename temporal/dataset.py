@@ -205,11 +205,12 @@ class ClipDataset(Dataset[Batch]):
         else:
             clip, view = divmod(draw, self._reader.num_views)
             frames = even_clip(timestamps, clips.sampling, clip, clips.num_clips)
+        origin = frames[0] if clips.sampling.spacing == "linspace" else 0
         positions = frame_positions(
             timestamps[frames],
             frame_index[frames],
             position_fps=self._position_fps,
-            first=(float(timestamps[0]), int(frame_index[0])),
+            first=(float(timestamps[origin]), int(frame_index[origin])),
         )
         if isinstance(clips, EvenClips) and clips.shuffle_seed is not None:
             frames = generator_of(clips.shuffle_seed, 0, video_id).permutation(frames)
@@ -252,7 +253,12 @@ def pad(positions: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
 
 
 def training_batches(
-    lengths: npt.NDArray[np.int64], batch_size: int, *, seed: int, epoch: int
+    lengths: npt.NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
 ) -> list[list[Key]]:
     """Return the batches of one training epoch: every clip once, similar lengths together.
 
@@ -264,9 +270,13 @@ def training_batches(
         batch_size: clips per batch; one batch may be smaller.
         seed: seed of the order.
         epoch: epoch, which also becomes the draw of each key.
+        drop_last: leave out a smaller batch, with clips that differ from epoch to epoch, unless it
+            is the only one.
     """
     generator = np.random.default_rng((seed, epoch))
     order = generator.permutation(len(lengths))
+    if drop_last and len(order) > batch_size:
+        order = order[: len(order) // batch_size * batch_size]
     block = BLOCK_BATCHES * batch_size
     for start in range(0, len(order), block):
         part = order[start : start + block]

@@ -1,18 +1,23 @@
-"""Temporal encoders: features [B, T, D], positions and mask [B, T] → one vector per clip, [B, D].
+"""Temporal encoders: tokens [B, T, W], positions and mask [B, T] → one vector per clip, [B, W].
 
     longformer  VTN's encoder: frames attend within windows, [CLS] to all frames; linear in T
     full        the same with exact attention of every token to every other; quadratic in T
-    mean        mean of the frames' features: a baseline that ignores the order of frames
+    uniform     the same with equal attention to all tokens: does attention matter?
+    attentive   a learned query attends to the tokens once: the usual probe of frozen features
+    mean        mean of the tokens: a baseline that ignores the order of frames
+    hf:NAME     a transformer of Hugging Face, see `temporal/hf_encoder.py`
 
 Any other encoder is a user module, `package.module:factory`, called with the `TemporalConfig`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError, first_line
 from ..manifests.user_module import call_factory
 from .config import TemporalConfig
+from .hf_encoder import PREFIX, HfEncoder
 from .longformer import Longformer
 
 
@@ -22,8 +27,12 @@ def build_encoder(config: TemporalConfig) -> nn.Module:
     Raises:
         SettingsError: a user module's factory fails, or the module does not return [B, D].
     """
-    if config.encoder in ("longformer", "full"):
+    if config.encoder in ("longformer", "full", "uniform"):
         return ClsEncoder(config)
+    if config.encoder == "attentive":
+        return AttentiveEncoder(config)
+    if config.encoder.startswith(PREFIX):
+        return HfEncoder(config)
     if config.encoder == "mean":
         return MeanEncoder()
     module = call_factory(
@@ -31,11 +40,9 @@ def build_encoder(config: TemporalConfig) -> nn.Module:
     )
     if torch.get_default_device().type == "meta":
         return module
-    features = torch.zeros(1, 2, config.feature_dim)
+    features = torch.zeros(1, 2, config.token_dim)
     positions, mask = torch.arange(2)[None], torch.ones(1, 2, dtype=torch.bool)
-    check_output(
-        module, config.feature_dim, f"encoder {config.encoder!r}", features, positions, mask
-    )
+    check_output(module, config.token_dim, f"encoder {config.encoder!r}", features, positions, mask)
     return module
 
 
@@ -79,7 +86,7 @@ class ClsEncoder(nn.Module):
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
-        self.cls_token = nn.Parameter(torch.randn(1, 1, config.feature_dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, config.token_dim))
         self.model = Longformer(config)
 
     def forward(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
@@ -102,6 +109,44 @@ class ClsEncoder(nn.Module):
             mask: [B, T] bool, True for frames, False for padding.
         """
         return self.model.cls_attention(self.cls_token, features, positions, mask)
+
+
+class AttentiveEncoder(nn.Module):
+    """Cross-attention of one learned query to the normalized tokens, and a projection.
+
+    It ignores positions.
+
+    Args:
+        config: configuration of the temporal model.
+    """
+
+    def __init__(self, config: TemporalConfig) -> None:
+        super().__init__()
+        W = config.token_dim
+        self.num_heads = config.num_heads
+        self.query = nn.Parameter(torch.randn(config.num_heads, W // config.num_heads))
+        self.norm = nn.LayerNorm(W)
+        self.key = nn.Linear(W, W)
+        self.value = nn.Linear(W, W)
+        self.output = nn.Linear(W, W)
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector per clip, [B, W].
+
+        Args:
+            tokens: [B, T, W].
+            positions: [B, T]; ignored.
+            mask: [B, T] bool, True for frames, False for padding.
+        """
+        tokens = self.norm(tokens)
+        key, value = (
+            layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.key, self.value)
+        )  # [B, H, T, d]
+        query = self.query[None, :, None].expand(len(tokens), -1, -1, -1)
+        context = F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
+        state: Tensor = self.output(context[:, :, 0].flatten(1))
+        return state
 
 
 class MeanEncoder(nn.Module):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..manifests.errors import StoppedError
+from ..manifests.errors import FeaturesError, StoppedError
 from .dataset import ClipDataset, data_loader, evaluation_batches
 from .distributed import Accelerator, all_of
 from .model import TemporalClassifier
@@ -86,6 +86,22 @@ def predict_logits(
             sums.index_add_(0, rows, logits.double())
     assert sums is not None, "a split has at least one row"
     return (sums / dataset.num_draws).to(dtype)
+
+
+def check_logits(logits: Tensor, video_ids: Sequence[str]) -> None:
+    """Refuse logits [N, C] that are not finite.
+
+    Raises:
+        FeaturesError: names the first video with such logits.
+    """
+    is_finite = logits.isfinite().all(1)
+    if not is_finite.all():
+        first = int((~is_finite).nonzero()[0])
+        raise FeaturesError(
+            f"video_id {video_ids[first]!r}: its logits are not finite, and so are those of "
+            f"{int((~is_finite).sum()):,} of {len(logits):,} videos; the model's weights are "
+            "broken, or overflow in this --precision: train it again, or give --precision float32"
+        )
 
 
 def even_spans(num_frames: int, most: int) -> list[tuple[int, int]]:

@@ -9,7 +9,8 @@ every token but [CLS]; in every layer, the global keys and values of all tokens 
 sequences and one block, whatever the length; a batch of many short clips is processed in groups of
 a block's size.
 
-`FullLayer` replaces `LongformerLayer` if every token is to attend to every other.
+`FullLayer` replaces `LongformerLayer` if every token is to attend to every other, and
+`UniformLayer` if to all of them alike.
 """
 
 import math
@@ -56,10 +57,10 @@ class FrameEmbeddings(nn.Module):
         if self.kind == "learned":
             padding = config.max_positions - 1
             self.position_embeddings = nn.Embedding(
-                config.max_positions, config.feature_dim, padding_idx=padding
+                config.max_positions, config.token_dim, padding_idx=padding
             )
-        self.token_type_embeddings = nn.Embedding(2, config.feature_dim)
-        self.LayerNorm = nn.LayerNorm(config.feature_dim, eps=LAYER_NORM_EPS)
+        self.token_type_embeddings = nn.Embedding(2, config.token_dim)
+        self.LayerNorm = nn.LayerNorm(config.token_dim, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
         for module in self.children():
             if isinstance(module, nn.Embedding):
@@ -150,7 +151,8 @@ class Longformer(nn.Module):
         super().__init__()
         self.gradient_checkpointing = False
         self.embeddings = FrameEmbeddings(config)
-        layer = FullLayer if config.encoder == "full" else LongformerLayer
+        kinds = {"full": FullLayer, "uniform": UniformLayer}
+        layer = kinds.get(config.encoder, LongformerLayer)
         layers = nn.ModuleList(layer(config) for _ in range(config.num_layers))
         self.encoder = nn.ModuleDict({"layer": layers})
         self.apply(_init_weights)
@@ -243,7 +245,7 @@ class _Layer(nn.Module):
 
     def __init__(self, config: TemporalConfig, projections: str) -> None:
         super().__init__()
-        D = config.feature_dim
+        D = config.token_dim
         self.num_heads = config.num_heads
         self._attention_dropout = config.attention_dropout
         self.attention = nn.ModuleDict(
@@ -331,8 +333,8 @@ class _AddAndNorm(nn.Module):
 
     def __init__(self, in_dim: int, config: TemporalConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(in_dim, config.feature_dim)
-        self.LayerNorm = nn.LayerNorm(config.feature_dim, eps=LAYER_NORM_EPS)
+        self.dense = nn.Linear(in_dim, config.token_dim)
+        self.LayerNorm = nn.LayerNorm(config.token_dim, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -457,3 +459,44 @@ class FullLayer(_Layer):
         dropout = self.attention_dropout
         context = F.scaled_dot_product_attention(query, key, value, mask, dropout)
         return self.finish(context.transpose(1, 2).flatten(2), block)
+
+
+class UniformLayer(_Layer):
+    """Layer in which each token attends to all tokens alike: their mean value.
+
+    Args:
+        config: configuration of the temporal model.
+    """
+
+    def __init__(self, config: TemporalConfig) -> None:
+        super().__init__(config, "value")
+
+    def forward(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
+        """Run the layer, block by block.
+
+        Args:
+            tokens: [B, N, D] tokens.
+            mask: [B, N] bool; False for padding.
+            run: calls its first argument with the others, perhaps with gradient checkpointing.
+
+        Returns:
+            [B, N, D].
+        """
+        context = self.attend_to_all(tokens[:, 0], tokens, mask)[:, None]
+        blocks = (run(self._block, block, context) for block in in_blocks(tokens))
+        return joined(blocks, tokens.shape[1])
+
+    def _block(self, block: Tensor, context: Tensor) -> Tensor:
+        return self.finish(context.expand_as(block), block)
+
+    def attend_to_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean value of all tokens, [B, D]."""
+        weights = mask.to(tokens.dtype) / mask.sum(1, keepdim=True)
+        weights = F.dropout(weights, self.attention_dropout)
+        mean: Tensor = self.projection("value")((weights[..., None] * tokens).sum(1))
+        return mean
+
+    def cls_weights(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the attention weights of [CLS] over all tokens, [B, H, N]."""
+        weights = mask.to(tokens.dtype) / mask.sum(1, keepdim=True)
+        return weights[:, None].expand(-1, self.num_heads, -1)

@@ -1,9 +1,8 @@
-"""Metrics of each task, over the scored videos or over resamples of them, and bootstrap intervals.
+"""Metrics of each task, over the scored videos or over resamples of them.
 
 Metrics are numpy sums: torchmetrics takes seconds to import, about half the time of most trainings
 on stored features, and cannot resample the videos a thousand times. The tests compare them with
-torchmetrics. Intervals are percentile intervals over videos resampled with replacement (B. Efron,
-The Annals of Statistics 7(1), 1979).
+torchmetrics.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +15,6 @@ from torch import Tensor
 
 from .config import TaskType, TemporalConfig
 from .tasks import is_decided, task_losses
-
-CONFIDENCE = 0.95  # share of the resamples that an interval covers
 
 Index = npt.NDArray[np.int64]  # [n] numbers of videos; a video may occur several times
 
@@ -287,34 +284,3 @@ def _regression(
         }
 
     return metrics
-
-
-def bootstrap_intervals(
-    logits: Tensor, targets: Tensor, config: TemporalConfig, *, num_resamples: int, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Return the interval of each metric in which its values over 95% of the resamples lie.
-
-    Args:
-        logits: [N, C], one row per video.
-        targets: [N] or [N, C], see `temporal/tasks.py`.
-        config: configuration of the temporal model.
-        num_resamples: number of resamples of N videos each; 0 for no intervals.
-        seed: seed of the resamples.
-
-    Returns:
-        Name of the metric → (low, high); without metrics that are undefined in all resamples.
-    """
-    metrics = metrics_over(logits, targets, config)
-    generator = np.random.default_rng(seed)
-    num_videos = len(logits)
-    found: dict[str, list[float]] = {}
-    for _ in range(num_resamples):
-        for name, value in metrics(generator.integers(num_videos, size=num_videos)).items():
-            found.setdefault(name, []).append(value)
-    ends = (100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2)
-    quantiles = {
-        name: np.nanpercentile(values, ends)
-        for name, values in found.items()
-        if np.isfinite(values).any()
-    }
-    return {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}

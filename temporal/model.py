@@ -12,6 +12,7 @@ from ..manifests.user_module import call_factory
 from .config import TemporalConfig
 from .encoders import ClsEncoder, build_encoder, check_output
 from .presets import preset
+from .shortcut import Shortcut
 
 
 class TemporalClassifier(nn.Module):
@@ -19,8 +20,10 @@ class TemporalClassifier(nn.Module):
 
     Attributes:
         config: configuration of the model.
-        encoder: features, positions and mask → [B, D].
-        head: [B, D] → [B, C].
+        input: features [B, T, D] → tokens [B, T, W].
+        encoder: tokens, positions and mask → [B, W].
+        head: [B, W] → [B, C].
+        shortcut: linear probe that adds to the logits; None without one.
     """
 
     def __init__(self, config: TemporalConfig) -> None:
@@ -31,8 +34,10 @@ class TemporalClassifier(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.input = FrameInput(config)
         self.encoder = build_encoder(config)
         self.head = build_head(config)
+        self.shortcut = None if config.shortcut == "none" else Shortcut(config)
 
     @classmethod
     def from_preset(cls, name: str, *, num_classes: int) -> "TemporalClassifier":
@@ -58,7 +63,10 @@ class TemporalClassifier(nn.Module):
         Returns:
             [B, C] logits; for regression [B, 1] float64, in the unit of the labels.
         """
-        logits: Tensor = self.head(self.encoder(*self._inputs(features, positions, mask)))
+        features, positions, mask = self._inputs(features, positions, mask)
+        logits: Tensor = self.head(self.encoder(self.input(features), positions, mask))
+        if self.shortcut is not None and not (self.training and self.shortcut.is_held_out):
+            logits = self.shortcut(logits, features, mask)
         if self.config.task == "regression":
             return logits.double() * self.config.target_std + self.config.target_mean
         return logits
@@ -79,7 +87,8 @@ class TemporalClassifier(nn.Module):
         """
         if not isinstance(self.encoder, ClsEncoder):
             return None
-        return self.encoder.cls_attention(*self._inputs(features, positions, mask))
+        features, positions, mask = self._inputs(features, positions, mask)
+        return self.encoder.cls_attention(self.input(features), positions, mask)
 
     def _inputs(
         self, features: Tensor, positions: Tensor, mask: Tensor | None
@@ -105,16 +114,52 @@ class TemporalClassifier(nn.Module):
         self.encoder.model.gradient_checkpointing = True
 
 
+class FrameInput(nn.Module):
+    """Features → tokens: standardization, dropout and a projection, each only if configured.
+
+    Args:
+        config: configuration of the temporal model.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, config: TemporalConfig) -> None:
+        super().__init__()
+        self.is_standardized = config.standardize
+        if config.standardize:
+            self.register_buffer("center", torch.zeros(config.feature_dim))
+            self.register_buffer("scale", torch.ones(config.feature_dim))
+        self.dropout = nn.Dropout(config.input_dropout)
+        self.projection = (
+            nn.Linear(config.feature_dim, config.hidden_dim)
+            if config.hidden_dim is not None
+            else nn.Identity()
+        )
+
+    def set_statistics(self, center: Tensor, scale: Tensor) -> None:
+        """Set mean [D] and standard deviation [D] of the training split's features."""
+        self.center.copy_(center)
+        self.scale.copy_(scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the tokens [B, T, W] of features [B, T, D]."""
+        if self.is_standardized:
+            features = (features - self.center) / self.scale
+        tokens: Tensor = self.projection(self.dropout(features))
+        return tokens
+
+
 def build_head(config: TemporalConfig) -> nn.Module:
-    """Create the head that a configuration names, [B, D] → [B, C], with random weights.
+    """Create the head that a configuration names, [B, W] → [B, C], with random weights.
 
     Raises:
         SettingsError: a user module's factory fails, or the module does not return [B, C].
     """
     if config.head == "mlp":
         return nn.Sequential(
-            nn.LayerNorm(config.feature_dim),
-            nn.Linear(config.feature_dim, config.head_dim),
+            nn.LayerNorm(config.token_dim),
+            nn.Linear(config.token_dim, config.head_dim),
             nn.GELU(),
             nn.Dropout(config.head_dropout),
             nn.Linear(config.head_dim, config.num_classes),
@@ -124,6 +169,6 @@ def build_head(config: TemporalConfig) -> nn.Module:
     )
     if torch.get_default_device().type == "meta":
         return module
-    state = torch.zeros(1, config.feature_dim)
+    state = torch.zeros(1, config.token_dim)
     check_output(module, config.num_classes, f"head {config.head!r}", state)
     return module

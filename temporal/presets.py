@@ -1,10 +1,12 @@
-"""Presets: the paper's networks by name, each with backbone, temporal model and training recipe.
+"""Presets: the paper's networks by name, and small models for stored features.
 
 Sources: arXiv 2102.00719, sections 4 and 5, and the configurations in the authors' repository
 (bomri/SlowFast).
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..manifests.errors import SettingsError
 from .config import TemporalConfig
@@ -24,6 +26,7 @@ class Preset:
         num_heads: number of attention heads.
         intermediate_dim: dimensions inside each layer's feed-forward network.
         head_dim: dimensions inside the MLP head.
+        changes: other fields of the temporal model's configuration.
         batch_size: clips per training step.
         schedule: learning-rate schedule, see `temporal/optim.py`.
     """
@@ -34,6 +37,7 @@ class Preset:
     num_heads: int = TemporalConfig.num_heads
     intermediate_dim: int = TemporalConfig.intermediate_dim
     head_dim: int = TemporalConfig.head_dim
+    changes: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = Recipe.batch_size
     schedule: Schedule = Recipe.schedule
 
@@ -46,6 +50,7 @@ class Preset:
             num_heads=self.num_heads,
             intermediate_dim=self.intermediate_dim,
             head_dim=self.head_dim,
+            **self.changes,
         )
 
 
@@ -71,6 +76,10 @@ PRESETS = {
 }
 
 
+# Training videos from which on → width of the tokens; largest first.
+WIDTHS = {20_000: 512, 2_000: 256, 0: 128}
+
+
 def preset(name: str) -> Preset:
     """Return a preset by name.
 
@@ -93,6 +102,36 @@ def preset_for(backbone: str) -> Preset | None:
     """
     architecture = backbone.removeprefix("hf-hub:").removeprefix("timm/").partition(".")[0]
     return next((found for found in PRESETS.values() if found.backbone == architecture), None)
+
+
+def preset_for_features(feature_dim: int, num_videos: int) -> Preset:
+    """Return a small VTN for the stored features of a training split, wider for larger ones.
+
+    Its first layer standardizes the features and projects them to the width of the tokens.
+
+    Args:
+        feature_dim: D, dimensions of the features.
+        num_videos: number of training videos.
+
+    >>> [preset_for_features(768, n).head_dim for n in (100, 5_000, 100_000)]
+    [128, 256, 512]
+    """
+    width = next(width for least, width in WIDTHS.items() if num_videos >= least)
+    return Preset(
+        backbone="",
+        feature_dim=feature_dim,
+        num_layers=2,
+        num_heads=width // 32,
+        intermediate_dim=4 * width,
+        head_dim=width,
+        changes={
+            "hidden_dim": width,
+            "standardize": True,
+            "input_dropout": 0.5,
+            "head_dropout": 0.3,
+            "position_embedding": "sinusoidal",
+        },
+    )
 
 
 def preset_like(feature_dim: int) -> Preset:

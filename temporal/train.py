@@ -115,7 +115,8 @@ class TrainState:
 class _Trainer:
     """Model, optimizer and loss of a training, as prepared for this process.
 
-    `network` is the model as accelerate wraps it, `clip_weights` [N] the weight of each clip.
+    `network` is the model as accelerate wraps it, `clip_weights` [N] the weight of each clip, and
+    `offsets` [N, C] what the loss adds to its logits.
     """
 
     model: nn.Module
@@ -126,6 +127,7 @@ class _Trainer:
     recipe: Recipe
     loss: LossOptions
     clip_weights: Tensor
+    offsets: Tensor | None
     accelerator: Accelerator
 
     def shares(self, keys: list[Key]) -> list[list[Key]]:
@@ -151,10 +153,12 @@ def train(
     callbacks: Callbacks = Callbacks(),  # frozen
     num_workers: int = 0,
     lr_scales: Mapping[str, float] | None = None,
+    offsets: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """Train a model from the folder's last checkpoint, or from the beginning.
 
-    The epoch with the best validation metric becomes the run's model.
+    The last epoch becomes the run's model, or the one with the best validation metric, as the
+    recipe says.
 
     Args:
         model: the model; has the weights of the last epoch afterwards.
@@ -172,6 +176,7 @@ def train(
         callbacks: training callbacks.
         num_workers: processes that load batches ahead.
         lr_scales: parameter name → learning-rate factor; 1 for others.
+        offsets: [N, C] logits of each training clip's video that the loss adds to the model's.
 
     Returns:
         The lines of metrics.jsonl.
@@ -180,14 +185,20 @@ def train(
         SettingsError: the loss is not finite.
         StoppedError: `callbacks.should_stop` returned True; a checkpoint has been written.
     """
-    num_steps = math.ceil(len(dataset) / recipe.batch_size)
-    trainer = _prepare(model, config, dataset, recipe, accelerator, lr_scales or {}, num_steps)
+    num_steps = recipe.num_steps(len(dataset))
+    trainer = _prepare(
+        model, config, dataset, recipe, accelerator, lr_scales or {}, num_steps, offsets
+    )
     state = _resume(trainer, folder)
     last_saved = time.monotonic()
 
     while state.epoch < recipe.epochs and not _has_plateaued(state.lines, recipe.patience):
         batches = training_batches(
-            dataset.lengths, recipe.batch_size, seed=recipe.seed, epoch=state.epoch
+            dataset.lengths,
+            recipe.batch_size,
+            seed=recipe.seed,
+            epoch=state.epoch,
+            drop_last=recipe.drop_last,
         )[state.step :]
         # An empty share becomes a clip of weight 0, so that every process takes every step.
         shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
@@ -238,7 +249,7 @@ def train(
         lines = [*state.lines, report.to_json()]
         if accelerator.is_main_process:
             write_lines(lines, folder.metrics)
-            if report.is_best:
+            if report.is_best or recipe.keep != "best":
                 save(folder.best)
             save(folder.last)
         state = TrainState(epoch=state.epoch + 1, lines=lines)
@@ -256,6 +267,7 @@ def _prepare(
     accelerator: Accelerator,
     lr_scales: Mapping[str, float],
     num_steps: int,
+    offsets: Tensor | None,
 ) -> _Trainer:
     network, optimizer = accelerator.prepare(model, recipe.make_optimizer(model, lr_scales))
     loss = recipe.loss_options(dataset.targets, config)
@@ -272,6 +284,7 @@ def _prepare(
         recipe=recipe,
         loss=loss,
         clip_weights=weights,
+        offsets=None if offsets is None else offsets.to(accelerator.device),
         accelerator=accelerator,
     )
 
@@ -342,6 +355,8 @@ def _step(
         with nullcontext() if is_last else accelerator.no_sync(trainer.network):
             logits = trainer.network(*batch.on(accelerator.device))
             targets = batch.targets.to(logits.device)
+            if trainer.offsets is not None:
+                logits = logits + trainer.offsets[batch.rows.to(logits.device)]
             losses = task_losses(logits, targets, trainer.config, trainer.loss)
             loss = (losses * batch.is_read.to(losses)).sum() * bool(share)
             accelerator.backward(loss * scale)
@@ -377,7 +392,7 @@ def _epoch_report(
         train_loss=sum_of(accelerator, state.loss_sum) / (weight_sum or 1.0),
         num_scored=num_scored,
         metrics={name: getattr(metrics, name) for name in metrics.names},
-        videos_per_second=round(num_clips / state.seconds, 1),
+        videos_per_second=round(min(num_clips, num_steps * recipe.batch_size) / state.seconds, 1),
         waiting=round(state.waiting_seconds / state.seconds, 3),
         lost=_all_lost(accelerator, state),
         is_best=is_best(metrics, num_scored, state.lines),

@@ -30,6 +30,8 @@ DOORS = {
     "huggingface_hub": {"pipelines/models/network.py"},
     "jinja2": {"pipelines/html/page.py"},
     "matplotlib": {"pipelines/html/plots.py", "pipelines/html/explain_figure.py"},
+    "sklearn": {"temporal/baselines.py"},
+    "transformers": {"temporal/hf_encoder.py"},
     "yaml": {"pipelines/import_checkpoint.py", "pipelines/options.py"},
 }
 # Imports inside functions, each with its reason beside it: optional, or slow and rarely needed.
@@ -37,8 +39,12 @@ INSIDE_FUNCTIONS = {
     ("extract/create_backbone.py", "timm"),
     ("extract/decode/decord_reader.py", "decord"),
     ("pipelines/dask_cluster/client.py", "dask_jobqueue"),
+    ("pipelines/extraction/import_features.py", "torch"),
     ("pipelines/features.py", "inference.recompute"),
     ("pipelines/training/log.py", "torch.utils.tensorboard"),
+    ("temporal/baselines.py", "sklearn.linear_model"),
+    ("temporal/baselines.py", "sklearn.model_selection"),
+    ("temporal/hf_encoder.py", "transformers"),
 }
 
 

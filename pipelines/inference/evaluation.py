@@ -1,9 +1,10 @@
 """Evaluation: logits of a split's videos, from stored features or from the video files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
@@ -16,13 +17,15 @@ from ...extract.decode.frames import Decoder
 from ...extract.decode.sampling import Sampling
 from ...manifests.errors import SettingsError
 from ...manifests.feature_store import FeatureStore, open_features
+from ...manifests.groups import check_group
 from ...manifests.manifest import VideoRow, read_manifest
+from ...temporal.baselines import Baselines, feature_statistics
 from ...temporal.checkpoint import RunFolder
 from ...temporal.clips import ALL_FRAMES, ClipSampling
 from ...temporal.dataset import ClipDataset, EvenClips
 from ...temporal.distributed import Accelerator, Precision
 from ...temporal.feature_reader import FeatureReader
-from ...temporal.inference import predict_logits
+from ...temporal.inference import check_logits, predict_logits
 from ...temporal.splits import (
     UsableRows,
     remedy_for_features,
@@ -64,6 +67,9 @@ class EvaluateSettings:
     split: str = setting("val", help="Split of the manifest to score.")
     manifest: str | None = manifest_setting()
     drop_partial: bool = drop_partial_setting()
+    weights: Literal["kept", "last"] = setting(
+        "kept", help="Weights of a run: those of the epoch that it kept, or of its last one."
+    )
     shuffle_frames: bool = setting(
         False,
         help="Shuffle the frames of each video, to see what their order contributes.",
@@ -78,6 +84,12 @@ class EvaluateSettings:
     clip_seconds: float = clip_seconds_setting()
     bootstrap: int = setting(
         1000, help="Number of resamples for the 95% intervals; 0: no intervals.", check=at_least(0)
+    )
+    group: str | None = setting(
+        None,
+        help="What videos of one recording have in common, for intervals over recordings: file, or "
+        "a regular expression searched for in video_id.",
+        metavar="file|REGEX",
     )
     precision: Precision = setting(
         "float32", help="Precision of the computation; weights stay float32."
@@ -96,6 +108,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_group(self.group)
         if not self.clips:
             check_unset(self, ["clip_frames", "clip_seconds"], "has no effect without --clips")
         elif self.decoder == "decord":
@@ -122,6 +135,7 @@ class EvaluateSettings:
     def predictions_name(self) -> str:
         """File name, without extension, of the predictions: the split, and what differs."""
         name = quote(self.split, safe="") or "all"
+        name += "+last" if self.weights == "last" else ""
         name += f"+{self.clips}clips" if self.clips else ""
         return name + ("+shuffled" if self.shuffle_frames else "")
 
@@ -134,6 +148,7 @@ class ScoredSplit(NamedTuple):
         logits: [N, C].
         targets: [N] or [N, C], see `temporal/tasks.py`.
         source: fingerprint of the features, or mode of inference of the videos.
+        baselines: logits [N, C] of each baseline; empty for videos.
         faults: videos that could not be decoded completely, and why.
     """
 
@@ -141,6 +156,7 @@ class ScoredSplit(NamedTuple):
     logits: Tensor
     targets: Tensor
     source: str
+    baselines: Mapping[str, Tensor] = MappingProxyType({})
     faults: tuple[str, ...] = ()
 
 
@@ -169,7 +185,9 @@ def score_feature_split(
         shuffle_seed=settings.shuffle_seed,
     )
     logits = logits_of_features(
-        accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True),
+        accelerator.prepare_model(
+            load_temporal(files, config, _weights_file(files, settings)), evaluation_mode=True
+        ),
         store,
         usable.video_ids,
         clips=clips,
@@ -177,7 +195,28 @@ def score_feature_split(
         batch_size=settings.batch_size,
         accelerator=accelerator,
     )
-    return ScoredSplit(usable, logits, targets, f"features {store.fingerprint}")
+    baselines: dict[str, Tensor] = {}
+    if files.baselines.exists() and not settings.clips and not settings.shuffle_frames:
+        statistics = [feature_statistics(store[row.video_id].features) for row in usable.rows]
+        baselines = Baselines.load(files.baselines).logits(statistics, config.temporal)
+    check_logits(logits, usable.video_ids)
+    return ScoredSplit(usable, logits, targets, f"features {store.fingerprint}", baselines)
+
+
+def _weights_file(files: RunFolder, settings: EvaluateSettings) -> Path:
+    """Return the file of the weights to score.
+
+    Raises:
+        SettingsError: the model has no last epoch.
+    """
+    if settings.weights == "kept":
+        return files.best
+    if not files.last.exists():
+        raise SettingsError(
+            f"--weights last: {files.root} has no {files.last.name}, which a training writes; "
+            "leave it out"
+        )
+    return files.last
 
 
 def logits_of_features(
@@ -226,7 +265,9 @@ def score_video_split(
     read_targets(
         rows, config.class_names, config.temporal.task
     )  # raises before anything is decoded
-    network = VideoTransformerNetwork.from_pretrained(files.root).to(accelerator.device)
+    path = _weights_file(files, settings)
+    network = VideoTransformerNetwork.from_pretrained(files.root, weights=path.name)
+    network = network.to(accelerator.device)
     classify = VideoClassifier(
         network=network,
         mode="end-to-end" if settings.mode == "end-to-end" else "chunked",
@@ -239,6 +280,7 @@ def score_video_split(
     faults |= dict(scored.faults)
     assert scored.rows is not None
     names = [videos[number].name for number in scored.rows.tolist()]
+    check_logits(scored.logits, names)
     logits = dict(zip(names, scored.logits, strict=True))
     usable = usable_rows(
         {name: "partial" if name in faults else "ok" for name in logits},
@@ -253,7 +295,7 @@ def score_video_split(
         torch.stack([logits[row.video_id] for row in usable.rows]),
         read_targets(usable.rows, config.class_names, config.temporal.task),
         f"videos, {classify.mode}",
-        tuple(f"{name}: {fault}" for name, fault in faults.items()),
+        faults=tuple(f"{name}: {fault}" for name, fault in faults.items()),
     )
 
 

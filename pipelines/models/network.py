@@ -144,6 +144,7 @@ class VideoTransformerNetwork(
         revision: str | None = None,
         token: str | None = None,
         trust_factories: bool = False,
+        weights: str = "model.safetensors",
     ) -> "VideoTransformerNetwork":
         """Load a model folder, the best model of a run folder, or a model of the hub.
 
@@ -152,6 +153,8 @@ class VideoTransformerNetwork(
             revision: revision on the hub.
             token: token for a private model on the hub.
             trust_factories: call functions of this machine that a model of the hub names.
+            weights: name of the file of the weights; `last.safetensors` for those of the last
+                epoch of a run.
 
         Raises:
             FeaturesError: it is not a model folder, or its weights do not fit its configuration.
@@ -171,7 +174,7 @@ class VideoTransformerNetwork(
             TemporalClassifier(config.temporal),
             config,
         )
-        state = read_weights(files.best)
+        state = read_weights(files.root / weights)
         if files.backbone.exists():
             state |= read_backbone(files.backbone, config.spec.weights_digest)
         load_state(files.best, network, state)
@@ -187,16 +190,24 @@ class VideoTransformerNetwork(
         write_config(files, replace(self.config, spec=spec))
 
 
-def load_temporal(files: RunFolder, config: NetworkConfig) -> TemporalClassifier:
+def load_temporal(
+    files: RunFolder, config: NetworkConfig, weights: Path | None = None
+) -> TemporalClassifier:
     """Load the temporal model of a model folder, without its backbone.
+
+    Args:
+        files: the model folder.
+        config: contents of its config.json.
+        weights: file of the weights; by default those of the kept epoch.
 
     Raises:
         FeaturesError: its weights do not fit its configuration.
     """
     temporal = TemporalClassifier(config.temporal)
-    state, prefix = read_weights(files.best), "temporal."
+    path, prefix = weights or files.best, "temporal."
+    state = read_weights(path)
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    load_state(files.best, temporal, own)
+    load_state(path, temporal, own)
     return temporal.eval()
 
 

@@ -111,11 +111,12 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
         temporal = replace(config.temporal, **given_dropouts(settings))
         if settings.new_head:
             outputs = output_fields(settings, splits.targets[0], len(splits.class_names))
-            temporal = replace(temporal, **outputs)
+            temporal = replace(temporal, **outputs, shortcut="none")
         classifier = TemporalClassifier(temporal)
-        classifier.encoder.load_state_dict(model.temporal.encoder.state_dict())
-        if not settings.new_head:
-            classifier.head.load_state_dict(model.temporal.head.state_dict())
+        dropped = ("head.", "shortcut.") if settings.new_head else ()
+        state = model.temporal.state_dict()
+        kept = {name: value for name, value in state.items() if not name.startswith(dropped)}
+        classifier.load_state_dict(kept, strict=not dropped)
         changed = replace(config, temporal=temporal, class_names=splits.class_names)
         return VideoTransformerNetwork(model.backbone, classifier, changed)
 

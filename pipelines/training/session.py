@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from ...manifests.atomic import read_json, remove_temporaries, write_json
 from ...manifests.errors import SettingsError
@@ -20,7 +20,7 @@ from ...temporal.dataset import ClipDataset
 from ...temporal.distributed import Accelerator, accelerated
 from ...temporal.inference import Scored
 from ...temporal.metrics import METRICS
-from ...temporal.optim import Recipe
+from ...temporal.optim import RECIPES, Recipe
 from ...temporal.presets import Preset
 from ...temporal.train import Callbacks, train
 from ..console import metric_text, say, say_details
@@ -54,11 +54,13 @@ class TrainReport:
     Attributes:
         best: line of its best epoch in metrics.jsonl, see `temporal.train.EpochReport`.
         last: line of its last epoch.
+        kept: line of the epoch that became the run's model.
         lost: clips and videos that could not be read completely in any epoch, and why.
     """
 
     best: dict[str, Any]
     last: dict[str, Any]
+    kept: dict[str, Any]
     lost: list[str]
 
 
@@ -169,6 +171,11 @@ def begin_run(
             value[key] = str(Path(value[key]).absolute())
     if files.settings.exists() and any(files.checkpoints.glob("*.pt")):
         stored = read_settings(files)
+        if "keep" in value and "keep" not in stored:
+            raise SettingsError(
+                f"{files.root}: was begun by vtnpipe 0.1, whose recipes were others; finish it "
+                "with that version, or train into a new folder (its model can be used as it is)"
+            )
         compared = (value.keys() | stored.keys()) - MAY_CHANGE
         differences = [
             f"{key if key == 'data' else option_name(key)} is {value.get(key)!r} here and "
@@ -196,8 +203,8 @@ def read_settings(files: RunFolder) -> dict[str, Any]:
     return {RENAMED.get(key, key): value for key, value in found.items()}
 
 
-def make_recipe(settings: TrainSettings, preset: Preset) -> Recipe:
-    """Return the recipe: as given, else the preset's.
+def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits) -> Recipe:
+    """Return the recipe for two splits: as given, else the named recipe's or the preset's.
 
     Raises:
         SettingsError: a setting does not fit the task.
@@ -207,10 +214,13 @@ def make_recipe(settings: TrainSettings, preset: Preset) -> Recipe:
         raise SettingsError(
             "--task regression has no classes: leave out --label-smoothing and --class-weights"
         )
-    values = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
-    values["batch_size"] = settings.batch_size or preset.batch_size
-    values["schedule"] = settings.schedule or preset.schedule
-    return Recipe(**values)
+    base = RECIPES[settings.recipe_name]
+    if settings.recipe_name == "paper":
+        base = replace(base, batch_size=preset.batch_size, schedule=preset.schedule)
+    names = [field.name for field in fields(Recipe) if hasattr(settings, field.name)]
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    num_rows = (len(part.rows) for part in (splits.train, splits.validation))
+    return replace(base, **given).for_splits(*num_rows)
 
 
 def clip_sampling(settings: TrainSettings) -> ClipSampling:
@@ -218,6 +228,7 @@ def clip_sampling(settings: TrainSettings) -> ClipSampling:
     return ClipSampling(
         num_frames=settings.clip_frames,
         seconds=settings.clip_seconds,
+        spacing="linspace" if settings.follows_authors else "even",
         jitter=settings.time_jitter,
         drop=settings.frame_drop,
     )
@@ -235,7 +246,8 @@ def describe_training(model: nn.Module, what: str, recipe: Recipe, accelerator: 
     return (
         f"{what}, {num_parameters / 1e6:.1f}M parameters{trainable}, in {recipe.precision}, "
         f"on {place}{f' x {count} processes' if count > 1 else ''}; {recipe.optimizer}, "
-        f"learning rate {recipe.lr:g} ({recipe.schedule}), batches of {recipe.batch_size}"
+        f"learning rate {recipe.lr:g} ({recipe.schedule}), {recipe.epochs} epochs, batches of "
+        f"{recipe.batch_size}"
     )
 
 
@@ -251,6 +263,7 @@ def run_training(
     save: Callable[[Path], None],
     num_workers: int,
     lr_scales: Mapping[str, float] | None = None,
+    offsets: Tensor | None = None,
 ) -> TrainReport:
     """Train a model with a log, and stop on signals; for the arguments see `temporal.train.train`.
 
@@ -283,13 +296,18 @@ def run_training(
             ),
             num_workers=num_workers,
             lr_scales=lr_scales,
+            offsets=offsets,
         )
     decisive = METRICS[config.task].names[0]
     best = [line for line in lines if line["is_best"]][-1]
+    num_validation = len(splits.targets[1])
+    kept = best if recipe.keep == "best" else lines[-1]
     say(
         console,
-        f"{folder.root}: {len(lines)} epochs; best {metric_text(decisive, best[decisive])} (epoch "
-        f"{best['epoch']}), last {metric_text(decisive, lines[-1][decisive])}",
+        f"{folder.root}: {len(lines)} epochs; kept the {'best' if kept is best else 'last'}, "
+        f"{metric_text(decisive, kept[decisive])} on {num_validation:,} videos of split "
+        f"{session.settings.val_split} (best {metric_text(decisive, best[decisive])}, epoch "
+        f"{best['epoch']})",
     )
     lost = sorted({fault for line in lines for fault in line["lost"]})
-    return TrainReport(best=best, last=lines[-1], lost=lost)
+    return TrainReport(best=best, last=lines[-1], kept=kept, lost=lost)

@@ -6,7 +6,16 @@ from typing import Literal
 from ...temporal.config import ENCODERS, PositionEmbedding, TaskType
 from ...temporal.distributed import Precision
 from ...temporal.feature_reader import Preload
-from ...temporal.optim import ClassWeights, Optimizer, Recipe, Schedule
+from ...temporal.optim import (
+    MIN_VIDEOS_TO_CHOOSE,
+    RECIPES,
+    ClassWeights,
+    Keep,
+    Optimizer,
+    Recipe,
+    RecipeName,
+    Schedule,
+)
 from ...temporal.presets import PRESETS
 from ...temporal.train import CheckpointPolicy
 from ..settings import (
@@ -26,16 +35,21 @@ from ..settings import (
 )
 
 BY_PRESET = "By default the preset's."
+BY_RECIPE = "By default the recipe's."
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """Settings of both commands. None means the preset's value, or that of the initial model."""
+    """Settings of both commands.
+
+    None means the value of the recipe or preset, or that of the initial model.
+    """
 
     preset: str = setting(
         "auto",
-        help=f"{', '.join(PRESETS)}; auto: the one with the backbone, else vit-b-vtn's shape for "
-        "the backbone's features.",
+        help=f"Shape of the model: {', '.join(PRESETS)}; auto: with --recipe features one for the "
+        "size of the training split, else the one with the backbone, or vit-b-vtn's for its "
+        "features.",
         metavar="NAME",
     )
     task: TaskType = setting(
@@ -43,10 +57,16 @@ class TrainSettings:
     )
     encoder: str | None = setting(
         None,
-        help="By default longformer; full: exact attention; mean: ignores the order; or a user "
+        help="By default longformer; full: exact attention; uniform: equal attention; attentive: "
+        "one learned query; mean: ignores the order; a transformer of Hugging Face; or a user "
         "module.",
-        check=one_of_or_factory(*ENCODERS),
-        metavar=f"{'|'.join(ENCODERS)}|package.module:factory",
+        check=one_of_or_factory(*ENCODERS, prefix="hf:"),
+        metavar=f"{'|'.join(ENCODERS)}|hf:NAME|package.module:factory",
+    )
+    hidden_dim: int | None = setting(
+        None,
+        help=f"Dimensions of the tokens, to which features are projected. {BY_PRESET}",
+        check=at_least(1),
     )
     layers: int | None = setting(
         None, help=f"Number of encoder layers. {BY_PRESET}", check=at_least(1)
@@ -71,7 +91,7 @@ class TrainSettings:
         None, help=f"Dimensions inside the head. {BY_PRESET}", check=at_least(1)
     )
     position_embedding: PositionEmbedding | None = setting(
-        None, help="By default learned; sinusoidal: fixed; none: no positions."
+        None, help=f"learned; sinusoidal: fixed, never wraps; none: no positions. {BY_RECIPE}"
     )
     max_positions: int | None = setting(
         None,
@@ -81,35 +101,49 @@ class TrainSettings:
     )
     positions: Literal["seconds", "frames"] | None = setting(
         None,
-        help="Position of a frame: its time (the default), or its frame index.",
+        help=f"Position of a frame: its time, or its frame index. {BY_RECIPE}",
     )
     position_fps: float | None = setting(
-        None, help="Positions per second; by default 25.", check=between(1e-3, 1e6)
+        None,
+        help="Positions per second; by default 25, or fewer where learned positions would wrap "
+        "around within the longest training video.",
+        check=between(1e-3, 1e6),
     )
     dropout: float | None = setting(
         None,
         help="Dropout in the encoder, attention included; by default 0.1.",
         check=between(0, 1),
     )
-    head_dropout: float | None = setting(
-        None, help="Dropout in the head; by default 0.5.", check=between(0, 1)
+    input_dropout: float | None = setting(
+        None, help=f"Dropout of the features. {BY_PRESET}", check=between(0, 1)
     )
-    epochs: int = setting(Recipe.epochs, help="Passes over the training split.", check=at_least(1))
+    head_dropout: float | None = setting(
+        None, help=f"Dropout in the head. {BY_PRESET}", check=between(0, 1)
+    )
+    epochs: int | None = setting(
+        None, help=f"Passes over the training split. {BY_RECIPE}", check=at_least(1)
+    )
     batch_size: int | None = setting(
         None, help=f"Clips per step, over all processes. {BY_PRESET}", check=at_least(1)
     )
-    optimizer: Optimizer = setting(Recipe.optimizer, help="sgd is the paper's.")
-    lr: float = setting(Recipe.lr, help="Learning rate at the start.", check=between(0, 1e30))
-    momentum: float = setting(Recipe.momentum, help="Momentum of SGD.", check=between(0, 1))
-    weight_decay: float = setting(Recipe.weight_decay, help="Weight decay.", check=between(0, 1))
+    optimizer: Optimizer | None = setting(None, help=BY_RECIPE)
+    lr: float | None = setting(
+        None, help=f"Learning rate after the warmup. {BY_RECIPE}", check=between(0, 1e30)
+    )
+    momentum: float = setting(
+        Recipe.momentum, help="Nesterov momentum of SGD.", check=between(0, 1)
+    )
+    weight_decay: float | None = setting(
+        None, help=f"Weight decay. {BY_RECIPE}", check=between(0, 1)
+    )
     schedule: Schedule | None = setting(
         None,
         help=f"steps: x0.1 after 13/25 of the epochs, x0.01 after 24/25; "
-        f"cosine: down to 0. {BY_PRESET}",
+        f"cosine: down to 0. {BY_RECIPE}",
     )
-    warmup_epochs: float = setting(
-        Recipe.warmup_epochs,
-        help="Epochs in which the learning rate rises from a hundredth.",
+    warmup_epochs: float | None = setting(
+        None,
+        help=f"Epochs in which the learning rate rises from a hundredth. {BY_RECIPE}",
         check=between(0, 1e6),
     )
     gradient_accumulation: int = setting(
@@ -118,8 +152,8 @@ class TrainSettings:
         check=at_least(1),
     )
     max_grad_norm: float | None = setting(
-        Recipe.max_grad_norm,
-        help="Clip the gradients to this norm, all together; by default not at all.",
+        None,
+        help=f"Clip the gradients to this norm, all together. {BY_RECIPE}",
         check=above(0),
     )
     label_smoothing: float = setting(
@@ -138,6 +172,11 @@ class TrainSettings:
         help="Stop after so many epochs without improvement of validation's first metric.",
         check=at_least(1),
     )
+    keep: Keep | None = setting(
+        None,
+        help="Epoch that becomes the run's model: last, or best on the validation split; auto: the "
+        f"last, unless that split has {MIN_VIDEOS_TO_CHOOSE:,} videos. {BY_RECIPE}",
+    )
     clip_frames: int = clip_frames_setting("Frames of a training clip.")
     clip_seconds: float = clip_seconds_setting()
     time_jitter: float = setting(
@@ -152,7 +191,7 @@ class TrainSettings:
     train_split: str = setting("train", help="Split of the manifest to train on.")
     val_split: str = setting(
         "val",
-        help="Split whose first metric (top-1, mAP, RMSE) determines the best epoch.",
+        help="Split that is scored after each epoch, by its first metric: top-1, mAP or RMSE.",
     )
     gradient_checkpointing: bool = setting(
         False, help="Recompute activations: less memory, more time, the same weights."
@@ -172,8 +211,19 @@ class TrainSettings:
         check_settings(self)
         if self.positions == "frames":
             check_unset(self, ["position_fps"], "--positions frames has no rate")
-        if self.optimizer != "sgd":
-            check_unset(self, ["momentum"], f"--optimizer {self.optimizer} has none")
+        optimizer = self.optimizer or RECIPES[self.recipe_name].optimizer
+        if optimizer != "sgd":
+            check_unset(self, ["momentum"], f"--optimizer {optimizer} has none")
+
+    @property
+    def recipe_name(self) -> RecipeName:
+        """Name of the recipe that gives the values of unset fields."""
+        return "paper"
+
+    @property
+    def follows_authors(self) -> bool:
+        """Whether clips and positions are the authors', too."""
+        return False
 
     @property
     def checkpoints(self) -> CheckpointPolicy:
@@ -185,8 +235,21 @@ class TrainSettings:
 class TrainTemporalSettings(TrainSettings):
     """Settings of `vtnpipe train-temporal`."""
 
-    train_on: Literal["clips", "videos"] = setting(
-        "clips", help="videos: every frame of each video, as in evaluation."
+    recipe: RecipeName = setting(
+        "features",
+        help="features: for stored features of 50 to 5,000 videos; paper: the authors' recipe and "
+        "model.",
+    )
+    shortcut: Literal["auto", "none", "mean", "motion"] = setting(
+        "auto",
+        help="Linear probe on each clip's mean feature (mean), or on mean, spread and step "
+        "(motion), that adds to the logits; auto: with --recipe features, the one that "
+        "cross-validation prefers, if any.",
+    )
+    train_on: Literal["auto", "clips", "videos"] = setting(
+        "auto",
+        help="clips: random clips; videos: every frame of each video, as in evaluation; auto: "
+        "videos where a clip is less than half of one, with --recipe features.",
     )
     manifest: str | None = manifest_setting()
     drop_partial: bool = drop_partial_setting()
@@ -201,6 +264,18 @@ class TrainTemporalSettings(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.recipe == "paper":
+            check_unset(self, ["shortcut"], "--recipe paper has none")
         if self.train_on == "videos":
             clips = ("clip_frames", "clip_seconds", "time_jitter")
             check_unset(self, clips, "--train-on videos has no clips")
+
+    @property
+    def recipe_name(self) -> RecipeName:
+        """Name of the recipe that gives the values of unset fields."""
+        return self.recipe
+
+    @property
+    def follows_authors(self) -> bool:
+        """Whether clips and positions are the authors', too."""
+        return self.recipe == "paper"

@@ -7,13 +7,21 @@ from typing import Any
 from torch import Tensor
 
 from ...manifests.errors import ManifestError, SettingsError
+from ...manifests.user_module import is_factory
 from ...temporal.config import TemporalConfig
-from ...temporal.presets import Preset, preset, preset_for, preset_like
+from ...temporal.presets import (
+    Preset,
+    preset,
+    preset_for,
+    preset_for_features,
+    preset_like,
+)
 from .settings import TrainSettings
 
 # Setting → field of the temporal model's configuration.
 SHAPE = {
     "encoder": "encoder",
+    "hidden_dim": "hidden_dim",
     "layers": "num_layers",
     "heads": "num_heads",
     "attention_window": "attention_window",
@@ -26,16 +34,24 @@ SHAPE = {
 }
 DROPOUT = {
     "dropout": ("dropout", "attention_dropout"),
+    "input_dropout": ("input_dropout",),
     "head_dropout": ("head_dropout",),
 }
 
 
-def choose_preset(settings: TrainSettings, backbone: str, dim: int) -> Preset:
-    """Return the preset for features of a backbone.
+def choose_preset(settings: TrainSettings, backbone: str, dim: int, num_videos: int = 0) -> Preset:
+    """Return the preset for features of a backbone, and a number of training videos.
 
     Raises:
         SettingsError: the preset that was given is for other features.
     """
+    if settings.preset == "auto" and settings.recipe_name == "features":
+        chosen = preset_for_features(dim, num_videos)
+        encoder = settings.encoder or "longformer"
+        if encoder != "mean" and not is_factory(encoder):
+            return chosen
+        heads = max(count for count in range(1, 9) if dim % count == 0)
+        return replace(chosen, num_heads=heads, changes={**chosen.changes, "hidden_dim": None})
     if settings.preset == "auto":
         return preset_for(backbone) or preset_like(dim)
     chosen = preset(settings.preset)
@@ -48,7 +64,13 @@ def choose_preset(settings: TrainSettings, backbone: str, dim: int) -> Preset:
 
 
 def new_temporal_config(
-    settings: TrainSettings, preset_shape: Preset, dim: int, targets: Tensor, num_classes: int
+    settings: TrainSettings,
+    preset_shape: Preset,
+    dim: int,
+    targets: Tensor,
+    num_classes: int,
+    *,
+    longest_seconds: float = 0.0,
 ) -> TemporalConfig:
     """Return the configuration of a new temporal model: as given, else the preset's.
 
@@ -58,6 +80,7 @@ def new_temporal_config(
         dim: number of features, D.
         targets: training targets.
         num_classes: C; 0 for regression.
+        longest_seconds: duration of the longest training video.
 
     Raises:
         SettingsError: a setting does not fit the features or the task.
@@ -69,15 +92,22 @@ def new_temporal_config(
         for name, field in SHAPE.items()
         if getattr(settings, name) is not None
     }
-    if settings.positions == "frames":
+    is_paper = settings.follows_authors
+    if settings.positions == "frames" or (is_paper and settings.positions is None):
         changes["position_fps"] = None
-    return replace(
+    config = replace(
         base,
         feature_dim=dim,
         **outputs,
         **given_dropouts(settings),
         **changes,
     )
+    is_given = settings.position_fps is not None or is_paper
+    if is_given or config.position_fps is None or config.position_embedding != "learned":
+        return config
+    # As many positions as there are, if they would wrap around within the longest video.
+    most = (config.max_positions - 3) / max(longest_seconds, 1e-9)
+    return replace(config, position_fps=min(config.position_fps, most))
 
 
 def output_fields(settings: TrainSettings, targets: Tensor, num_classes: int) -> dict[str, Any]:

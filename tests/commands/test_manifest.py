@@ -88,13 +88,31 @@ def test_copies_of_one_recording_stay_on_one_side(tmp_path: Path) -> None:
     assert shares["test"]
 
 
+def test_rows_of_one_file_stay_together_unless_told_otherwise(tmp_path: Path) -> None:
+    rows = [
+        VideoRow(
+            video_id=str(n), path=f"/recording-{n % 3}.mp4", label="ab"[n // 30], start=n, end=n + 1
+        )
+        for n in range(60)
+    ]
+    write_manifest(rows, tmp_path / "m.csv")
+    drawn = split_manifest(tmp_path / "m.csv", tmp_path / "split.csv")
+    splits = {
+        path: {row.split for row in drawn if row.path == path} for path in {r.path for r in rows}
+    }
+    assert all(len(found) == 1 for found in splits.values())
+    assert len(set.union(*splits.values())) == 3
+    single = split_manifest(tmp_path / "m.csv", tmp_path / "m.csv", SplitSettings(group=".*"))
+    assert Counter(row.split for row in single) == {"train": 48, "val": 6, "test": 6}
+
+
 def test_labels_that_are_numbers_are_drawn_together_and_several_each(tmp_path: Path) -> None:
     for labels in (
         [f"{n}.5" for n in range(100)],
         [f"{'ab'[n % 2]}|{n // 4 % 2}" for n in range(100)],
     ):
         rows = [
-            VideoRow(video_id=str(n), path="/none", label=label) for n, label in enumerate(labels)
+            VideoRow(video_id=str(n), path=f"/{n}", label=label) for n, label in enumerate(labels)
         ]
         write_manifest(rows, tmp_path / "m.csv")
         drawn = split_manifest(tmp_path / "m.csv", tmp_path / "m.csv")

@@ -37,7 +37,7 @@ def test_from_extraction_to_prediction_through_the_command_line(tmp_path: Path) 
     ran = run_cli(folder, "train-temporal", "f", "run", *SMALL)
     assert "8 training and 4 validation videos, 2 classes" in ran.stdout
     assert "split val: of 5 videos, 1 without features" in ran.stdout
-    assert "sgd, learning rate 0.001 (steps), batches of 16" in ran.stdout
+    assert "adamw, learning rate 0.0005 (cosine), 2 epochs, batches of 16" in ran.stdout
     assert "epoch   2/2" in ran.stdout
     names = {path.name for path in (folder / "run").iterdir()}
     assert {"config.json", "model.safetensors", "last.safetensors", "backbone.safetensors"} <= names
@@ -49,7 +49,7 @@ def test_from_extraction_to_prediction_through_the_command_line(tmp_path: Path) 
     assert "epoch   " not in again
     assert (folder / "run/model.safetensors").read_bytes() == before
     ran = run_cli(folder, "train-temporal", "f", "run", *SMALL, "--lr", 0.1, code=2)
-    assert "contains another run: --lr is 0.1 here and 0.001 there" in ran.stderr
+    assert "contains another run: --lr is 0.1 here and 0.0005 there" in ran.stderr
 
     ran = run_cli(folder, "evaluate", "run", "f", code=1)
     assert "videos: 5 expected, 4 scored, 1 missing, 0 partial  <- not all" in ran.stdout

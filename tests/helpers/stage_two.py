@@ -26,8 +26,11 @@ from vtnpipe.temporal.checkpoint import RunFolder, save_weights
 from vtnpipe.temporal.model import TemporalClassifier
 
 SHAPE: dict[str, Any] = {"layers": 1, "heads": 2, "intermediate": 16, "head_dim": 8}
-SMALL = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--epochs", 2)
-SETTINGS = TrainTemporalSettings(**SHAPE, epochs=2)
+SMALL = (
+    *("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8),
+    *("--hidden-dim", 8, "--shortcut", "none", "--epochs", 2),
+)
+SETTINGS = TrainTemporalSettings(**SHAPE, hidden_dim=8, epochs=2, shortcut="none")
 
 
 def write_labelled_clips(root: Path) -> Path:
@@ -114,7 +117,7 @@ def two_views(tmp_path: Path) -> Path:
         for split, count in (("train", 12), ("val", 9))
     }
     made_up_features(tmp_path / "f", labels, views=("center", "flip"))
-    settings = TrainTemporalSettings(**SHAPE, epochs=4, optimizer="adamw", lr=1e-2)
+    settings = TrainTemporalSettings(**SHAPE, hidden_dim=8, epochs=4, lr=1e-2, shortcut="none")
     train_temporal(tmp_path / "f", tmp_path / "run", settings)
     return tmp_path
 

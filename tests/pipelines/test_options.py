@@ -135,9 +135,9 @@ TRAINING = f"""
     attention-window batch-size checkpoint-minutes class-weights clip-frames clip-seconds config
     device dropout encoder epochs frame-drop gradient-accumulation gradient-checkpointing head
     head-dim head-dropout heads intermediate keep-checkpoints label-smoothing layers lr
-    max-grad-norm max-positions momentum num-workers optimizer patience position-embedding
-    position-fps positions precision preset schedule seed task time-jitter train-split val-split
-    warmup-epochs weight-decay {OUTPUT}
+    keep hidden-dim input-dropout max-grad-norm max-positions momentum num-workers optimizer
+    patience position-embedding position-fps positions precision preset schedule seed task
+    time-jitter train-split val-split warmup-epochs weight-decay {OUTPUT}
 """
 # Command → its options: users' scripts depend on them, so a change here is a change of the
 # interface.
@@ -148,7 +148,7 @@ OPTIONS = {
     "doctor": "",
     "evaluate": f"""
         batch-size bootstrap chunk-frames clip-frames clip-seconds clips config decoder device
-        drop-partial manifest mode precision seed shuffle-frames split {OUTPUT}
+        drop-partial group manifest mode precision seed shuffle-frames split weights {OUTPUT}
     """,
     "explain": f"""
         chunk-frames config decoder device end frames most occlusions output prefixes start top
@@ -156,6 +156,7 @@ OPTIONS = {
     """,
     "extract": EXTRACTION,
     "features export": f"config dtype fps view {OUTPUT}",
+    "features import": f"config feature-dtype fps key name stride {OUTPUT}",
     "features show": OUTPUT,
     "features verify": f"config drop recompute {OUTPUT}",
     "finetune": f"""
@@ -171,7 +172,7 @@ OPTIONS = {
     "plan": EXTRACTION,
     "predict": f"chunk-frames config decoder device features mode output top {OUTPUT}",
     "report": f"config device frames manifest output source split videos {OUTPUT}",
-    "train-temporal": f"drop-partial manifest preload train-on {TRAINING}",
+    "train-temporal": f"drop-partial manifest preload recipe shortcut train-on {TRAINING}",
 }
 
 

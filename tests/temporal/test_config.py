@@ -8,14 +8,17 @@ from vtnpipe.manifests.errors import SettingsError
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "bert"}, "--encoder 'bert': it must be longformer, full, mean or package"),
+        (
+            {"encoder": "bert"},
+            "--encoder 'bert': it must be longformer, full, uniform, attentive, mean, hf:NAME or",
+        ),
         ({"encoder": "perceiver"}, "--encoder 'perceiver'"),
         ({"head": "linear"}, "--head 'linear': it must be mlp or package.module:factory"),
         ({"task": "ranking"}, "--task 'ranking': it must be one of classification, multi-label"),
         ({"position_embedding": "rotary"}, "--position-embedding 'rotary': .* learned, sinus"),
         ({"num_layers": 0}, "--layers 0: it must be a whole number, at least 1"),
         ({"num_heads": 0}, "--heads 0: it must be"),
-        ({"num_heads": 5}, "--heads 5: .* must divide the features' 24"),
+        ({"num_heads": 5}, "--heads 5: .* must divide the tokens' 24"),
         ({"attention_window": 18.0}, "--attention-window 18.0: it must be a whole number"),
         ({"attention_window": 17}, "--attention-window 17: it must be even"),
         ({"attention_window": 0}, "--attention-window 0"),

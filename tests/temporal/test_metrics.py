@@ -1,19 +1,15 @@
-"""Metrics against counts by hand and torchmetrics, and bootstrap intervals."""
-
-import math
-from typing import Any, get_args
+"""Metrics against counts by hand and torchmetrics."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from vtnpipe.temporal.config import TaskType, TemporalConfig
+from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.metrics import (
     ClassificationMetrics,
     MultiLabelMetrics,
     RegressionMetrics,
     average_precisions,
-    bootstrap_intervals,
     metrics_over,
     task_metrics,
 )
@@ -158,56 +154,3 @@ def test_classification_and_regression_metrics_equal_torchmetrics() -> None:
     assert metrics.mae == pytest.approx(float((values[:, 0] - targets).abs().mean()))
     centered = (values[:, 0] - targets.mean(), targets - targets.mean())
     assert metrics.r2 == pytest.approx(float(reference.r2_score(*centered)))
-
-
-def _random_videos(task: TaskType, num_videos: int) -> tuple[Tensor, Tensor, TemporalConfig]:
-    generator = torch.Generator().manual_seed(0)
-    num_classes = 1 if task == "regression" else 7
-    config = TemporalConfig(feature_dim=12, num_classes=num_classes, task=task)
-    logits = torch.randn(num_videos, num_classes, generator=generator)
-    noise = torch.randn(num_videos, num_classes, generator=generator)
-    targets = {
-        "classification": (logits + noise).argmax(1),
-        "multi-label": (logits + noise > 0).float(),
-        "regression": (logits + noise)[:, 0].double(),
-    }[task]
-    return logits, targets, config
-
-
-@pytest.mark.parametrize("task", get_args(TaskType))
-def test_bootstrap_intervals_contain_the_metrics(task: TaskType) -> None:
-    logits, targets, config = _random_videos(task, 150)
-    names = [str(k) for k in range(config.num_classes)]
-    metrics = task_metrics(logits, targets, names, config)
-    found = bootstrap_intervals(logits, targets, config, num_resamples=100)
-    assert set(found) == set(metrics.names)
-    for name, (low, high) in found.items():
-        assert low <= getattr(metrics, name) <= high
-        assert low < high
-    assert bootstrap_intervals(logits, targets, config, num_resamples=0) == {}
-
-
-@pytest.mark.parametrize("task", get_args(TaskType))
-def test_the_interval_of_one_resample_of_all_videos_is_the_metric(
-    task: TaskType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class InOrder:
-        def integers(self, num_videos: int, size: int) -> Any:
-            return np.arange(num_videos)
-
-    monkeypatch.setattr("numpy.random.default_rng", lambda seed: InOrder())
-    logits, targets, config = _random_videos(task, 60)
-    names = [str(k) for k in range(config.num_classes)]
-    metrics = task_metrics(logits, targets, names, config)
-    found = bootstrap_intervals(logits, targets, config, num_resamples=1)
-    assert set(found) == set(metrics.names)
-    for name, (low, high) in found.items():
-        assert low == high == pytest.approx(getattr(metrics, name), abs=1e-6)
-
-
-def test_the_interval_of_an_accuracy_has_the_width_of_a_binomial() -> None:
-    logits, labels, config = _random_videos("classification", 2000)
-    low, high = bootstrap_intervals(logits, labels, config, num_resamples=1000)["top1"]
-    share = float((logits.argmax(1) == labels).double().mean())
-    width = 2 * 1.96 * math.sqrt(share * (1 - share) / 2000)
-    assert high - low == pytest.approx(width, rel=0.15)

@@ -24,7 +24,15 @@ from vtnpipe.temporal.optim import Recipe
 from vtnpipe.temporal.tasks import read_targets
 from vtnpipe.temporal.train import Callbacks, CheckpointPolicy, EpochReport, is_best, train
 
-RECIPE = Recipe(epochs=6, batch_size=7, optimizer="adamw", lr=3e-3)
+RECIPE = Recipe(
+    epochs=6,
+    batch_size=7,
+    optimizer="adamw",
+    lr=3e-3,
+    weight_decay=0.0,
+    keep="best",
+    drop_last=False,
+)
 CONFIG = TemporalConfig(
     feature_dim=12, num_classes=2, num_layers=1, num_heads=2, intermediate_dim=24, head_dim=12
 )

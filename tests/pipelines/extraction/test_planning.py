@@ -12,7 +12,7 @@ from vtnpipe.extract.decode.cuts import PREROLL_IF_CHEAP
 from vtnpipe.extract.decode.limits import Limits
 from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.sampling import Sampling
-from vtnpipe.manifests.feature_folder import Extraction, FeatureSpec
+from vtnpipe.manifests.feature_folder import MAX_SHARD_BYTES, Extraction, FeatureSpec
 from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import Computation, PlannedRow, TaskSize, with_file_state
 from vtnpipe.pipelines.extraction import planning
@@ -20,7 +20,6 @@ from vtnpipe.pipelines.extraction.feature_spec import NewExtraction
 from vtnpipe.pipelines.extraction.planning import (
     CUT_FROM,
     MAX_LANE_FRAMES,
-    MAX_SHARD_BYTES,
     MIN_LANE_FRAMES,
     MIN_TASK_FRAMES,
     TASK_FRAMES,

@@ -35,7 +35,7 @@ def test_values_that_settings_stand_for() -> None:
     assert ExtractSettings().reasons_to_retry == frozenset()
     assert ExtractSettings(retry="stalled,crashed").reasons_to_retry == {"stalled", "crashed"}
     assert ExtractSettings(retry="all").reasons_to_retry == {*get_args(Reason)}
-    assert len(get_args(Reason)) == 14
+    assert len(get_args(Reason)) == 15
     limits = ExtractSettings(stall_seconds=7, max_megapixels=0.25).limits
     assert (limits.stall_seconds, limits.max_pixels) == (7, 250_000)
     assert [ExtractSettings(decoder=one).may_cut for one in ("auto", "pyav", "decord")] == [

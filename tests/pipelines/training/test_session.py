@@ -10,9 +10,12 @@ import pytest
 from feature_folders import made_up_features
 from stage_two import SETTINGS, SHAPE
 from vtnpipe.manifests.errors import SettingsError
+from vtnpipe.manifests.feature_store import open_features
+from vtnpipe.manifests.manifest import read_manifest
 from vtnpipe.pipelines.finetune import finetune
 from vtnpipe.pipelines.report import report
 from vtnpipe.pipelines.train_temporal import train_temporal
+from vtnpipe.pipelines.training.data import Splits, read_splits
 from vtnpipe.pipelines.training.finetune_settings import FinetuneSettings
 from vtnpipe.pipelines.training.session import (
     begin_run,
@@ -23,6 +26,7 @@ from vtnpipe.pipelines.training.session import (
 )
 from vtnpipe.pipelines.training.settings import TrainTemporalSettings
 from vtnpipe.temporal.checkpoint import RunFolder
+from vtnpipe.temporal.optim import Recipe
 from vtnpipe.temporal.presets import PRESETS
 
 WILD = replace(SETTINGS, lr=1e30, batch_size=4)
@@ -115,16 +119,31 @@ def test_only_new_folders_and_runs_of_the_same_command_are_accepted(tmp_path: Pa
         check_new(RunFolder(tmp_path / "file"))
 
 
-def test_the_recipe_is_the_presets_unless_given() -> None:
+def test_the_recipe_is_the_named_ones_unless_given(features: Path) -> None:
     preset = PRESETS["r50-vtn"]
-    recipe = make_recipe(TrainTemporalSettings(epochs=7), preset)
-    assert (recipe.batch_size, recipe.schedule, recipe.epochs) == (32, "cosine", 7)
-    given = make_recipe(TrainTemporalSettings(batch_size=4, schedule="steps"), preset)
-    assert (given.batch_size, given.schedule) == (4, "steps")
+    splits = _splits(features)
+
+    def recipe(**values: Any) -> Recipe:
+        return make_recipe(TrainTemporalSettings(**values), preset, splits)
+
+    paper = recipe(recipe="paper", epochs=7)
+    assert (paper.batch_size, paper.schedule, paper.epochs) == (32, "cosine", 7)
+    given = recipe(recipe="paper", batch_size=4, schedule="steps", weight_decay=0.0)
+    assert (given.batch_size, given.schedule, given.weight_decay) == (4, "steps", 0.0)
+    default = recipe()
+    assert (default.optimizer, default.batch_size, default.keep) == ("adamw", 16, "last")
+    assert default.epochs == 60
     for changes in ({"label_smoothing": 0.1}, {"class_weights": "balanced"}):
-        values: dict[str, Any] = {"task": "regression", **changes}
         with pytest.raises(SettingsError, match="--task regression has no classes"):
-            make_recipe(TrainTemporalSettings(**values), preset)
+            recipe(task="regression", **changes)
+
+
+def _splits(features: Path) -> Splits:
+    store = open_features(features)
+    rows = read_manifest(store.folder.manifest)
+    return read_splits(
+        rows, store.statuses, TrainTemporalSettings(), what="features", remedy="none"
+    )
 
 
 def test_other_labels_in_the_same_run_are_refused(features: Path, tmp_path: Path) -> None:

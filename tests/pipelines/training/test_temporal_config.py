@@ -13,7 +13,7 @@ MEANS = "toy_backbones:block_means"
 
 
 def test_the_preset_is_that_of_the_backbone_or_the_one_given() -> None:
-    auto = TrainTemporalSettings()
+    auto = TrainTemporalSettings(recipe="paper")
     assert choose_preset(auto, "resnet50.a1_in1k", 2048) is PRESETS["r50-vtn"]
     like = choose_preset(auto, MEANS, 16)
     assert (like.feature_dim, like.num_heads, like.num_layers) == (16, 8, 3)
@@ -21,6 +21,31 @@ def test_the_preset_is_that_of_the_backbone_or_the_one_given() -> None:
     assert choose_preset(given, MEANS, 192) is PRESETS["deit-ti-vtn"]
     with pytest.raises(SettingsError, match=r"--preset 'deit-ti-vtn'.* 192 .* 16"):
         choose_preset(given, MEANS, 16)
+
+
+def test_stored_features_get_a_model_for_the_size_of_the_training_split() -> None:
+    settings = TrainTemporalSettings()
+    small, large = (choose_preset(settings, "resnet50", 2048, n) for n in (100, 30_000))
+    assert (small.head_dim, large.head_dim) == (128, 512)
+    config = new_temporal_config(settings, small, 2048, torch.tensor([0]), 5)
+    assert (config.feature_dim, config.token_dim, config.num_layers) == (2048, 128, 2)
+    assert (config.standardize, config.position_embedding) == (True, "sinusoidal")
+    mean = choose_preset(replace(settings, encoder="mean"), "resnet50", 2048, 100)
+    assert new_temporal_config(settings, mean, 2048, torch.tensor([0]), 5).token_dim == 2048
+
+
+def test_learned_positions_do_not_wrap_within_the_longest_video() -> None:
+    settings = TrainTemporalSettings(position_embedding="learned")
+    arguments = (PRESETS["vit-b-vtn"], 768, torch.tensor([0]), 5)
+    rates = {
+        seconds: new_temporal_config(settings, *arguments, longest_seconds=seconds).position_fps
+        for seconds in (10.0, 600.0)
+    }
+    assert rates == {10.0: 25.0, 600.0: 285 / 600}
+    given = replace(settings, position_fps=2.0)
+    assert new_temporal_config(given, *arguments, longest_seconds=600.0).position_fps == 2.0
+    paper = replace(settings, recipe="paper")
+    assert new_temporal_config(paper, *arguments, longest_seconds=600.0).position_fps is None
 
 
 def test_given_settings_replace_the_presets() -> None:
