@@ -17,7 +17,13 @@ from torchvision.transforms import Resize, v2
 from ..manifests.errors import BackboneError
 from ..manifests.feature_folder import FeatureSpec
 from .create_backbone import create_module, timm_steps
-from .preprocessing import MatrixResize, Preprocessing, Transform
+from .preprocessing import (
+    MatrixResize,
+    Preprocessing,
+    PySlowFastResize,
+    Transform,
+    pyslowfast_crop,
+)
 
 MIN_CONVOLUTIONS = 2  # for channels-last memory; a ViT has one, its patch embedding
 
@@ -138,10 +144,16 @@ def evaluation_transform(
             f"{preprocessing.crop_mode!r}, which leaves nothing beside the center; give "
             "--views flip"
         )
-    *steps, crop, _, _ = timm_steps(preprocessing)
+    if preprocessing.style == "pyslowfast":
+        height, width = preprocessing.input_size[1:]
+        steps: list[Any] = [PySlowFastResize(round(height / preprocessing.crop_pct))]
+        crop: Any = pyslowfast_crop((height, width))
+    else:
+        *steps, crop, _, _ = timm_steps(preprocessing)
+        steps = [_fast_resize(step, device) for step in steps]
     return Transform(
         preprocessing=preprocessing,
-        resize_steps=[_fast_resize(step, device) for step in steps],
+        resize_steps=steps,
         crop=crop,
         views=tuple(views),
         device=torch.device(device),

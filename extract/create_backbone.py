@@ -170,7 +170,9 @@ def default_preprocessing(module: nn.Module) -> Preprocessing:
 
 def timm_steps(preprocessing: Preprocessing) -> list[Any]:
     """Return timm's evaluation transform as steps: resize, crop, to float, normalize."""
-    transform = _timm().data.create_transform(**asdict(preprocessing), is_training=False)
+    values = asdict(preprocessing)
+    del values["style"]
+    transform = _timm().data.create_transform(**values, is_training=False)
     steps: list[Any] = transform.transforms
     names = [type(step).__name__ for step in steps]
     assert "Crop" in names[-3], names

@@ -3,10 +3,11 @@
 Frames are resized and cropped in batches of uint8 on the device that computes, then normalized.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,11 @@ from .views import crop_view
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Steps from an upright RGB frame to the backbone's input, in timm's terms."""
+    """Steps from an upright RGB frame to the backbone's input, in timm's terms.
+
+    `style` says who resizes and crops: timm, antialiased; or `pyslowfast`, as the VTN authors' code
+    does it, with interpolation of the nearest pixels only, and offsets rounded up.
+    """
 
     input_size: tuple[int, int, int]  # (3, H, W)
     interpolation: str
@@ -26,10 +31,14 @@ class Preprocessing:
     crop_mode: str
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
+    style: Literal["timm", "pyslowfast"] = "timm"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values with tuples as lists."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Return the values with tuples as lists; the usual style goes without saying."""
+        values = asdict(self)
+        if self.style == "timm":
+            del values["style"]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_json(cls, values: Any) -> "Preprocessing":
@@ -46,6 +55,48 @@ class Preprocessing:
             for values in (self.mean, self.std)
         )
         return (1 / (255 * std)).float(), (-mean / std).float()
+
+
+class PySlowFastResize:
+    """Resize of the short side as in PySlowFast: bilinear, without antialiasing.
+
+    PySlowFast (slowfast/datasets/transform.py) keeps fractions; here values are rounded.
+
+    Args:
+        size: length of the short side.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resize images [N, 3, H, W] uint8."""
+        height, width = images.shape[-2:]
+        short = min(height, width)
+        if short == self._size:
+            return images
+        shape = [math.floor(side / short * self._size) for side in (height, width)]
+        shape[0 if height <= width else 1] = self._size
+        resized = nn.functional.interpolate(
+            images.float(), size=shape, mode="bilinear", align_corners=False
+        )
+        return resized.round_().to(torch.uint8)
+
+
+def pyslowfast_crop(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Return PySlowFast's center crop, whose offsets are rounded up.
+
+    >>> pyslowfast_crop((2, 2))(torch.arange(25).view(1, 1, 5, 5)).tolist()
+    [[[[12, 13], [17, 18]]]]
+    """
+    height, width = size
+
+    def crop(images: Tensor) -> Tensor:
+        top = math.ceil((images.shape[-2] - height) / 2)
+        left = math.ceil((images.shape[-1] - width) / 2)
+        return images[..., top : top + height, left : left + width]
+
+    return crop
 
 
 class MatrixResize:

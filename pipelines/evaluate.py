@@ -197,6 +197,11 @@ def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
     if not Path(source).exists():
         raise SettingsError(f"{source}: does not exist; give a feature folder or a manifest")
     is_manifest = Path(source).is_file()
+    if is_manifest and settings.protocol == "paper":
+        raise SettingsError(
+            f"--protocol paper: {source} is a manifest; extract its videos with `--weights MODEL` "
+            "first, and give the feature folder"
+        )
     if is_manifest and (settings.mode == "features" or settings.manifest is not None):
         raise SettingsError(
             f"{source}: is a manifest, whose videos are decoded; leave out --mode features and "

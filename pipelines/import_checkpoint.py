@@ -50,7 +50,6 @@ PREFIXES = {  # of tensor names: vtnpipe → authors
 POSITION_IDS = "temporal_encoder.embeddings.position_ids"
 SHORT_SIDE = 256
 MEAN, STD = 0.45, 0.225  # of each color channel, in the authors' data loader
-POSITION_FPS = 25.0
 REMEDY = "give a VTN checkpoint of the authors' PySlowFast code"
 BACKBONES = (  # candidates, recognized by the shapes of their tensors; DeiT has those of ViT
     "vit_base_patch16_224 vit_small_patch16_224 vit_tiny_patch16_224 vit_large_patch16_224 "
@@ -213,7 +212,7 @@ def _temporal_config(cfg: dict[str, Any], path: Path) -> TemporalConfig:
             attention_window=windows[0],
             intermediate_dim=vtn["INTERMEDIATE_SIZE"],
             max_positions=vtn["MAX_POSITION_EMBEDDINGS"],
-            position_fps=POSITION_FPS,
+            position_fps=None,  # positions are frame numbers, whatever the frame rate
             dropout=vtn["HIDDEN_DROPOUT_PROB"],
             attention_dropout=vtn["ATTENTION_PROBS_DROPOUT_PROB"],
             head_dim=vtn["MLP_DIM"],
@@ -264,6 +263,7 @@ def _preprocessing(backbone: nn.Module) -> Preprocessing:
         crop_mode="center",
         mean=(MEAN,) * 3,
         std=(STD,) * 3,
+        style="pyslowfast",
     )
 
 

@@ -290,8 +290,8 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     """Return the split of each row.
 
     Groups are assigned in random order, large ones first, each to the split that lacks most of its
-    classes: a split lacks its share of a class's rows minus the rows that it has. If a row has
-    several labels, each counts as a class.
+    classes: a split lacks its share of a class's rows minus the rows that it has. The last groups
+    go to splits that have none yet. If a row has several labels, each counts as a class.
     """
     classes = _classes(rows)
     totals = Counter(label for labels in classes for label in labels)
@@ -304,9 +304,11 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     random.Random(settings.seed).shuffle(groups)
     groups.sort(key=len, reverse=True)
     splits = [""] * len(rows)
-    for group in groups:
+    for place, group in enumerate(groups):
         labels = [label for number in group for label in classes[number]]
-        chosen = max(open_splits, key=lambda s: sum(missing[s, label] for label in labels))
+        empty = [split for split in open_splits if split not in splits]
+        candidates = empty if len(groups) - place <= len(empty) else open_splits
+        chosen = max(candidates, key=lambda s: sum(missing[s, label] for label in labels))
         for number in group:
             splits[number] = chosen
         for label in labels:

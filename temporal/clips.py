@@ -112,6 +112,11 @@ def even_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips:
     """
     if sampling.num_frames is None:
         return np.arange(len(timestamps))
+    if sampling.spacing == "linspace":
+        # The authors' test: one clip from the beginning, whose frames repeat in a shorter video.
+        last = min(float(len(timestamps)), _clip_frames(timestamps, sampling) - 1)
+        steps = np.linspace(0, max(last, 0.0), sampling.num_frames)
+        return np.minimum(steps, len(timestamps) - 1).astype(np.int64)
     span = _span(timestamps, sampling)
     room = float(timestamps[-1] - timestamps[0]) - span
     share = number / (num_clips - 1) if num_clips > 1 else 0.5
@@ -121,11 +126,16 @@ def even_clip(timestamps: Times, sampling: ClipSampling, number: int, num_clips:
 def _linspace(timestamps: Times, sampling: ClipSampling, generator: np.random.Generator) -> Frames:
     """Draw a clip as the authors' decoder does (bomri/SlowFast, slowfast/datasets/decoder.py)."""
     assert sampling.num_frames is not None
-    num_frames, rate = len(timestamps), frame_rate(timestamps)
-    clip_frames = sampling.seconds * (rate if np.isfinite(rate) else 1.0)
+    num_frames, clip_frames = len(timestamps), _clip_frames(timestamps, sampling)
     start = math.ceil(generator.random() * max(num_frames - clip_frames, 0.0))
     steps = np.linspace(0, max(clip_frames - 1, 0.0), sampling.num_frames)
     return np.minimum(start + steps.astype(np.int64), num_frames - 1)
+
+
+def _clip_frames(timestamps: Times, sampling: ClipSampling) -> float:
+    """Return the number of a video's frames in the seconds of a clip, parts of one included."""
+    rate = frame_rate(timestamps)
+    return sampling.seconds * (rate if np.isfinite(rate) else 1.0)
 
 
 def _span(timestamps: Times, sampling: ClipSampling) -> float:

@@ -59,6 +59,8 @@ from .video_classifier import (
     whole_videos,
 )
 
+PAPER_SAMPLING = ClipSampling(num_frames=250, seconds=10.0, spacing="linspace")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
@@ -79,6 +81,11 @@ class EvaluateSettings:
         0,
         help="Number of evenly spaced clips whose logits are averaged; 0: every frame at once.",
         check=at_least(0),
+    )
+    protocol: Literal["all", "paper"] = setting(
+        "all",
+        help="all: every frame of a video; paper: 250 frames evenly over its first 10 s, as in the "
+        "authors' test.",
     )
     clip_frames: int = clip_frames_setting("Frames per clip.")
     clip_seconds: float = clip_seconds_setting()
@@ -109,6 +116,8 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_group(self.group)
+        if self.protocol == "paper":
+            check_unset(self, ["clips"], "--protocol paper has one clip per video")
         if not self.clips:
             check_unset(self, ["clip_frames", "clip_seconds"], "has no effect without --clips")
         elif self.decoder == "decord":
@@ -122,6 +131,8 @@ class EvaluateSettings:
     @property
     def sampling(self) -> ClipSampling:
         """Clip sampling; whole videos if `clips` is 0."""
+        if self.protocol == "paper":
+            return PAPER_SAMPLING
         if not self.clips:
             return ALL_FRAMES
         return ClipSampling(num_frames=self.clip_frames, seconds=self.clip_seconds)
@@ -136,6 +147,7 @@ class EvaluateSettings:
         """File name, without extension, of the predictions: the split, and what differs."""
         name = quote(self.split, safe="") or "all"
         name += "+last" if self.weights == "last" else ""
+        name += "+paper" if self.protocol == "paper" else ""
         name += f"+{self.clips}clips" if self.clips else ""
         return name + ("+shuffled" if self.shuffle_frames else "")
 
@@ -196,7 +208,8 @@ def score_feature_split(
         accelerator=accelerator,
     )
     baselines: dict[str, Tensor] = {}
-    if files.baselines.exists() and not settings.clips and not settings.shuffle_frames:
+    is_plain = not settings.clips and not settings.shuffle_frames and settings.protocol == "all"
+    if files.baselines.exists() and is_plain:
         statistics = [feature_statistics(store[row.video_id].features) for row in usable.rows]
         baselines = Baselines.load(files.baselines).logits(statistics, config.temporal)
     check_logits(logits, usable.video_ids)

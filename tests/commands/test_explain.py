@@ -11,7 +11,7 @@ from command_line import run_cli
 from numbered_videos import write_video
 from PIL import Image
 from report_pages import LENGTH, dense_attention
-from stage_two import SETTINGS, make_sensitive
+from stage_two import PAPER, make_sensitive
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.failures import VideoError
 from vtnpipe.manifests.feature_store import open_features
@@ -23,7 +23,7 @@ from vtnpipe.temporal.checkpoint import RunFolder
 @pytest.fixture
 def sensitive(folder: Path) -> Path:
     """The extracted clips, and a run `r` in whose logits order, positions and frames matter."""
-    train_temporal(folder / "f", folder / "r", SETTINGS)
+    train_temporal(folder / "f", folder / "r", PAPER)
     make_sensitive(RunFolder(folder / "r"))
     return folder
 

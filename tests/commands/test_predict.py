@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run_cli
-from stage_two import SETTINGS, from_features, make_sensitive
+from stage_two import PAPER, SETTINGS, from_features, make_sensitive
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.pipelines.evaluate import evaluate
@@ -19,7 +19,7 @@ from vtnpipe.temporal.checkpoint import RunFolder
 
 
 def test_the_three_modes_agree_in_their_logits(folder: Path) -> None:
-    train_temporal(folder / "f", folder / "run", SETTINGS)
+    train_temporal(folder / "f", folder / "run", PAPER)
     temporal = make_sensitive(RunFolder(folder / "run"))
     video = open_features(folder / "f")["v11"]
     features, positions = torch.tensor(video.features)[None], torch.arange(31)[None]

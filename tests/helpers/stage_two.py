@@ -31,6 +31,7 @@ SMALL = (
     *("--hidden-dim", 8, "--shortcut", "none", "--epochs", 2),
 )
 SETTINGS = TrainTemporalSettings(**SHAPE, hidden_dim=8, epochs=2, shortcut="none")
+PAPER = TrainTemporalSettings(**SHAPE, epochs=2, recipe="paper")
 
 
 def write_labelled_clips(root: Path) -> Path:

@@ -148,7 +148,8 @@ OPTIONS = {
     "doctor": "",
     "evaluate": f"""
         batch-size bootstrap chunk-frames clip-frames clip-seconds clips config decoder device
-        drop-partial group manifest mode precision seed shuffle-frames split weights {OUTPUT}
+        drop-partial group manifest mode precision protocol seed shuffle-frames split weights
+        {OUTPUT}
     """,
     "explain": f"""
         chunk-frames config decoder device end frames most occlusions output prefixes start top

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from numbered_videos import write_video
-from stage_two import SETTINGS, edit, make_sensitive
+from stage_two import PAPER, edit, make_sensitive
 from vtnpipe.manifests.errors import FeaturesError, ManifestError, SettingsError
 from vtnpipe.manifests.feature_store import FeatureStore, open_features
 from vtnpipe.pipelines.inference.evaluation import (
@@ -25,7 +25,7 @@ from vtnpipe.temporal.distributed import accelerated
 @pytest.fixture
 def sensitive(folder: Path) -> Path:
     """The extracted clips, and a run on them in whose logits order, positions and frames matter."""
-    train_temporal(folder / "f", folder / "run", SETTINGS)
+    train_temporal(folder / "f", folder / "run", PAPER)
     make_sensitive(RunFolder(folder / "run"))
     return folder
 
