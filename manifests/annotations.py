@@ -9,9 +9,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ EXTENSIONS = frozenset(
     ".m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
     ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
+VALIDATION_SHARE = 0.1  # of the training clips of a data set without a validation split
 SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}  # first letters of a word → split
 
 
@@ -164,7 +166,42 @@ def read_kinetics(path: Path) -> Iterator[AnnotatedClip]:
 
 
 def read_ucf101(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
-    """Read UCF101's `trainlist01.txt` (path and class number) and `testlist01.txt` (path)."""
+    """Read UCF101's `trainlist01.txt` (path and class number) and `testlist01.txt` (path).
+
+    A tenth of each class's training clips, whole recordings (`_g08_`), becomes the split val.
+    """
+    yield from _with_validation(_ucf101_clips(folder, fold), r"_(g\d+)_c\d+")
+
+
+def _with_validation(clips: Iterable[AnnotatedClip], recording: str) -> Iterator[AnnotatedClip]:
+    """Move whole recordings of each class from train to val, with a tenth of its clips at least.
+
+    Args:
+        clips: clips of the splits train and test.
+        recording: regular expression for the part of an id that names the recording.
+    """
+    clips = list(clips)
+    by_class: dict[str, dict[str, list[str]]] = {}
+    for clip in clips:
+        match = re.search(recording, clip.video_id)
+        if clip.split == "train" and match is not None:
+            found = by_class.setdefault(clip.label, {})
+            found.setdefault(match[1], []).append(clip.video_id)
+    chosen: set[str] = set()
+    for recordings in by_class.values():
+        wanted = VALIDATION_SHARE * sum(map(len, recordings.values()))
+        num_chosen = 0
+        # In an arbitrary order that is always the same; one recording stays for training.
+        for name in sorted(recordings, key=lambda name: zlib.crc32(name.encode()))[:-1]:
+            if num_chosen >= wanted:
+                break
+            chosen.update(recordings[name])
+            num_chosen += len(recordings[name])
+    for clip in clips:
+        yield replace(clip, split="val") if clip.video_id in chosen else clip
+
+
+def _ucf101_clips(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
     for split in ("train", "test"):
         path = folder / f"{split}list{fold:02}.txt"
         for number, line in _lines(path):
@@ -178,7 +215,15 @@ def read_ucf101(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
 
 
 def read_hmdb51(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
-    """Read HMDB51's `CLASS_test_splitN.txt`: a file and 1 (train), 2 (test) or 0 (unused)."""
+    """Read HMDB51's `CLASS_test_splitN.txt`: a file and 1 (train), 2 (test) or 0 (unused).
+
+    A tenth of each class's training clips, of whole recordings (what precedes the class in a file's
+    name), becomes the split val.
+    """
+    yield from _with_validation(_hmdb51_clips(folder, fold), r"^(([^/]+)/.+?)_\2_")
+
+
+def _hmdb51_clips(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
     ending = f"_test_split{fold}.txt"
     paths = sorted(folder.glob(f"*{ending}"))
     if not paths:

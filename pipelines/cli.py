@@ -33,6 +33,7 @@ COMMANDS = {
     "extract": ("extract:command", "Extract frame features of videos."),
     "features": ("features:group", "Show, verify and export stored features."),
     "train-temporal": ("train_temporal:command", "Train a temporal model on stored features."),
+    "sweep": ("sweep:command", "Train recipes over seeds, and name the best."),
     "finetune": ("finetune:command", "Train backbone and temporal model together."),
     "evaluate": ("evaluate:command", "Score a model on a split."),
     "predict": ("predict:command", "Classify videos."),

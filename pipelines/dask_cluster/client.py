@@ -5,14 +5,14 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import dask
 import dask.config
-from distributed import CancelledError, Client, LocalCluster
+from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed import TimeoutError as DaskTimeoutError
 from distributed.comm.core import CommClosedError
 from distributed.security import Security
@@ -102,6 +102,12 @@ def present_workers(client: Any) -> dict[str, Any]:
         raise CommClosedError("the client is closed")
     workers: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
     return workers
+
+
+def finished_results(futures: Sequence[Any]) -> Iterator[Any]:
+    """Yield the results of futures, as they finish."""
+    for _, result in as_completed(futures, with_results=True):
+        yield result
 
 
 def job_script(settings: ClusterSettings, logs: str) -> str:

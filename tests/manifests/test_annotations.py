@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vtnpipe.manifests.annotations import read_hmdb51, read_ucf101
 from vtnpipe.manifests.errors import ManifestError, SettingsError
 from vtnpipe.manifests.manifest import VideoRow, read_manifest
 from vtnpipe.pipelines.manifest import BuildReport, BuildSettings, build_manifest
@@ -99,6 +100,28 @@ def test_ucf101(tmp_path: Path, build: Build) -> None:
         "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi": ("ApplyEyeMakeup", "test"),
     }
     assert [c.video_id for c in report.missing] == ["ApplyLipstick/v_ApplyLipstick_g09_c02.avi"]
+
+
+def test_ucf101_and_hmdb51_get_a_validation_split_of_whole_recordings(tmp_path: Path) -> None:
+    ucf, hmdb = tmp_path / "ucf", tmp_path / "hmdb"
+    ucf.mkdir()
+    names = [f"Run/v_Run_g{g:02}_c{c:02}.avi" for g in range(8, 26) for c in range(1, 5)]
+    (ucf / "trainlist01.txt").write_text("\n".join(f"{name} 1" for name in names))
+    (ucf / "testlist01.txt").write_text("Run/v_Run_g01_c01.avi\n")
+    hmdb.mkdir()
+    lines = [f"Film_{film}_run_f_cm_np1_le_{n}.avi 1 " for film in range(10) for n in range(3)]
+    (hmdb / "run_test_split1.txt").write_text("\n".join(lines))
+    for clips, length in (  # of what names a recording
+        (list(read_ucf101(ucf, 1)), len("Run/v_Run_g08")),
+        (list(read_hmdb51(hmdb, 1)), len("run/Film_0")),
+    ):
+        split_of = {clip.video_id: clip.split for clip in clips}
+        train, val = (
+            {name for name, split in split_of.items() if split == wanted}
+            for wanted in ("train", "val")
+        )
+        assert 0.1 <= len(val) / len(train | val) <= 0.2
+        assert not {name[:length] for name in train} & {name[:length] for name in val}
 
 
 def test_hmdb51(tmp_path: Path, build: Build) -> None:

@@ -173,6 +173,10 @@ OPTIONS = {
     "plan": EXTRACTION,
     "predict": f"chunk-frames config decoder device features mode output top {OUTPUT}",
     "report": f"config device frames manifest output source split videos {OUTPUT}",
+    "sweep": f"""
+        cluster config device encoder jobs layers lr scheduler seeds test-split tls train-config
+        weight-decay workers {OUTPUT}
+    """,
     "train-temporal": f"drop-partial manifest preload recipe shortcut train-on {TRAINING}",
 }
 

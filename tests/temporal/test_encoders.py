@@ -3,6 +3,7 @@
 import pytest
 import torch
 from temporal_models import D, random_clip, small_config, small_model
+from vtnpipe.manifests.errors import SettingsError
 from vtnpipe.temporal.longformer import Longformer
 from vtnpipe.temporal.model import TemporalClassifier
 
@@ -33,6 +34,49 @@ def test_full_attention_without_positions_ignores_the_order() -> None:
         torch.testing.assert_close(
             model(features, positions), model(features.flip(1), positions), atol=1e-5, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("encoder", ["uniform", "attentive", "hf:modernbert", "hf:longformer"])
+def test_encoders_see_all_frames_and_no_padding(encoder: str) -> None:
+    model = small_model(encoder=encoder)
+    features, positions = random_clip(40)
+    mask = torch.ones(1, 40, dtype=torch.bool)
+    padded = torch.cat([features, torch.randn(1, 25, D)], dim=1)
+    is_frame = torch.arange(65)[None] < 40
+    changed = features.clone()
+    changed[0, 39] = torch.randn(D)
+    with torch.inference_mode():
+        found = model(features, positions, mask)
+        again = model(padded, torch.arange(65)[None], is_frame)
+        other = model(changed, positions, mask)
+    torch.testing.assert_close(again, found, atol=1e-4, rtol=0)
+    assert float((other - found).abs().max()) > 1e-6
+
+
+def test_uniform_attention_is_the_mean_and_so_says_its_attention() -> None:
+    model = small_model(encoder="uniform", num_layers=2)
+    features, positions = random_clip(12)
+    weights = model.cls_attention(features, positions)
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 13))
+    model = small_model(encoder="uniform", position_embedding="none")
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model(features, positions), model(features.flip(1), positions), atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fault"),
+    [
+        ("hf:gpt2", "does not see the later ones"),
+        ("hf:fnet", "padding changes its output"),
+        ("hf:no-such-model", "cannot be used here"),
+    ],
+)
+def test_transformers_that_do_not_fit_are_refused_by_name(encoder: str, fault: str) -> None:
+    with pytest.raises(SettingsError, match=f"--encoder {encoder}.*{fault}"):
+        small_model(encoder=encoder)
 
 
 def test_the_mean_of_many_large_half_precision_features_is_finite() -> None:
