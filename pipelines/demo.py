@@ -34,20 +34,6 @@ from .training.settings import TrainTemporalSettings
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 128, 160, 8, 4
 LABELS = ("forwards", "backwards")
-# The paper's recipe is for a pretrained backbone and 240,000 videos.
-RECIPE: dict[str, Any] = {
-    "layers": 1,
-    "heads": 4,
-    "intermediate": 384,
-    "head_dim": 192,
-    "dropout": 0.0,
-    "head_dropout": 0.0,
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "schedule": "cosine",
-    "batch_size": 32,
-}
-
 Image = npt.NDArray[np.uint8]
 
 
@@ -62,7 +48,9 @@ class DemoSettings:
     backbone: str = setting(
         "vit_tiny_patch16_224", help="Backbone; its weights are random.", metavar="NAME"
     )
-    epochs: int = setting(45, help="Epochs per training.", check=at_least(1))
+    epochs: int | None = setting(
+        None, help="Epochs per training; by default the recipe's.", check=at_least(1)
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -133,7 +121,9 @@ def demo(
 
 def _score(root: Path, encoder: str, seed: int, settings: DemoSettings, console: Console) -> float:
     """Train a model and return its top-1 accuracy on the validation videos."""
-    options = {"encoder": encoder, **RECIPE, "epochs": settings.epochs}
+    options: dict[str, Any] = {"encoder": encoder}
+    if settings.epochs is not None:
+        options["epochs"] = settings.epochs
     run = root / f"run-{encoder}-{seed}"
     if seed == 0:
         arguments = " ".join(f"{option_name(name)} {value}" for name, value in options.items())

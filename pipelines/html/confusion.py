@@ -144,23 +144,3 @@ class Confusion:
                 "videos": np.argsort(-self.totals, kind="stable").tolist(),
             },
         }
-
-
-def wilson_interval(num_correct: int, total: int) -> tuple[float, float]:
-    """Return the 95% confidence interval of a share, by Wilson's score.
-
-    Reference: J. Am. Stat. Assoc. 22, 1927, p. 209.
-
-    Args:
-        num_correct: number of correct predictions.
-        total: number of predictions, at least 1.
-
-    >>> low, high = wilson_interval(8, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.49, 0.943)
-    """
-    z = 1.959964
-    share, spread = num_correct / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)

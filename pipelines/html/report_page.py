@@ -16,8 +16,10 @@ from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
 from ...manifests.plan import read_file_sizes
 from ...manifests.times import seconds_edges
+from ...temporal.baselines import NAMES
 from ...temporal.checkpoint import RunFolder
 from ...temporal.feature_reader import check_finite
+from ...temporal.intervals import wilson_interval
 from ...temporal.metrics import METRICS
 from ...temporal.tasks import decision, is_decided, probabilities, task_losses
 from ..console import metric_parts
@@ -26,7 +28,7 @@ from ..inference.video_classifier import VideoFeatures, extract_features
 from ..models.model_folder import NetworkConfig
 from ..models.network import VideoTransformerNetwork, load_temporal
 from .attention import VideoStrip, video_attention
-from .confusion import Confusion, wilson_interval
+from .confusion import Confusion
 from .page import Cell, Table, cell, table, write_page
 from .plots import Chart, line_chart, number_text, scatter_chart
 from .report_features import ExtractionSection
@@ -44,6 +46,7 @@ class RunSection:
 
     facts: list[tuple[str, str]]
     metrics: list[dict[str, str]]
+    baselines: Table | None
     counts: str
     has_gaps: bool
     curves: list[Chart]
@@ -117,11 +120,12 @@ def run_section(
         confusion = Confusion(classes=config.class_names, counts=matrix)
     worst, best = strips
     return RunSection(
-        facts=_facts(config, epochs, record),
+        facts=_facts(config, epochs, record, settings.get("keep", "best")),
         metrics=[
             {"name": name, "value": value, "interval": f"95%: {interval}" if interval else ""}
             for name, value, interval in parts
         ],
+        baselines=_baseline_table(config, record),
         counts=f"{counts['expected']:,} videos expected, {counts['scored']:,} scored, "
         f"{counts['missing']:,} missing, {counts['partial']:,} partial",
         has_gaps=counts["missing"] + counts["partial"] > 0,
@@ -160,14 +164,19 @@ def read_epochs(files: RunFolder) -> list[dict[str, Any]]:
 
 
 def _facts(
-    config: NetworkConfig, epochs: list[dict[str, Any]], record: dict[str, Any]
+    config: NetworkConfig,
+    epochs: list[dict[str, Any]],
+    record: dict[str, Any],
+    keep: str,
 ) -> list[tuple[str, str]]:
     temporal, names = config.temporal, config.class_names
     encoder = temporal.encoder
-    if encoder in ("longformer", "full"):
+    if encoder in ("longformer", "full", "uniform"):
         layers = "1 layer" if temporal.num_layers == 1 else f"{temporal.num_layers} layers"
         encoder += f", {layers} of {temporal.num_heads} heads"
-        encoder += f", window {temporal.attention_window}" if temporal.encoder != "full" else ""
+        encoder += (
+            f", window {temporal.attention_window}" if temporal.encoder == "longformer" else ""
+        )
     found = [
         ("backbone", config.spec.backbone),
         ("temporal model", f"{encoder}; features of {temporal.feature_dim}"),
@@ -175,14 +184,33 @@ def _facts(
     ]
     if epochs:
         best = [one["epoch"] for one in epochs if one["is_best"]][-1]
-        found.append(("epochs", f"{len(epochs)}; the model is the best one, of epoch {best}"))
+        kept = f"the best one, of epoch {best}" if keep == "best" else "the last one"
+        found.append(("epochs", f"{len(epochs)}; the model is {kept}"))
     if record:
         settings = record["settings"]
         how = f"{settings['clips']} clips" if settings["clips"] else "every frame at once"
         found.append(("evaluated on", f"split {settings['split']}, {how}; {record['source']}"))
+        if chosen := record.get("chosen_on"):
+            found.append(("optimistic", f"this split chose the {' and the '.join(chosen)}"))
         if record["faults"]:
             found.append(("not decoded completely", "; ".join(record["faults"][:5])))
     return found
+
+
+def _baseline_table(config: NetworkConfig, record: dict[str, Any]) -> Table | None:
+    """Return a table of the model's metrics beside those of its baselines; None without any."""
+    baselines = record.get("baselines")
+    if not baselines:
+        return None
+    names = METRICS[config.temporal.task].names
+    rows = {"this model": record["metrics"]}
+    rows |= {NAMES[name]: metrics for name, metrics in baselines.items()}
+    cells = [
+        (label, *(metric_parts(name, metrics[name])[1] for name in names))
+        for label, metrics in rows.items()
+    ]
+    heads = [metric_parts(name, None)[0] for name in names]
+    return table(", ".join(["model", *heads]), cells, "The model beside its baselines")
 
 
 def _curves(config: NetworkConfig, epochs: list[dict[str, Any]]) -> list[Chart]:
@@ -238,7 +266,7 @@ def _class_table(metrics: dict[str, Any], confusion: Confusion | None) -> Table 
     for index, (name, value) in enumerate(per_class.items()):
         total, row = int(confusion.totals[index]), confusion.counts[index].copy()
         num_correct, row[index] = int(row[index]), 0
-        low, high = wilson_interval(num_correct, total) if total else (None, None)
+        low, high = wilson_interval(num_correct / total, total) if total else (None, None)
         others = [other for other in np.argsort(-row, kind="stable")[:3].tolist() if row[other]]
         predicted = ", ".join(f"{confusion.classes[other]} ({row[other]})" for other in others)
         shares = [cell(share, "{:.1%}") for share in (value, low, high)]

@@ -1,7 +1,7 @@
 """Confusion matrices: the most confused pairs, the table, and the order of the classes."""
 
 import numpy as np
-from vtnpipe.pipelines.html.confusion import MAX_CLASSES_IN_TABLE, Confusion, wilson_interval
+from vtnpipe.pipelines.html.confusion import MAX_CLASSES_IN_TABLE, Confusion
 
 
 def test_the_most_confused_pairs_come_first_and_side_by_side() -> None:
@@ -39,10 +39,3 @@ def test_the_table_of_many_classes_has_those_of_the_most_confused_pairs() -> Non
     counts = np.diag(np.full(100, 10)) + np.eye(100, k=1, dtype=int)
     confusion = Confusion(classes=[f"c{n}" for n in range(100)], counts=counts)
     assert len(confusion.table) == MAX_CLASSES_IN_TABLE
-
-
-def test_wilson_intervals_stay_within_0_and_1() -> None:
-    assert 0 <= wilson_interval(0, 5)[0] < 1e-12
-    assert 1 - 1e-12 < wilson_interval(5, 5)[1] <= 1
-    low, high = wilson_interval(50, 100)
-    assert abs((low + high) / 2 - 0.5) < 1e-12
