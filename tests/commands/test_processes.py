@@ -16,7 +16,7 @@ from vtnpipe.temporal.checkpoint import read_weights
 # 21 clips in batches of 5: the last batch has 1 clip, so one of two processes has none of it.
 OPTIONS = ("--layers", 1, "--heads", 2, "--intermediate", 16, "--head-dim", 8, "--batch-size", 5)
 OPTIONS += ("--epochs", 3, "--dropout", 0, "--head-dropout", 0, "--class-weights", "balanced")
-OPTIONS += ("--lr", 0.05, "--device", "cpu")
+OPTIONS += ("--recipe", "paper", "--lr", 0.05, "--device", "cpu")
 NOISY = ("train_loss", "loss", "videos_per_second", "waiting")
 
 

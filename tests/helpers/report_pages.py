@@ -21,7 +21,8 @@ from vtnpipe.temporal.clips import frame_positions
 HOSTILE = "<script>document.title = 'taken over'</script>"
 LENGTH = 30  # frames of each video
 TRAINING = (
-    "--layers 2 --heads 2 --intermediate 16 --head-dim 8 --epochs 3 --optimizer adamw"
+    "--recipe paper --positions seconds --layers 2 --heads 2 --intermediate 16 --head-dim 8 "
+    "--epochs 3 --optimizer adamw"
 ).split()
 EXTRACTION = ("--backbone toy_backbones:block_means --weights none --feature-dtype float32").split()
 
