@@ -14,7 +14,7 @@ if [ "${1:-}" = --quick ]; then
     shift
 fi
 folder=${1:-$(mktemp -d)}
-recipe="--layers 1 --heads 4 --intermediate 384 --head-dim 192 --dropout 0 --head-dropout 0
+recipe="--recipe paper --positions seconds --layers 1 --heads 4 --intermediate 384 --head-dim 192 --dropout 0 --head-dropout 0
     --optimizer adamw --lr 3e-4 --warmup-epochs 10 --schedule cosine --batch-size 16 --epochs 80
     --clip-frames 8"
 seeds="0 1 2"
@@ -45,6 +45,7 @@ footprint 1 s|--clip-seconds 1
 3 layers, window 2|--layers 3 --attention-window 2
 3 layers, window 4|--layers 3 --attention-window 4
 encoder: full|--encoder full
+attention: uniform|--encoder uniform
 encoder: mean|--encoder mean
 EOF
 python "$here/ablations.py" "$folder/ablations" $quick

@@ -28,6 +28,7 @@ SCRIPTS = [
     "temporal_encoder.py",
     "train_temporal.py",
     "finetune.py",
+    "recipes.py",
     "ablations.sh",
 ]
 
@@ -62,6 +63,15 @@ def top1(runs: Any) -> str:
         f"{name} {sum(runs[name]['val']) / len(runs[name]['val']):.0%}"
         for name in ("3 layers", "encoder: mean")
     )
+
+
+def recipes(found: Any) -> str:
+    """Return the default recipe's top-1 beside the better of probe and mean pooling, in words."""
+    texts = []
+    for name, row in found.items():
+        other = max(row["probe_mean"]["mean"], row["mean"]["mean"])
+        texts.append(f"{name}: {row['default']['mean']:.1%} ({other:.1%})")
+    return ", ".join(texts)
 
 
 # What is measured, the result file, and how to write its value.
@@ -143,6 +153,11 @@ ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
         "an epoch from memory, times that from shards",
         "train_temporal",
         lambda d: f"{d['reading']['in memory over shards']:.2f}",
+    ),
+    (
+        "default recipe, top-1 on made sets (better of mean probe and mean pooling)",
+        "recipes",
+        lambda d: recipes(d["top-1 on test videos"]),
     ),
     (
         "memory of a finetuning step, checkpointing over plain",

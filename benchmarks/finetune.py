@@ -36,7 +36,7 @@ from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.extract.device import resolve_precision
 from vtnpipe.manifests.feature_folder import FeatureSpec
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
-from vtnpipe.pipelines.demo import RECIPE, write_videos
+from vtnpipe.pipelines.demo import write_videos
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
@@ -319,7 +319,7 @@ def demo(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     write_manifest(write_videos(folder / "demo-videos", 12 if is_quick else 90), manifest)
     extract(manifest, features, ExtractSettings(backbone=BACKBONE, weights="none", device=device))
     epochs = 5 if is_quick else 45
-    train_temporal(features, before, TrainTemporalSettings(**RECIPE, epochs=epochs, device=device))
+    train_temporal(features, before, TrainTemporalSettings(epochs=epochs, device=device))
     found = {"stage two": evaluate(before, manifest).values["top1"]}
     settings = FinetuneSettings(
         from_=str(before),

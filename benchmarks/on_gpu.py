@@ -260,6 +260,7 @@ def stage_two(machine: Machine) -> dict[str, Any]:
     for precision in precisions:
         run = machine.folder / f"run-{precision}"
         settings = TrainTemporalSettings(
+            recipe="paper",
             preset=preset,
             epochs=1 if machine.is_quick else 4,
             device=machine.device,

@@ -217,7 +217,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, cells in results.items():
         keys = {key: None for cell in cells for key in cell}
-        row = {}
+        row: dict[str, Any] = {}
         for key in keys:
             values = [cell[key] for cell in cells if key in cell]
             row[key] = {

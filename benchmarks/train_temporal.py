@@ -321,7 +321,8 @@ def decode(path: Path, chosen: np.ndarray) -> np.ndarray:
 def processes(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     """Compare the weights after training in two processes with those of one."""
     store = made_up_store(folder / "few", 40)
-    options = "--dropout 0 --head-dropout 0 --epochs 2 --batch-size 10 --lr 0.01 --layers".split()
+    options = "--recipe paper --dropout 0 --head-dropout 0 --epochs 2 --batch-size 10".split()
+    options += ["--lr", "0.01", "--layers"]
     options += ["1" if is_quick else "3"]
     launch = "-m torch.distributed.run --standalone --nproc-per-node".split()
     for count in (1, 2):

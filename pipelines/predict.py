@@ -25,6 +25,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, Setti
 from ..manifests.feature_store import open_features
 from ..temporal.checkpoint import RunFolder
 from ..temporal.distributed import accelerated
+from ..temporal.inference import check_logits
 from ..temporal.tasks import decision, probabilities
 from .console import say
 from .inference.evaluation import logits_of_features
@@ -174,6 +175,7 @@ def _from_features(
                 temporal, store, [video_id], position_fps=fps, accelerator=accelerator
             )
             messages = [part.message for part in parts if part.status != "ok"]
+            check_logits(logits[None], [video_id])
             yield Prediction(video_id, logits, messages[0] if messages else "")
 
 
@@ -195,6 +197,8 @@ def _from_videos(
     )
     for found in classify(videos):
         note = found.fault if found.logits is None else found.outcome.message
+        if found.logits is not None:
+            check_logits(found.logits[None], [found.name])
         yield Prediction(found.name, found.logits, note)
 
 
