@@ -164,7 +164,7 @@ def score(
 ) -> dict[str, float]:
     """Train, and return top-1 on the test split of the model, and of its probes."""
     torch.set_num_threads(1)
-    given = {} if manifest is None else {"manifest": str(manifest)}
+    given: dict[str, Any] = {} if manifest is None else {"manifest": str(manifest)}
     train_temporal(features, run, TrainTemporalSettings(seed=seed, **given, **RECIPES[recipe]))
     report = evaluate(run, features, EvaluateSettings(split="test", bootstrap=0, **given))
     found = {recipe: report.values["top1"]}
@@ -176,7 +176,8 @@ def score(
 def measure_made(arguments: tuple[str, int, bool]) -> tuple[str, dict[str, float]]:
     """Measure all recipes on one drawing of a made set."""
     name, seed, is_quick = arguments
-    made, found = SETS[name], {}
+    made = SETS[name]
+    found: dict[str, float] = {}
     with TemporaryDirectory(prefix="vtnpipe-benchmark-") as folder:
         features = write_set(made, seed, Path(folder) / "set")
         for recipe in RECIPES:
