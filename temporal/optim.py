@@ -6,8 +6,8 @@ features  for stored features of 50 to 5,000 videos: AdamW, cosine, enough steps
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,12 @@ Keep = Literal["auto", "best", "last"]
 RecipeName = Literal["features", "paper"]
 
 STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → learning-rate factor
-NUM_STEPS = 400  # that `features` takes at least, within its bounds of epochs
-EPOCHS_FOR_STEPS = (10, 60)
+NUM_STEPS = 400  # that `features` takes at least
+EPOCHS_FOR_STEPS = (10, 60)  # least and most epochs for that
 # Validation videos from which on the best epoch is kept instead of the last one: with 1,000, the
 # standard error of a top-1 of 75% is 1.4 points, with 46 it is 6.4.
 MIN_VIDEOS_TO_CHOOSE = 1000
+WARMUP_SHARE = 0.1  # of the epochs of `features`
 WARMUP_START = 0.01  # learning-rate factor at which warmup starts
 
 
@@ -36,7 +37,7 @@ class Recipe:
     """Training recipe; the defaults are those of `paper`.
 
     Attributes:
-        epochs: number of passes over the training split; 0 for as many as take `NUM_STEPS` steps.
+        epochs: number of passes over the training split.
         batch_size: clips per step, over all processes together.
         gradient_accumulation: number of parts that a batch is computed in.
         optimizer: optimizer of all trainable parameters.
@@ -45,15 +46,12 @@ class Recipe:
         weight_decay: weight decay; of SGD for all but BatchNorm, as the authors'; of AdamW for
             weight matrices only.
         schedule: `steps` (x0.1 after 13/25 of the epochs, x0.01 after 24/25) or `cosine`.
-        warmup_epochs: epochs in which the learning rate rises linearly from a hundredth; below 0,
-            the share of all epochs, negated.
+        warmup_epochs: epochs in which the learning rate rises linearly from a hundredth.
         max_grad_norm: largest norm of all gradients together; None for no clipping.
         label_smoothing: share of each target that is spread over all classes.
         class_weights: `balanced` makes every class count alike.
         patience: epochs without improvement after which training stops; None for never.
-        keep: the epoch that becomes the run's model: `last`, or `best` on the validation split;
-            `auto` keeps the last one unless that split has `MIN_VIDEOS_TO_CHOOSE` videos, or
-            `patience` is given.
+        keep: the epoch that becomes the run's model: `last`, or `best` on the validation split.
         drop_last: leave out a last batch with fewer clips, as the authors do, if there are others.
         precision: precision of the computation; weights are always float32.
         seed: seed of weights, clips, batches and dropout.
@@ -72,7 +70,7 @@ class Recipe:
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
     patience: int | None = None
-    keep: Keep = "last"
+    keep: Literal["best", "last"] = "last"
     drop_last: bool = True
     precision: Precision = "float32"
     seed: int = 0
@@ -94,9 +92,8 @@ class Recipe:
         else:
             passed = [factor for share, factor in STEPS.items() if done >= share - 1e-9]
             factor = passed[-1] if passed else 1.0
-        warmup = self.warmup_epochs
-        if epoch < warmup:
-            factor *= WARMUP_START + (1 - WARMUP_START) * epoch / warmup
+        if epoch < self.warmup_epochs:
+            factor *= WARMUP_START + (1 - WARMUP_START) * epoch / self.warmup_epochs
         return factor
 
     def make_optimizer(
@@ -129,20 +126,6 @@ class Recipe:
             return num_clips // self.batch_size
         return math.ceil(num_clips / self.batch_size)
 
-    def for_splits(self, num_clips: int, num_validation_videos: int) -> "Recipe":
-        """Return the recipe with the epochs, the warmup and the kept epoch for two splits."""
-        epochs = self.epochs
-        if not epochs:
-            least, most = EPOCHS_FOR_STEPS
-            epochs = min(most, max(least, math.ceil(NUM_STEPS / self.num_steps(num_clips))))
-        keep = self.keep
-        if keep == "auto":
-            can_choose = num_validation_videos >= MIN_VIDEOS_TO_CHOOSE
-            keep = "best" if can_choose or self.patience is not None else "last"
-        warmup = self.warmup_epochs
-        warmup = warmup if warmup >= 0 else -warmup * epochs
-        return replace(self, epochs=epochs, warmup_epochs=warmup, keep=keep)
-
     def loss_options(self, targets: Tensor, config: TemporalConfig) -> LossOptions:
         """Return the loss options, given all training targets."""
         is_balanced = self.class_weights == "balanced"
@@ -152,20 +135,44 @@ class Recipe:
         )
 
 
-RECIPES: dict[RecipeName, Recipe] = {
-    "paper": Recipe(),
-    "features": Recipe(
-        epochs=0,
-        optimizer="adamw",
-        lr=5e-4,
-        weight_decay=0.05,
-        schedule="cosine",
-        warmup_epochs=-0.1,
-        max_grad_norm=1.0,
-        keep="auto",
-        drop_last=False,
-    ),
+# What the recipe `features` changes, besides what follows from the sizes of the splits.
+FEATURES: dict[str, Any] = {
+    "optimizer": "adamw",
+    "lr": 5e-4,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "max_grad_norm": 1.0,
+    "drop_last": False,
 }
+
+
+def named_recipe(
+    name: RecipeName, given: Mapping[str, Any], *, num_clips: int, num_validation_videos: int
+) -> Recipe:
+    """Return a recipe for two splits: the given values, and the named recipe's for all others.
+
+    `features` takes about `NUM_STEPS` steps at least, and a tenth of the epochs as warmup. A `keep`
+    of `auto` is best from `MIN_VIDEOS_TO_CHOOSE` validation videos on, or with patience; else last.
+
+    Args:
+        name: name of the recipe.
+        given: values of fields of `Recipe`, by name.
+        num_clips: number of training clips per epoch.
+        num_validation_videos: number of validation videos.
+    """
+    values = dict(given)
+    if name == "features":
+        values = {**FEATURES, "keep": "auto", **given}
+        num_steps = Recipe(**{**values, "keep": "last"}).num_steps(num_clips)
+        least, most = EPOCHS_FOR_STEPS
+        epochs = min(most, max(least, math.ceil(NUM_STEPS / num_steps)))
+        values = {"epochs": epochs, **values}
+        values = {"warmup_epochs": WARMUP_SHARE * values["epochs"], **values}
+    if values.get("keep") == "auto":
+        can_choose = num_validation_videos >= MIN_VIDEOS_TO_CHOOSE
+        is_best = can_choose or values.get("patience") is not None
+        values["keep"] = "best" if is_best else "last"
+    return Recipe(**values)
 
 
 def _without_decay(module: nn.Module, optimizer: Optimizer) -> set[str]:

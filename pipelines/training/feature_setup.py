@@ -21,6 +21,7 @@ from ...temporal.baselines import (
     MAX_VIDEOS,
     NAMES,
     Baselines,
+    Probe,
     evenly,
     feature_statistics,
     fit_baselines,
@@ -120,19 +121,22 @@ class Fitted:
     shortcut: Shortcut
 
     @property
+    def probe(self) -> Probe | None:
+        """Probe of the shortcut; None without a shortcut."""
+        kinds = {"mean": self.baselines.mean, "motion": self.baselines.motion}
+        return kinds.get(self.shortcut)
+
+    @property
     def offsets(self) -> Tensor | None:
         """Held-out logits [N, C] of the shortcut's probe; None without a shortcut."""
-        if self.shortcut == "none":
-            return None
-        return (self.baselines.mean if self.shortcut == "mean" else self.baselines.motion).held_out
+        return None if self.probe is None else self.probe.held_out
 
     def initialize(self, model: TemporalClassifier) -> None:
         """Set a new model's statistics, and its shortcut."""
         if model.config.standardize:
             model.input.set_statistics(self.center, self.scale)
-        if model.shortcut is not None:
-            probe = self.baselines.mean if self.shortcut == "mean" else self.baselines.motion
-            model.shortcut.set_probe(probe.weight, probe.bias)
+        if model.shortcut is not None and self.probe is not None:
+            model.shortcut.set_probe(self.probe.weight, self.probe.bias)
             model.shortcut.is_held_out = True
 
 

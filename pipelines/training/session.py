@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...temporal.dataset import ClipDataset
 from ...temporal.distributed import Accelerator, accelerated
 from ...temporal.inference import Scored
 from ...temporal.metrics import METRICS
-from ...temporal.optim import RECIPES, Recipe
+from ...temporal.optim import Recipe, named_recipe
 from ...temporal.presets import Preset
 from ...temporal.train import Callbacks, train
 from ..console import metric_text, say, say_details
@@ -214,13 +214,16 @@ def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits) -> Reci
         raise SettingsError(
             "--task regression has no classes: leave out --label-smoothing and --class-weights"
         )
-    base = RECIPES[settings.recipe_name]
-    if settings.recipe_name == "paper":
-        base = replace(base, batch_size=preset.batch_size, schedule=preset.schedule)
     names = [field.name for field in fields(Recipe) if hasattr(settings, field.name)]
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    num_rows = (len(part.rows) for part in (splits.train, splits.validation))
-    return replace(base, **given).for_splits(*num_rows)
+    if settings.recipe_name == "paper":
+        given = {"batch_size": preset.batch_size, "schedule": preset.schedule, **given}
+    return named_recipe(
+        settings.recipe_name,
+        given,
+        num_clips=len(splits.train.rows),
+        num_validation_videos=len(splits.validation.rows),
+    )
 
 
 def clip_sampling(settings: TrainSettings) -> ClipSampling:

@@ -7,8 +7,8 @@ from ...temporal.config import ENCODERS, PositionEmbedding, TaskType
 from ...temporal.distributed import Precision
 from ...temporal.feature_reader import Preload
 from ...temporal.optim import (
+    FEATURES,
     MIN_VIDEOS_TO_CHOOSE,
-    RECIPES,
     ClassWeights,
     Keep,
     Optimizer,
@@ -211,7 +211,8 @@ class TrainSettings:
         check_settings(self)
         if self.positions == "frames":
             check_unset(self, ["position_fps"], "--positions frames has no rate")
-        optimizer = self.optimizer or RECIPES[self.recipe_name].optimizer
+        is_paper = self.recipe_name == "paper"
+        optimizer = self.optimizer or (Recipe.optimizer if is_paper else FEATURES["optimizer"])
         if optimizer != "sgd":
             check_unset(self, ["momentum"], f"--optimizer {optimizer} has none")
 
