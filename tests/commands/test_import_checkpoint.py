@@ -1,6 +1,7 @@
 """`vtnpipe import-checkpoint`: imported models give the logits of the authors' code."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_through_the_command_line(tmp_path: Path, authors: AuthorsNetwork) -> No
     assert preprocessing.std == (0.225,) * 3
     assert preprocessing.input_size == (3, 224, 224)
     assert round(224 / preprocessing.crop_pct) == 256
-    assert model.config.temporal.position_fps == 25
+    assert model.config.temporal.position_fps is None  # positions are frame numbers
+    assert preprocessing.style == "pyslowfast"
     frames, positions = torch.randn(2, 5, 3, 224, 224), torch.arange(5).repeat(2, 1) * 90
     features, far = torch.randn(2, 170, 192), torch.arange(170).repeat(2, 1) * 3  # beyond the table
     with torch.inference_mode():
@@ -209,4 +211,4 @@ def test_classes_and_folders_are_checked(tmp_path: Path, authors: AuthorsNetwork
     import_checkpoint(path, tmp_path / "model")
     model = VideoTransformerNetwork.from_pretrained(tmp_path / "model")
     assert model.config.class_names == [str(n) for n in range(7)]
-    assert model.config.temporal == CONFIG
+    assert model.config.temporal == replace(CONFIG, position_fps=None)

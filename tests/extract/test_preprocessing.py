@@ -1,8 +1,12 @@
 """Preprocessing: frames are resized, the results are copies, and values are normalized."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode, v2
 from vtnpipe.extract.backbone import evaluation_transform
 from vtnpipe.extract.preprocessing import MatrixResize, Preprocessing
@@ -46,3 +50,31 @@ def test_a_resize_by_matrices_is_that_of_torchvision(
     difference = (found.int() - expected.int()).abs()
     assert difference.max() <= 2
     assert difference.float().mean() < 0.2
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 320), (301, 211), (256, 300), (180, 180)])
+def test_the_style_pyslowfast_is_that_of_the_authors_code(height: int, width: int) -> None:
+    """As `random_short_side_scale_jitter` and `uniform_crop` in slowfast/datasets/transform.py."""
+    preprocessing = Preprocessing(
+        input_size=(3, 224, 224),
+        interpolation="bilinear",
+        crop_pct=224 / 256,
+        crop_mode="center",
+        mean=(0.45,) * 3,
+        std=(0.225,) * 3,
+        style="pyslowfast",
+    )
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    assert "style" not in replace(preprocessing, style="timm").to_json()
+    images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    found = evaluation_transform(preprocessing, "cpu")(images)[:, 0]
+    frames = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    if width < height:
+        shape = (math.floor(float(height) / width * 256), 256)
+    else:
+        shape = (256, math.floor(float(width) / height * 256))
+    if min(height, width) != 256:
+        frames = F.interpolate(frames, size=shape, mode="bilinear", align_corners=False)
+    top, left = (math.ceil((side - 224) / 2) for side in frames.shape[-2:])
+    expected = frames[..., top : top + 224, left : left + 224]
+    assert float((found.float() - expected).abs().max()) <= 0.501

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from vtnpipe.temporal.clips import ALL_FRAMES, ClipSampling, draw_clip, even_clip, frame_positions
 
 
@@ -77,3 +78,24 @@ def test_positions_of_a_clip_count_from_its_rows_first_frame() -> None:
             times[chosen], index[chosen], position_fps=fps, first=(times[0], int(index[0]))
         )
         np.testing.assert_array_equal(clip, whole[chosen])
+
+
+@pytest.mark.parametrize(("num_frames", "fps"), [(400, 30.0), (200, 25.0), (60, 19.62)])
+def test_linspace_takes_the_frames_of_the_authors_decoder(num_frames: int, fps: float) -> None:
+    """As `get_start_end_idx` and `temporal_sampling` in slowfast/datasets/decoder.py do."""
+    times = np.arange(num_frames) / fps
+    sampling = ClipSampling(num_frames=250, seconds=10.0, spacing="linspace")
+    last = min(float(num_frames), 10.0 * fps - 1)
+    expected = torch.linspace(0, last, 250).clamp(0, num_frames - 1).long()
+    found = even_clip(times, sampling, 0, 1)
+    assert np.abs(found - expected.numpy()).max() <= 1  # float32 against float64
+    assert (found == expected.numpy()).mean() > 0.95
+
+    clip = ClipSampling(num_frames=16, seconds=5.12, spacing="linspace")
+    steps = torch.linspace(0, 5.12 * fps - 1, 16).long().numpy()
+    starts = set()
+    for seed in range(20):
+        drawn = draw_clip(times, clip, np.random.default_rng(seed))
+        starts.add(int(drawn[0]))
+        assert np.abs(np.minimum(drawn[0] + steps, num_frames - 1) - drawn).max() <= 1
+    assert (len(starts) > 1) == (num_frames > 5.12 * fps)
