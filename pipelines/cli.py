@@ -31,7 +31,7 @@ COMMANDS = {
     "manifest": ("manifest:group", "Create, check, split and count video manifests."),
     "plan": ("plan:command", "Probe videos and plan their extraction."),
     "extract": ("extract:command", "Extract frame features of videos."),
-    "features": ("features:group", "Show, verify and export stored features."),
+    "features": ("features:group", "Show, verify, export and import stored features."),
     "train-temporal": ("train_temporal:command", "Train a temporal model on stored features."),
     "sweep": ("sweep:command", "Train recipes over seeds, and name the best."),
     "finetune": ("finetune:command", "Train backbone and temporal model together."),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..extract.device import resolve_device
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
-from ..manifests.groups import group_of
+from ..manifests.groups import BY_FILE, group_of
 from ..manifests.manifest import VideoRow
 from ..temporal.checkpoint import RunFolder
 from ..temporal.distributed import accelerated
@@ -23,6 +23,7 @@ from .inference.evaluation import (
     ScoredSplit,
     score_feature_split,
     score_video_split,
+    weights_file,
 )
 from .inference.predictions import Predictions, read_predictions, write_predictions
 from .models.model_folder import NetworkConfig, model_digest, read_config
@@ -100,7 +101,7 @@ def evaluate(
         _print(report, scored.faults, settings, name, console)
         record = {
             "settings": asdict(settings),
-            "model": model_digest(files),
+            "model": model_digest(weights_file(files, settings)),
             "source": scored.source,
             "faults": scored.faults,
             "classes": config.class_names,
@@ -135,6 +136,10 @@ def compare_runs(
         VtnpipeError: a run has no predictions for the split, or the two have no videos in common.
     """
     settings = settings or EvaluateSettings()
+    if settings.group == BY_FILE:
+        raise SettingsError(
+            "--group file: stored predictions have no paths; give a regular expression for the ids"
+        )
     name = settings.predictions_name
     found = []
     for folder in (first, second):
@@ -166,7 +171,7 @@ def compare_runs(
         found[1].logits[others],
         targets,
         config.temporal,
-        num_resamples=settings.bootstrap,
+        num_resamples=settings.bootstrap or EvaluateSettings.bootstrap,
         seed=settings.seed,
         groups=groups or None,
     )
@@ -287,7 +292,7 @@ def _print(
         say(
             console,
             f"split {settings.split} chose the {' and the '.join(report.chosen_on)}, so these "
-            "figures are optimistic; --split test for others",
+            "metrics are optimistic; evaluate another split",
         )
     counts = report.counts
     dropped = f", {counts.dropped} left out as partial" if counts.dropped else ""

@@ -228,8 +228,8 @@ class SplitSettings:
     seed: int = setting(0, help="Seed; the same seed gives the same split.")
     group: str = setting(
         "file",
-        help="What rows that stay in one split have in common: file, their path; or a regular "
-        "expression searched for in video_id, such as ^[^_]+ for what precedes a _, or .* for "
+        help="Groups of rows that stay in one split: file (the same path), or a regular expression "
+        "searched for in video_id, such as ^[^_]+ for what precedes a _, or .* for "
         "single rows.",
         metavar="file|REGEX",
     )
@@ -280,6 +280,12 @@ def split_manifest(
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         groups[group_of(row, settings.group)].append(number)
+    num_wanted = sum(share > 0 for share in settings.shares)
+    if len(groups) < min(num_wanted, len(rows)):
+        raise ManifestError(
+            f"{manifest}: its rows form {len(groups)} groups by --group {settings.group!r}, which "
+            f"cannot fill {num_wanted} splits; give another --group, such as '.*' for single rows"
+        )
     splits = _draw(rows, list(groups.values()), settings)
     rows = [replace(row, split=split) for row, split in zip(rows, splits, strict=True)]
     write_manifest(rows, output)
@@ -304,10 +310,10 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
     random.Random(settings.seed).shuffle(groups)
     groups.sort(key=len, reverse=True)
     splits = [""] * len(rows)
-    for place, group in enumerate(groups):
+    for number_of_group, group in enumerate(groups):
         labels = [label for number in group for label in classes[number]]
         empty = [split for split in open_splits if split not in splits]
-        candidates = empty if len(groups) - place <= len(empty) else open_splits
+        candidates = empty if len(groups) - number_of_group <= len(empty) else open_splits
         chosen = max(candidates, key=lambda s: sum(missing[s, label] for label in labels))
         for number in group:
             splits[number] = chosen

@@ -25,7 +25,6 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, Setti
 from ..manifests.feature_store import open_features
 from ..temporal.checkpoint import RunFolder
 from ..temporal.distributed import accelerated
-from ..temporal.inference import check_logits
 from ..temporal.tasks import decision, probabilities
 from .console import say
 from .inference.evaluation import logits_of_features
@@ -175,8 +174,7 @@ def _from_features(
                 temporal, store, [video_id], position_fps=fps, accelerator=accelerator
             )
             messages = [part.message for part in parts if part.status != "ok"]
-            check_logits(logits[None], [video_id])
-            yield Prediction(video_id, logits, messages[0] if messages else "")
+            yield _prediction(video_id, logits, messages[0] if messages else "")
 
 
 def _from_videos(
@@ -197,9 +195,14 @@ def _from_videos(
     )
     for found in classify(videos):
         note = found.fault if found.logits is None else found.outcome.message
-        if found.logits is not None:
-            check_logits(found.logits[None], [found.name])
-        yield Prediction(found.name, found.logits, note)
+        yield _prediction(found.name, found.logits, note)
+
+
+def _prediction(video: str, logits: Tensor | None, note: str) -> Prediction:
+    """Return the prediction for a video; none if its logits are not finite."""
+    if logits is not None and not logits.isfinite().all():
+        return Prediction(video, None, "its logits are not finite: the model's weights are broken")
+    return Prediction(video, logits, note)
 
 
 def _print(prediction: Prediction, config: NetworkConfig, top: int, console: Console) -> None:

@@ -222,7 +222,10 @@ def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> P
 def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) -> str:
     """Return why stored predictions are not those of the run's model and data; "" if they are."""
     record, config = stored.record, run.config
-    if record.get("model") != model_digest(run.files) or record["classes"] != config.class_names:
+    if (
+        record.get("model") != model_digest(run.files.best)
+        or record["classes"] != config.class_names
+    ):
         return "the stored predictions are of another model"
     used = record["settings"].get("manifest")
     manifests = [

@@ -9,9 +9,11 @@ the workers of a cluster. The same command resumes.
 """
 
 import csv
+import ctypes
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 
 from ..extract.cores import num_cpus
@@ -37,10 +40,12 @@ from .evaluate import evaluate
 from .inference.evaluation import EvaluateSettings
 from .models.model_folder import read_config
 from .options import settings_options
-from .settings import at_least, make_folder, option_name, setting
+from .settings import at_least, device_setting, make_folder, option_name, setting
+from .training.session import read_settings
 from .training.settings import TrainTemporalSettings
 
 GRID = ("lr", "weight_decay", "layers", "encoder")  # settings that a sweep varies
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 NUM_ERROR_LINES = 3  # of a failed training
 
 
@@ -62,9 +67,10 @@ class SweepSettings(ClusterSettings):
     workers: int | None = setting(
         None,
         help="Worker processes on this machine, each of which trains two models at a time; by "
-        "default half as many as cores.",
+        "default half as many as cores, or one with a GPU.",
         check=at_least(1),
     )
+    device: str = device_setting("Device of the trainings.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +160,6 @@ def sweep(
     """
     settings = settings or SweepSettings()
     console = console or Console(quiet=True)
-    rows = read_manifest(FeatureFolder(Path(features)).manifest)
     root = Path(out)
     make_folder(root / "runs")
     with locked(RunFolder(root)):
@@ -185,8 +190,17 @@ def sweep(
         scores.sort(key=lambda one: one.mean if kind.is_better_lower else -one.mean)
         winner = scores[0]
         test = _stored_test(winner, settings.test_split, root)
-        if not test and any(row.split == settings.test_split for row in rows):
-            options = EvaluateSettings(split=settings.test_split, bootstrap=0)
+        manifest = read_settings(first)["manifest"] or FeatureFolder(Path(features)).manifest
+        has_test = any(row.split == settings.test_split for row in read_manifest(manifest))
+        if not test and has_test:
+            stored = read_settings(RunFolder(root / "runs" / _folder(winner.name, 0)))
+            options = EvaluateSettings(
+                split=settings.test_split,
+                manifest=stored["manifest"],
+                drop_partial=stored["drop_partial"],
+                device=settings.device,
+                bootstrap=0,
+            )
             for seed in range(settings.seeds):
                 found = evaluate(root / "runs" / _folder(winner.name, seed), features, options)
                 test.append(float(found.values[metric] or 0.0))
@@ -233,7 +247,8 @@ def _train_all(
         FeaturesError: a training failed.
         StoppedError: a training was stopped.
     """
-    workers = settings.workers or max(1, num_cpus() // THREADS_PER_WORKER)
+    has_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    workers = settings.workers or (1 if has_gpu else max(1, num_cpus() // THREADS_PER_WORKER))
     with (
         open_client(
             settings, num_workers=workers, logs=root / "jobs", say=lambda line: say(console, line)
@@ -252,9 +267,21 @@ def _train_all(
 def _train(command: list[str]) -> tuple[int, list[str], str]:
     """Run one training in a process; return its exit code, the command and its last errors."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    errors = " ".join(ran.stderr.strip().splitlines()[-NUM_ERROR_LINES:])
-    return ran.returncode, command, errors
+    training = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_end_with_parent,  # it only calls prctl
+    )
+    errors = training.communicate()[1].strip().splitlines()
+    return training.returncode, command, " ".join(errors[-NUM_ERROR_LINES:])
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send SIGTERM, on which a training saves a checkpoint, when the worker ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kept_value(run: Path) -> float:

@@ -1,7 +1,6 @@
 """`vtnpipe train-temporal`: stage two, from a feature folder to a run folder; resumes."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from .models.model_folder import NetworkConfig, link_backbone, write_config
 from .options import settings_options
 from .training.data import describe_splits, read_splits
 from .training.feature_setup import (
+    Fitted,
     Validator,
     baseline_metrics,
     choose_lengths,
@@ -93,12 +93,10 @@ def train_temporal(
     check_root(files, "train-temporal")
     with training_session(settings, device, files, console) as session:
         accelerator = session.accelerator
-        fitted = fit_to_training_split(store, splits, settings, config)
-        config = replace(config, shortcut=fitted.shortcut)
-        model = TemporalClassifier(config)
-        fitted.initialize(model)
+        model = TemporalClassifier(config)  # raises before anything is written
         if settings.gradient_checkpointing:
             model.use_gradient_checkpointing()
+        is_new = False
         if session.is_main:
             data = splits.digest(
                 store.fingerprint,
@@ -114,11 +112,17 @@ def train_temporal(
                 source=store.folder.root,
             )
             if is_new:
+                fit_to_training_split(store, splits, settings, config).save(files.baselines)
+        accelerator.wait_for_everyone()
+        fitted = Fitted.load(files.baselines)
+        fitted.initialize(model)
+        config = model.config
+        if session.is_main:
+            if is_new:
                 write_config(
                     files, NetworkConfig(spec=store.spec, temporal=config, class_names=names)
                 )
                 files.backbone.unlink(missing_ok=True)  # of a run that failed at its start
-                fitted.baselines.save(files.baselines)
             link_backbone(store.folder, files)
         accelerator.wait_for_everyone()
         video_ids = [row.video_id for row in splits.rows]

@@ -10,20 +10,16 @@ cross-validation on the training split; for other tasks it is a ridge regression
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..manifests.atomic import write_bytes
-from .checkpoint import read_weights
 from .config import TemporalConfig
 
 NAMES = {
@@ -32,6 +28,7 @@ NAMES = {
     "knn": "nearest neighbors, mean",
 }
 MAX_VIDEOS = 5000  # training videos that baselines are fitted to, evenly spaced over the split
+MAX_TARGETS = 500_000  # videos times classes, beyond which fewer videos are taken
 MAX_DIM = 1024  # principal dimensions of the statistics that a probe is fitted to
 NUM_NEIGHBORS = 5
 NUM_FOLDS = 5
@@ -50,7 +47,7 @@ Array = npt.NDArray[np.float32]
 def feature_statistics(features: npt.NDArray[np.floating[Any]]) -> Array:
     """Return mean, standard deviation and mean absolute step of a video's features, [3 D].
 
-    A step is the difference of two neighboring frames; the views of a frame are averaged.
+    A step is the difference of two neighboring frames; statistics are averaged over views.
 
     Args:
         features: [T, D] or [T, V, D], T >= 1.
@@ -58,18 +55,18 @@ def feature_statistics(features: npt.NDArray[np.floating[Any]]) -> Array:
     >>> feature_statistics(np.array([[0.0], [2.0], [1.0]])).round(3).tolist()
     [1.0, 0.8159999847412109, 1.5]
     """
-    rows = features.astype(np.float32)
-    rows = rows.mean(1) if rows.ndim == 3 else rows
+    rows = features.astype(np.float32).reshape(len(features), -1, features.shape[-1])
     steps = np.abs(np.diff(rows, axis=0)) if len(rows) > 1 else np.zeros_like(rows)
-    return np.concatenate([rows.mean(0), rows.std(0), steps.mean(0)])
+    return np.concatenate([one.mean(0) for one in (rows.mean(0), rows.std(0), steps.mean(0))])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """Fitted linear probe.
+    """Fitted linear probe: weight @ (statistics - center) + bias.
 
     Attributes:
         weight: [K, F], K being the number of outputs, the classes or 1 for regression.
+        center: [F], mean of the training videos' statistics.
         bias: [K].
         held_out: [N, C] logits of the training videos, each by a probe that was fitted without it;
             zeros if the probes are no better than the classes' frequencies. None for other tasks.
@@ -77,9 +74,14 @@ class Probe:
     """
 
     weight: Tensor
+    center: Tensor
     bias: Tensor
     held_out: Tensor | None = None
     held_out_loss: float = float("nan")
+
+    def logits(self, statistics: Tensor) -> Tensor:
+        """Return the logits [N, K] of statistics [N, F]."""
+        return F.linear(statistics - self.center, self.weight, self.bias)
 
     @property
     def is_informative(self) -> bool:
@@ -122,42 +124,41 @@ class Baselines:
         if config.task == "classification":  # of equal votes, the nearest neighbor decides
             votes = votes + 1e-3 * self.values[nearest[:, 0]]
         found = {
-            "probe_mean": F.linear(mean, self.mean.weight, self.mean.bias),
-            "probe_motion": F.linear(rows, self.motion.weight, self.motion.bias),
+            "probe_mean": self.mean.logits(mean),
+            "probe_motion": self.motion.logits(rows),
             "knn": votes - 0.5 if config.task == "multi-label" else votes,
         }
         if config.task == "regression":
             return {name: values.double() for name, values in found.items()}
         return found
 
-    def save(self, path: Path) -> None:
-        """Write the baselines as safetensors, atomically."""
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return what predictions need, by name, as `from_tensors` takes it."""
         tensors = {
             f"{name}.{key}": getattr(probe, key)
             for name, probe in (("mean", self.mean), ("motion", self.motion))
-            for key in ("weight", "bias")
+            for key in ("weight", "center", "bias")
         }
         tensors |= {
             one.name: getattr(self, one.name)
             for one in fields(self)
             if one.name not in ("mean", "motion")
         }
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_bytes(safetensors.torch.save(contiguous), path)
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @classmethod
-    def load(cls, path: Path) -> "Baselines":
-        """Read the baselines that `save` wrote.
-
-        Raises:
-            FeaturesError: the file is missing or damaged.
-        """
-        found = read_weights(path)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Baselines":
+        """Create baselines from the tensors of `to_tensors`; others are ignored."""
         mean, motion = (
-            Probe(weight=found.pop(f"{name}.weight"), bias=found.pop(f"{name}.bias"))
+            Probe(
+                weight=tensors[f"{name}.weight"],
+                center=tensors[f"{name}.center"],
+                bias=tensors[f"{name}.bias"],
+            )
             for name in ("mean", "motion")
         )
-        return cls(mean=mean, motion=motion, **found)
+        names = [one.name for one in fields(cls) if one.name not in ("mean", "motion")]
+        return cls(mean=mean, motion=motion, **{name: tensors[name] for name in names})
 
 
 def fit_baselines(
@@ -206,9 +207,9 @@ def fit_probe(rows: Array, targets: Tensor, config: TemporalConfig, *, seed: int
         if config.task == "multi-label":
             bias = bias - 0.5  # a class is predicted from 0 on
     weight = (weight @ basis) / scale
-    bias = bias - weight @ center
     return Probe(
         weight=torch.from_numpy(weight.astype(np.float32)),
+        center=torch.from_numpy(center),
         bias=torch.from_numpy(bias.astype(np.float32)),
         held_out=held_out,
         held_out_loss=loss,
@@ -256,7 +257,7 @@ def _logistic(
     prior = np.log((np.bincount(labels, minlength=num_classes) + 1e-3) / len(labels))
     prior_logits = torch.from_numpy(prior).float()
     least = float(F.cross_entropy(prior_logits.expand(len(labels), -1), targets)) - MIN_GAIN
-    weight, bias = np.zeros((num_classes, inputs.shape[1])), prior
+    weight = np.zeros((num_classes, inputs.shape[1]))
     folds = list(_folds(labels, seed))
     best_loss, best = least, None
     found = torch.zeros(len(labels), num_classes)
@@ -276,7 +277,7 @@ def _logistic(
         elif float(losses.min()) > best_loss + 0.1:
             break  # weaker ones are worse
     if best is None:
-        return weight, np.zeros(num_classes), found, least + MIN_GAIN
+        return weight, prior, found, least + MIN_GAIN
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = LogisticRegression(C=best[0], max_iter=500, tol=1e-4).fit(inputs, labels)
@@ -319,11 +320,11 @@ def _ridge(inputs: Array, values: Array) -> tuple[npt.NDArray[Any], npt.NDArray[
     return np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
 
 
-def evenly(num_rows: int, most: int = MAX_VIDEOS) -> Sequence[int]:
-    """Return the numbers of at most `most` rows, evenly spaced.
+def fitted_rows(num_rows: int, num_outputs: int) -> list[int]:
+    """Return the numbers of the rows that baselines are fitted to, evenly spaced.
 
-    >>> list(evenly(5, 10)), list(evenly(5, 2))
-    ([0, 1, 2, 3, 4], [0, 2])
+    >>> fitted_rows(5, 2), len(fitted_rows(240_000, 10)), len(fitted_rows(240_000, 400))
+    ([0, 1, 2, 3, 4], 5000, 1250)
     """
-    count = min(num_rows, most)
+    count = min(num_rows, MAX_VIDEOS, max(1, MAX_TARGETS // num_outputs))
     return [number * num_rows // count for number in range(count)]

@@ -4,11 +4,14 @@ An encoder computes one vector per clip, and a head computes logits from it; wit
 encoder and head, this is the temporal half of VTN (arXiv 2102.00719, section 3).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import SettingsError
 from ..manifests.user_module import call_factory
+from .config import Shortcut as ShortcutKind
 from .config import TemporalConfig
 from .encoders import ClsEncoder, build_encoder, check_output
 from .presets import preset
@@ -70,6 +73,12 @@ class TemporalClassifier(nn.Module):
         if self.config.task == "regression":
             return logits.double() * self.config.target_std + self.config.target_mean
         return logits
+
+    def add_shortcut(self, kind: ShortcutKind) -> Shortcut:
+        """Add a shortcut, whose probe is to be set, and return it."""
+        self.config = replace(self.config, shortcut=kind)
+        self.shortcut = Shortcut(self.config)
+        return self.shortcut
 
     def cls_attention(
         self, features: Tensor, positions: Tensor, mask: Tensor | None = None

@@ -160,7 +160,7 @@ def named_recipe(
         num_clips: number of training clips per epoch.
         num_validation_videos: number of validation videos.
     """
-    values = dict(given)
+    values = {"keep": "auto" if given.get("patience") is not None else "last", **given}
     if name == "features":
         values = {**FEATURES, "keep": "auto", **given}
         num_steps = Recipe(**{**values, "keep": "last"}).num_steps(num_clips)

@@ -5,7 +5,7 @@ find the same by gradient descent. So the probe is fitted first (`temporal/basel
 model learns what it misses: the training loss adds the logits that a probe fitted without the video
 predicts for it. `blend` is the factor of the learned logits; the validation split chooses it.
 
-    logits = blend * head([CLS]) + weight @ statistics + bias
+    logits = blend * head([CLS]) + weight @ (statistics - center) + bias
 """
 
 import torch
@@ -54,6 +54,7 @@ class Shortcut(nn.Module):
     """
 
     weight: Tensor
+    center: Tensor
     bias: Tensor
     blend: Tensor
 
@@ -63,6 +64,7 @@ class Shortcut(nn.Module):
         num_statistics = 1 if config.shortcut == "mean" else 3
         shape = (config.num_classes, num_statistics * config.feature_dim)
         self.register_buffer("weight", torch.zeros(shape))
+        self.register_buffer("center", torch.zeros(shape[1]))
         self.register_buffer("bias", torch.zeros(config.num_classes))
         self.register_buffer("blend", torch.ones(()))
 
@@ -74,12 +76,15 @@ class Shortcut(nn.Module):
             features: [B, T, D], before standardization.
             mask: [B, T] bool, True for frames, False for padding.
         """
-        statistics = clip_statistics(features, mask)[:, : self.weight.shape[1]]
-        return self.blend * logits + F.linear(statistics, self.weight, self.bias)
+        with torch.autocast(features.device.type, enabled=False):
+            statistics = clip_statistics(features, mask)[:, : self.weight.shape[1]]
+            centered = statistics.to(self.weight.dtype) - self.center
+            return self.blend * logits + F.linear(centered, self.weight, self.bias)
 
-    def set_probe(self, weight: Tensor, bias: Tensor) -> None:
-        """Set weight [C, F] and bias [C] of the probe."""
+    def set_probe(self, weight: Tensor, center: Tensor, bias: Tensor) -> None:
+        """Set weight [C, F], center [F] and bias [C] of the probe."""
         self.weight.copy_(weight)
+        self.center.copy_(center)
         self.bias.copy_(bias)
 
 

@@ -5,6 +5,7 @@ evaluates like any other, but has no backbone, so its models cannot decode video
 """
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ from ..console import CountProgress, say, say_failures
 from ..settings import above, at_least, check_settings, setting
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".h5", ".hdf5")
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 RETRIED = ("not-an-array", "no-frames")  # reasons for which a failed row is imported again
 ID = "{video_id}"  # in --key
 
@@ -135,8 +140,8 @@ def import_features(
         console: for progress and results; by default nothing is printed.
 
     Raises:
-        VtnpipeError: the manifest or the folder is invalid, or no array can be read; nothing has
-            been written.
+        VtnpipeError: the manifest or the folder is invalid, no array can be read, or a value is
+            beyond the range of the dtype.
     """
     settings = settings or ImportSettings()
     console = console or Console(quiet=True)
@@ -146,7 +151,7 @@ def import_features(
         if folder.extraction.exists():
             extraction = read_extraction(folder)
             check_spec(folder, settings.spec)
-            check_imported(folder, extraction)
+            check_imported(folder, extraction, settings)
         elif folder.root.exists() and not is_new_folder(folder):
             raise FeaturesError(
                 f"{folder.root}: is not a feature folder and not empty; give a new or an empty "
@@ -202,16 +207,20 @@ def import_features(
     return report
 
 
-def check_imported(folder: FeatureFolder, extraction: Extraction) -> None:
-    """Refuse to import into a folder of extracted features.
+def check_imported(folder: FeatureFolder, extraction: Extraction, settings: ImportSettings) -> None:
+    """Refuse to import into a folder of extracted features, or of another rate.
 
     Raises:
-        FeaturesError: its features were extracted.
+        FeaturesError: its features were extracted, or imported with another `--fps`.
     """
     if not extraction.spec.is_imported:
         raise FeaturesError(
             f"{folder.root}: contains features that `vtnpipe extract` computed; import into "
             "another folder"
+        )
+    if (fps := extraction.records["settings"]["fps"]) != settings.fps:
+        raise FeaturesError(
+            f"{folder.root}: was imported with --fps {fps:g}, not {settings.fps:g}; give the same"
         )
 
 
@@ -334,7 +343,7 @@ def _opened(path: str, video_id: str, settings: ImportSettings) -> Iterator[Any]
     if not Path(path).is_file():
         raise VideoError("missing", f"{path}: not found or not reachable; correct its path")
     if suffix not in SUFFIXES:
-        raise _invalid(path, f"is no array file; known are {', '.join(SUFFIXES)}")
+        raise _invalid(path, f"is not an array file; supported are {', '.join(SUFFIXES)}")
     try:
         if suffix == ".npy":
             yield _checked(np.load(path, mmap_mode="r", allow_pickle=False), path)
@@ -346,7 +355,9 @@ def _opened(path: str, video_id: str, settings: ImportSettings) -> Iterator[Any]
         else:
             with read_dataset(path, key) as dataset:
                 yield _checked(dataset, path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise _invalid(path, str(error.args[0])) from None
+    except UNREADABLE as error:
         raise _invalid(path, f"cannot be read ({first_line(error)}); write it again") from None
 
 
@@ -374,7 +385,7 @@ def _entry(path: str, key: str | None, names: Sequence[str]) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key is None or key not in names:
-        given = "several entries" if key is None else f"no entry {key!r}"
+        given = f"{len(names)} entries" if key is None else f"no entry {key!r}"
         some = ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
         raise _invalid(path, f"has {given}; give --key with one of {some}")
     return key

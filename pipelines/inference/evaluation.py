@@ -20,7 +20,7 @@ from ...manifests.feature_store import FeatureStore, open_features
 from ...manifests.groups import check_group
 from ...manifests.manifest import VideoRow, read_manifest
 from ...temporal.baselines import Baselines, feature_statistics
-from ...temporal.checkpoint import RunFolder
+from ...temporal.checkpoint import RunFolder, read_weights
 from ...temporal.clips import ALL_FRAMES, ClipSampling
 from ...temporal.dataset import ClipDataset, EvenClips
 from ...temporal.distributed import Accelerator, Precision
@@ -94,8 +94,8 @@ class EvaluateSettings:
     )
     group: str | None = setting(
         None,
-        help="What videos of one recording have in common, for intervals over recordings: file, or "
-        "a regular expression searched for in video_id.",
+        help="Groups of dependent videos, such as recordings, for the intervals: file (the same "
+        "path), or a regular expression searched for in video_id.",
         metavar="file|REGEX",
     )
     precision: Precision = setting(
@@ -198,7 +198,7 @@ def score_feature_split(
     )
     logits = logits_of_features(
         accelerator.prepare_model(
-            load_temporal(files, config, _weights_file(files, settings)), evaluation_mode=True
+            load_temporal(files, config, weights_file(files, settings)), evaluation_mode=True
         ),
         store,
         usable.video_ids,
@@ -211,12 +211,14 @@ def score_feature_split(
     is_plain = not settings.clips and not settings.shuffle_frames and settings.protocol == "all"
     if files.baselines.exists() and is_plain:
         statistics = [feature_statistics(store[row.video_id].features) for row in usable.rows]
-        baselines = Baselines.load(files.baselines).logits(statistics, config.temporal)
+        baselines = Baselines.from_tensors(read_weights(files.baselines)).logits(
+            statistics, config.temporal
+        )
     check_logits(logits, usable.video_ids)
     return ScoredSplit(usable, logits, targets, f"features {store.fingerprint}", baselines)
 
 
-def _weights_file(files: RunFolder, settings: EvaluateSettings) -> Path:
+def weights_file(files: RunFolder, settings: EvaluateSettings) -> Path:
     """Return the file of the weights to score.
 
     Raises:
@@ -278,7 +280,7 @@ def score_video_split(
     read_targets(
         rows, config.class_names, config.temporal.task
     )  # raises before anything is decoded
-    path = _weights_file(files, settings)
+    path = weights_file(files, settings)
     network = VideoTransformerNetwork.from_pretrained(files.root, weights=path.name)
     network = network.to(accelerator.device)
     classify = VideoClassifier(

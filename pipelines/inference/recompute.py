@@ -109,7 +109,8 @@ def _plain_features(
         VideoError: a frame cannot be decoded any more.
     """
     transform = backbone.transform
-    steps = timm_steps(transform.preprocessing)
+    is_timm = transform.preprocessing.style == "timm"
+    steps = timm_steps(transform.preprocessing) if is_timm else []
     wanted = video.frame_index[chosen].tolist()
     found: dict[int, list[Tensor]] = {}
     begin, last = video.timestamps[chosen[[0, -1]]].tolist()
@@ -134,7 +135,15 @@ def _plain_features(
 
 
 def _plain_views(image: Image.Image, steps: Sequence[Any], transform: Transform) -> list[Tensor]:
-    """Return the views of a PIL image as the backbone's inputs, [3, h, w] each."""
+    """Return the views of a PIL image as the backbone's inputs, [3, h, w] each.
+
+    Args:
+        image: the frame.
+        steps: timm's steps; empty for another style, which has no plainer path than `transform`.
+        transform: the transform under test.
+    """
+    if not steps:
+        return list(transform.normalize(transform(np.array(image)[None])[0]))
     *resize_steps, crop, to_tensor, normalize = steps
     for step in resize_steps:
         image = step(image)

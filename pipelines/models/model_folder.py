@@ -141,17 +141,17 @@ def write_config(files: RunFolder, config: NetworkConfig) -> None:
     write_json({"format": FORMAT, "version": VERSION, **config.to_json()}, files.config)
 
 
-def model_digest(files: RunFolder) -> str:
+def model_digest(weights: Path) -> str:
     """Return the digest of a model's weights file, 16 hexadecimal digits.
 
     Raises:
         FeaturesError: the file is missing.
     """
-    if not files.best.exists():
+    if not weights.exists():
         raise FeaturesError(
-            f"{files.best}: missing; a run writes it after its first epoch, so train it further"
+            f"{weights}: missing; a run writes it after its first epoch, so train it further"
         )
-    return sha256_of(files.best)[:16]
+    return sha256_of(weights)[:16]
 
 
 def read_config(files: RunFolder) -> NetworkConfig:

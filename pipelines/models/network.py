@@ -177,7 +177,7 @@ class VideoTransformerNetwork(
         state = read_weights(files.root / weights)
         if files.backbone.exists():
             state |= read_backbone(files.backbone, config.spec.weights_digest)
-        load_state(files.best, network, state)
+        load_state(files.root / weights, network, state)
         return network.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -6,14 +6,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ...manifests.atomic import write_bytes
 from ...manifests.errors import SettingsError
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
@@ -21,16 +24,17 @@ from ...temporal.baselines import (
     MAX_VIDEOS,
     NAMES,
     Baselines,
-    Probe,
-    evenly,
     feature_statistics,
     fit_baselines,
+    fitted_rows,
     floored,
 )
+from ...temporal.checkpoint import read_metadata, read_weights
 from ...temporal.clips import ClipSampling
 from ...temporal.config import Shortcut, TemporalConfig
 from ...temporal.dataset import ClipDataset
 from ...temporal.distributed import Accelerator
+from ...temporal.feature_reader import check_finite
 from ...temporal.inference import Scored, predict_logits
 from ...temporal.metrics import Metrics, task_metrics
 from ...temporal.model import TemporalClassifier
@@ -40,6 +44,8 @@ from .data import Splits
 from .settings import TrainTemporalSettings
 
 MIN_CLIP_SHARE = 0.5  # of the median video that a clip must cover
+# Keys of a run's baselines.safetensors, besides those of the baselines.
+CENTER, SCALE, OFFSETS, SHORTCUT = "features.center", "features.scale", "offsets", "shortcut"
 MAX_TOKENS = 4096  # of a video that is trained on as a whole; of longer ones, evenly spaced frames
 
 
@@ -89,8 +95,8 @@ def choose_lengths(settings: TrainTemporalSettings, store: FeatureStore, splits:
     share = min(1.0, settings.clip_seconds / max(float(np.median(durations)), 1e-9))
     trained_on: str = settings.train_on
     if trained_on == "auto":
-        is_fair = share >= MIN_CLIP_SHARE or settings.recipe == "paper"
-        trained_on = "clips" if is_fair else "videos"
+        has_clips = settings.recipe == "paper" or settings.asks_for_clips
+        trained_on = "clips" if has_clips or share >= MIN_CLIP_SHARE else "videos"
     longest = max(counts)
     if trained_on == "clips":
         longest = min(longest, settings.clip_frames)
@@ -106,58 +112,77 @@ def choose_lengths(settings: TrainTemporalSettings, store: FeatureStore, splits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """What is fitted to the training split.
+    """What is fitted to the training split, as stored with the run.
 
     Attributes:
         center: [D], mean of the features.
         scale: [D], their standard deviation.
         baselines: the baselines.
         shortcut: kind of the model's linear shortcut.
+        offsets: held-out logits [N, C] of the shortcut's probe; None without a shortcut.
     """
 
     center: Tensor
     scale: Tensor
     baselines: Baselines
     shortcut: Shortcut
-
-    @property
-    def probe(self) -> Probe | None:
-        """Probe of the shortcut; None without a shortcut."""
-        kinds = {"mean": self.baselines.mean, "motion": self.baselines.motion}
-        return kinds.get(self.shortcut)
-
-    @property
-    def offsets(self) -> Tensor | None:
-        """Held-out logits [N, C] of the shortcut's probe; None without a shortcut."""
-        return None if self.probe is None else self.probe.held_out
+    offsets: Tensor | None
 
     def initialize(self, model: TemporalClassifier) -> None:
-        """Set a new model's statistics, and its shortcut."""
+        """Set a new model's statistics, and add its shortcut."""
         if model.config.standardize:
             model.input.set_statistics(self.center, self.scale)
-        if model.shortcut is not None and self.probe is not None:
-            model.shortcut.set_probe(self.probe.weight, self.probe.bias)
-            model.shortcut.is_held_out = True
+        if self.shortcut != "none":
+            probe = self.baselines.mean if self.shortcut == "mean" else self.baselines.motion
+            added = model.add_shortcut(self.shortcut)
+            added.set_probe(probe.weight, probe.center, probe.bias)
+            added.is_held_out = True
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, atomically."""
+        tensors = {**self.baselines.to_tensors(), **{CENTER: self.center, SCALE: self.scale}}
+        if self.offsets is not None:
+            tensors[OFFSETS] = self.offsets.contiguous()
+        write_bytes(safetensors.torch.save(tensors, {SHORTCUT: self.shortcut}), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Fitted":
+        """Read what `save` wrote.
+
+        Raises:
+            FeaturesError: the file is missing or damaged.
+        """
+        tensors, metadata = read_weights(path), read_metadata(path)
+        shortcut: Shortcut = metadata[SHORTCUT]  # type: ignore[assignment]
+        return cls(
+            center=tensors[CENTER],
+            scale=tensors[SCALE],
+            baselines=Baselines.from_tensors(tensors),
+            shortcut=shortcut,
+            offsets=tensors.get(OFFSETS),
+        )
 
 
 def fit_to_training_split(
     store: FeatureStore, splits: Splits, settings: TrainTemporalSettings, config: TemporalConfig
 ) -> Fitted:
-    """Fit statistics and baselines to the training split, the same in every process.
+    """Fit statistics and baselines to the training split.
 
-    A split of more than `MAX_VIDEOS` videos is represented by so many of them; it has enough
-    videos for a model without a shortcut.
+    A large split is represented by some of its videos, see `fitted_rows`; it has enough of them
+    for a model without a shortcut.
 
     Raises:
         SettingsError: a shortcut was asked for that cannot be fitted.
     """
     rows, targets = splits.train.rows, splits.targets[0]
-    chosen = list(evenly(len(rows)))
+    chosen = fitted_rows(len(rows), config.num_classes)
     dim = store.row_shape[-1]
     count, total, squares = 0, np.zeros(dim), np.zeros(dim)
     statistics = []
     for number in chosen:
-        features = store[rows[number].video_id].features
+        video_id = rows[number].video_id
+        features = store[video_id].features
+        check_finite(video_id, features, store)
         statistics.append(feature_statistics(features))
         frames = features.reshape(-1, dim).astype(np.float64)
         count += len(frames)
@@ -166,11 +191,15 @@ def fit_to_training_split(
     center = total / count
     scale = floored(np.sqrt(np.maximum(squares / count - center**2, 0.0)))
     baselines = fit_baselines(statistics, targets[chosen], config, seed=settings.seed)
+    is_whole = len(chosen) == len(rows)
+    shortcut = _choose_shortcut(settings, config, baselines, is_whole=is_whole)
+    probe = {"mean": baselines.mean, "motion": baselines.motion}.get(shortcut)
     return Fitted(
         center=torch.from_numpy(center).float(),
         scale=torch.from_numpy(scale).float(),
         baselines=baselines,
-        shortcut=_choose_shortcut(settings, config, baselines, num_videos=len(rows)),
+        shortcut=shortcut,
+        offsets=None if probe is None else probe.held_out,
     )
 
 
@@ -179,7 +208,7 @@ def _choose_shortcut(
     config: TemporalConfig,
     baselines: Baselines,
     *,
-    num_videos: int,
+    is_whole: bool,
 ) -> Shortcut:
     """Return the kind of a model's shortcut: as given, else the probe with the lower held-out loss.
 
@@ -188,7 +217,7 @@ def _choose_shortcut(
     """
     if settings.recipe == "paper" or settings.shortcut == "none":
         return "none"
-    is_possible = config.task == "classification" and num_videos <= MAX_VIDEOS
+    is_possible = config.task == "classification" and is_whole
     if settings.shortcut != "auto":
         if not is_possible:
             raise SettingsError(

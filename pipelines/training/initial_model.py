@@ -117,6 +117,8 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
         state = model.temporal.state_dict()
         kept = {name: value for name, value in state.items() if not name.startswith(dropped)}
         classifier.load_state_dict(kept, strict=not dropped)
+        if classifier.shortcut is not None:
+            classifier.shortcut.blend.fill_(1.0)  # a small factor would leave no gradient
         changed = replace(config, temporal=temporal, class_names=splits.class_names)
         return VideoTransformerNetwork(model.backbone, classifier, changed)
 

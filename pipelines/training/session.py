@@ -33,7 +33,8 @@ from .settings import TrainSettings
 # Settings that may change when a run is resumed; the digest of the data covers manifests.
 MAY_CHANGE = frozenset(
     "device gradient_checkpointing preload num_workers checkpoint_minutes keep_checkpoints "
-    "chunk_frames decoder command source manifest".split()
+    "chunk_frames decoder command source manifest "
+    "trained_on clip_share longest_seconds longest_tokens".split()
 )
 REMEDY = "restore it, or give a new folder"
 PATHS = frozenset({"source", "manifest", "from_", "weights"})  # settings that may be paths

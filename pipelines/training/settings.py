@@ -35,6 +35,7 @@ from ..settings import (
 )
 
 BY_PRESET = "By default the preset's."
+CLIP_SETTINGS = ("clip_frames", "clip_seconds", "time_jitter")
 BY_RECIPE = "By default the recipe's."
 
 
@@ -91,7 +92,7 @@ class TrainSettings:
         None, help=f"Dimensions inside the head. {BY_PRESET}", check=at_least(1)
     )
     position_embedding: PositionEmbedding | None = setting(
-        None, help=f"learned; sinusoidal: fixed, never wraps; none: no positions. {BY_RECIPE}"
+        None, help=f"learned; sinusoidal: fixed, never wraps; none: no positions. {BY_PRESET}"
     )
     max_positions: int | None = setting(
         None,
@@ -244,13 +245,14 @@ class TrainTemporalSettings(TrainSettings):
     shortcut: Literal["auto", "none", "mean", "motion"] = setting(
         "auto",
         help="Linear probe on each clip's mean feature (mean), or on mean, spread and step "
-        "(motion), that adds to the logits; auto: with --recipe features, the one that "
-        "cross-validation prefers, if any.",
+        "(motion), that adds to the logits; auto: with --recipe features and the encoders "
+        "longformer and full, the one that cross-validation prefers, if any.",
     )
     train_on: Literal["auto", "clips", "videos"] = setting(
         "auto",
         help="clips: random clips; videos: every frame of each video, as in evaluation; auto: "
-        "videos where a clip is less than half of one, with --recipe features.",
+        "videos where a clip is less than half of one, with --recipe features and without options "
+        "for clips.",
     )
     manifest: str | None = manifest_setting()
     drop_partial: bool = drop_partial_setting()
@@ -268,8 +270,13 @@ class TrainTemporalSettings(TrainSettings):
         if self.recipe == "paper":
             check_unset(self, ["shortcut"], "--recipe paper has none")
         if self.train_on == "videos":
-            clips = ("clip_frames", "clip_seconds", "time_jitter")
-            check_unset(self, clips, "--train-on videos has no clips")
+            check_unset(self, CLIP_SETTINGS, "--train-on videos has no clips")
+
+    @property
+    def asks_for_clips(self) -> bool:
+        """Whether a setting of clips is not the default one."""
+        defaults = type(self)
+        return any(getattr(self, name) != getattr(defaults, name) for name in CLIP_SETTINGS)
 
     @property
     def recipe_name(self) -> RecipeName:

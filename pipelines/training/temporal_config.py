@@ -93,7 +93,9 @@ def new_temporal_config(
         if getattr(settings, name) is not None
     }
     is_paper = settings.follows_authors
-    if settings.positions == "frames" or (is_paper and settings.positions is None):
+    if settings.positions == "frames" or (
+        is_paper and settings.positions is None and settings.position_fps is None
+    ):
         changes["position_fps"] = None
     config = replace(
         base,

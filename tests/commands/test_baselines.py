@@ -1,6 +1,7 @@
 """The default recipe through the command line: shortcut, baselines, kept epoch, comparison."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,16 +81,19 @@ def test_a_loaded_model_gives_the_stored_logits(features: Path, tmp_path: Path) 
     assert again.baselines == {}
 
 
-def test_long_videos_are_trained_on_as_a_whole(features: Path, tmp_path: Path) -> None:
-    settings = TrainTemporalSettings(epochs=1, clip_seconds=0.5)
+def test_long_videos_are_trained_on_as_a_whole(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtnpipe.pipelines.training.feature_setup.MIN_CLIP_SHARE", 1.1)
+    settings = TrainTemporalSettings(epochs=1)
     train_temporal(features, tmp_path / "run", settings)
     stored = json.loads((tmp_path / "run/settings.json").read_text())
     assert stored["trained_on"] == "videos"
-    assert stored["clip_share"] < 0.5
+    assert stored["clip_share"] == 1.0
     assert stored["longest_tokens"] == 35
-    given = TrainTemporalSettings(epochs=1, clip_seconds=0.5, train_on="clips")
-    train_temporal(features, tmp_path / "clips", given)
-    assert json.loads((tmp_path / "clips/settings.json").read_text())["trained_on"] == "clips"
+    for name, given in (("clips", {"train_on": "clips"}), ("asked", {"clip_seconds": 0.5})):
+        train_temporal(features, tmp_path / name, replace(settings, **given))  # type: ignore[arg-type]
+        assert json.loads((tmp_path / name / "settings.json").read_text())["trained_on"] == "clips"
 
 
 def test_last_and_best_epochs_are_kept_and_scored(features: Path, tmp_path: Path) -> None:

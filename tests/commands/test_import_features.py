@@ -128,7 +128,7 @@ def test_rows_without_an_array_fail_with_their_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "settings", "words"),
     [
-        (".npz", ImportSettings(), "several entries"),
+        (".npz", ImportSettings(), "has 2 entries"),
         (".pt", ImportSettings(key="audio"), "no entry 'audio'"),
         (".h5", ImportSettings(key="audio"), "no data set 'audio'"),
     ],

@@ -379,7 +379,7 @@ def _large_run(root: Path, clips: dict[str, Path]) -> Path:
     counts = {"expected": 20_000, "scored": 20_000, "missing": 0, "partial": 0}
     record: dict[str, Any] = {
         "settings": vars(EvaluateSettings()), "faults": [], "classes": classes,
-        "source": f"features {store.fingerprint}", "model": model_digest(files),
+        "source": f"features {store.fingerprint}", "model": model_digest(files.best),
         "metrics": vars(metrics), "intervals": {}, "counts": counts,
     }  # fmt: skip
     video_ids = [row.video_id for row in rows]

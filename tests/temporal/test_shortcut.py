@@ -36,15 +36,16 @@ def test_the_shortcut_adds_its_probe_and_padding_changes_nothing(shortcut: str) 
     assert model.shortcut is not None
     model.input.set_statistics(torch.randn(6), torch.rand(6) + 0.5)
     weight, bias = torch.randn_like(model.shortcut.weight), torch.randn(3)
+    center = torch.randn(weight.shape[1])
     features, positions = torch.randn(2, 5, 6), torch.arange(5).expand(2, -1)
     mask = torch.ones(2, 5, dtype=torch.bool)
     with torch.inference_mode():
         plain = model(features, positions)
-        model.shortcut.set_probe(weight, bias)
+        model.shortcut.set_probe(weight, center, bias)
         model.shortcut.blend.fill_(0.5)
         found = model(features, positions)
         statistics = clip_statistics(features, mask)[:, : weight.shape[1]]
-        torch.testing.assert_close(found, 0.5 * plain + statistics @ weight.T + bias)
+        torch.testing.assert_close(found, 0.5 * plain + (statistics - center) @ weight.T + bias)
         padded = torch.cat([features, torch.randn(2, 3, 6)], dim=1)
         is_frame = torch.arange(8).expand(2, -1) < 5
         again = model(padded, torch.arange(8).expand(2, -1), is_frame)
@@ -55,7 +56,9 @@ def test_held_out_shortcuts_take_no_part_in_training() -> None:
     torch.manual_seed(0)
     model = TemporalClassifier(CONFIG)
     assert model.shortcut is not None
-    model.shortcut.set_probe(torch.randn_like(model.shortcut.weight), torch.randn(3))
+    model.shortcut.set_probe(
+        torch.randn_like(model.shortcut.weight), torch.zeros(18), torch.randn(3)
+    )
     features, positions = torch.randn(2, 5, 6), torch.arange(5).expand(2, -1)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
