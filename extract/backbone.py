@@ -133,7 +133,7 @@ def _recorded_event(device: torch.device) -> torch.cuda.Event:
 def evaluation_transform(
     preprocessing: Preprocessing, device: str, views: Sequence[str] = ("center",)
 ) -> Transform:
-    """Return timm's evaluation transform up to the conversion to float, for batches of uint8.
+    """Return the evaluation transform up to the conversion to float, for batches of uint8.
 
     Raises:
         BackboneError: its crop leaves nothing for other views.

@@ -22,7 +22,7 @@ class Preprocessing:
     """Steps from an upright RGB frame to the backbone's input, in timm's terms.
 
     `style` says who resizes and crops: timm, antialiased; or `pyslowfast`, as the VTN authors' code
-    does it, with interpolation of the nearest pixels only, and offsets rounded up.
+    does it, without antialiasing, and with crop offsets rounded up.
     """
 
     input_size: tuple[int, int, int]  # (3, H, W)
@@ -34,7 +34,7 @@ class Preprocessing:
     style: Literal["timm", "pyslowfast"] = "timm"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values with tuples as lists; the usual style goes without saying."""
+        """Return the values with tuples as lists; `style` is omitted if it is timm."""
         values = asdict(self)
         if self.style == "timm":
             del values["style"]
@@ -201,7 +201,7 @@ class Transform:
         return uploaded, event
 
     def resize(self, images: Tensor) -> Tensor:
-        """Resize frames, antialiased, and crop their views.
+        """Resize frames and crop their views.
 
         Args:
             images: [N, H, W, 3] uint8, from `upload`.

@@ -168,7 +168,8 @@ def read_kinetics(path: Path) -> Iterator[AnnotatedClip]:
 def read_ucf101(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
     """Read UCF101's `trainlist01.txt` (path and class number) and `testlist01.txt` (path).
 
-    A tenth of each class's training clips, whole recordings (`_g08_`), becomes the split val.
+    At least a tenth of each class's training clips, in whole recordings (`_g08_`), becomes the
+    split val.
     """
     yield from _with_validation(_ucf101_clips(folder, fold), r"_(g\d+)_c\d+")
 
@@ -217,8 +218,8 @@ def _ucf101_clips(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
 def read_hmdb51(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
     """Read HMDB51's `CLASS_test_splitN.txt`: a file and 1 (train), 2 (test) or 0 (unused).
 
-    A tenth of each class's training clips, of whole recordings (what precedes the class in a file's
-    name), becomes the split val.
+    At least a tenth of each class's training clips, in whole recordings (what precedes the class
+    in a file's name), becomes the split val.
     """
     yield from _with_validation(_hmdb51_clips(folder, fold), r"^(([^/]+)/.+?)_\2_")
 

@@ -90,16 +90,12 @@ class FeatureSpec:
             )
         return found
 
-    def to_json(self, version: int = VERSION) -> dict[str, Any]:
-        """Return the known fields as JSON values, under the names of a version of the format."""
-        views = list(self.views)
-        names = {one.name: one.name for one in fields(self)}
-        if version == 1:
-            names |= {now: before for before, now in RENAMED_KEYS.items()}
-            before = {now: before for before, now in RENAMED_VIEWS.items()}
-            views = [before.get(view, view) for view in views]
-        values = {**asdict(self), "views": views}
-        return {names[k]: v for k, v in values.items() if v or k not in _MAY_BE_UNKNOWN}
+    def to_json(self) -> dict[str, Any]:
+        """Return the known fields as JSON values."""
+        values = {**asdict(self), "views": list(self.views)}
+        return {
+            name: value for name, value in values.items() if value or name not in _MAY_BE_UNKNOWN
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FeatureSpec":

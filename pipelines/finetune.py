@@ -125,7 +125,7 @@ def finetune(
             network.use_gradient_checkpointing()
         if session.is_main:
             data = splits.digest(
-                config.spec.to_json(version=1),  # so that runs of vtnpipe 0.1 resume
+                config.spec.to_json(),
                 lambda row: (row.start, row.end, *videos.state(row.video_id)),
             )
             if begin_run(files, settings, recipe, command="finetune", data=data, source=manifest):

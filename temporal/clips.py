@@ -44,7 +44,7 @@ class ClipSampling:
         seconds: length of a clip.
         jitter: share of the gap between two frames; each frame's time moves at random by up to half
             of it. With 1, a frame lies anywhere in its equal piece of the clip.
-        spacing: `even`, the middles of equal pieces of the clip; or `linspace`, the authors' way:
+        spacing: `even`, the middles of equal pieces of the clip; or `linspace`, as in PySlowFast:
             frames count from the clip's first one, and so do positions; a clip that is longer than
             its video repeats the last frame.
         drop: probability with which each frame of a clip is left out; at least one frame stays.

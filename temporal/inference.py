@@ -98,8 +98,8 @@ def check_logits(logits: Tensor, video_ids: Sequence[str]) -> None:
     if not is_finite.all():
         first = int((~is_finite).nonzero()[0])
         raise FeaturesError(
-            f"video_id {video_ids[first]!r}: its logits are not finite, and so are those of "
-            f"{int((~is_finite).sum()):,} of {len(logits):,} videos; the model's weights are "
+            f"video_id {video_ids[first]!r}: its logits are not finite ("
+            f"{int((~is_finite).sum()):,} of {len(logits):,} videos); the model's weights are "
             "broken, or overflow in this --precision: train it again, or give --precision float32"
         )
 

@@ -23,7 +23,7 @@ Keep = Literal["auto", "best", "last"]
 RecipeName = Literal["features", "paper"]
 
 STEPS = {13 / 25: 0.1, 24 / 25: 0.01}  # share of the epochs → learning-rate factor
-NUM_STEPS = 400  # that `features` takes at least
+NUM_STEPS = 400  # that `features` aims at
 EPOCHS_FOR_STEPS = (10, 60)  # least and most epochs for that
 # Validation videos from which on the best epoch is kept instead of the last one: with 1,000, the
 # standard error of a top-1 of 75% is 1.4 points, with 46 it is 6.4.
@@ -135,7 +135,7 @@ class Recipe:
         )
 
 
-# What the recipe `features` changes, besides what follows from the sizes of the splits.
+# Values of the recipe `features`, besides those that follow from the sizes of the splits.
 FEATURES: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 5e-4,
@@ -151,8 +151,9 @@ def named_recipe(
 ) -> Recipe:
     """Return a recipe for two splits: the given values, and the named recipe's for all others.
 
-    `features` takes about `NUM_STEPS` steps at least, and a tenth of the epochs as warmup. A `keep`
-    of `auto` is best from `MIN_VIDEOS_TO_CHOOSE` validation videos on, or with patience; else last.
+    `features` takes as many epochs as make `NUM_STEPS` steps, within bounds, and a tenth of them as
+    warmup. A `keep` of `auto` is best from `MIN_VIDEOS_TO_CHOOSE` validation videos on, or with
+    patience; else last.
 
     Args:
         name: name of the recipe.

@@ -159,12 +159,6 @@ def test_a_model_loads_whole_and_is_saved_in_the_present_version(old: Path) -> N
         np.testing.assert_array_equal(again.state_dict()[key].numpy(), tensor.numpy())
 
 
-def test_the_specification_has_the_names_of_vtnpipe_0_1(old: Path) -> None:
-    """The digest of a finetuning's data depends on them."""
-    identity = json.loads((old / "run/config.json").read_text())["identity"]
-    assert read_config(RunFolder(old / "run")).spec.to_json(version=1) == identity
-
-
 def test_features_of_other_settings_are_still_refused(old: Path) -> None:
     config = json.loads((old / "run/config.json").read_text())
     config["identity"]["every"] = 3

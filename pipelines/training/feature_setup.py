@@ -1,4 +1,4 @@
-"""What stage two derives from the stored features before it trains, and its validation.
+"""Set-up of a training on stored features: lengths, fitted statistics, validation.
 
 - lengths: whether to train on clips or on whole videos
 - statistics: mean and standard deviation of the features, baselines, the model's linear shortcut
@@ -112,7 +112,7 @@ def choose_lengths(settings: TrainTemporalSettings, store: FeatureStore, splits:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """What is fitted to the training split, as stored with the run.
+    """Statistics and baselines of the training split, as stored with the run.
 
     Attributes:
         center: [D], mean of the features.
