@@ -169,6 +169,10 @@ def train_temporal(
             )
             model_scores = {name: report.kept[name] for name in METRICS[config.task].names}
             say_baselines(session.console, model_scores, scores)
+            if model.shortcut is not None:
+                blend = float(model.shortcut.blend)
+                nothing = "" if blend else ": the probe alone is better on the validation split"
+                say(session.console, f"factor of the learned logits: {blend:g}{nothing}")
         return report
 
 

@@ -40,6 +40,7 @@ def test_the_defaults_train_report_and_resume(features: Path, tmp_path: Path) ->
         "linear probe, mean ",
         "linear probe, mean, std and step",
         "nearest neighbors, mean",
+        "factor of the learned logits: ",
     ):
         assert words in ran.stdout, words
     stored = json.loads((tmp_path / "run/settings.json").read_text())
