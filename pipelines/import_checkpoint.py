@@ -101,7 +101,7 @@ def import_checkpoint(
     settings = settings or ImportCheckpointSettings()
     console = console or Console(quiet=True)
     files = RunFolder(Path(model))
-    check_new(files, files.backbone, files.best)
+    check_new(files, files.backbone, files.kept)
     path = Path(source)
     state, cfg = _read(path)
     config = _temporal_config(cfg, path)

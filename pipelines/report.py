@@ -223,7 +223,7 @@ def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) 
     """Return why stored predictions are not those of the run's model and data; "" if they are."""
     record, config = stored.record, run.config
     if (
-        record.get("model") != model_digest(run.files.best)
+        record.get("model") != model_digest(run.files.kept)
         or record["classes"] != config.class_names
     ):
         return "the stored predictions are of another model"

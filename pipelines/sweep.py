@@ -11,7 +11,6 @@ the workers of a cluster. The same command resumes.
 import csv
 import ctypes
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -31,7 +30,7 @@ from ..manifests.atomic import atomic_text, read_json, write_json
 from ..manifests.errors import EXIT_OK, FeaturesError, SettingsError, StoppedError
 from ..manifests.feature_folder import FeatureFolder, locked
 from ..manifests.manifest import read_manifest
-from ..temporal.checkpoint import RunFolder
+from ..temporal.checkpoint import RunFolder, kept_epoch, read_epochs
 from ..temporal.metrics import METRICS
 from .console import CountProgress, metric_text, say
 from .dask_cluster.client import finished_results, open_client
@@ -119,7 +118,7 @@ class RecipeScore:
     @property
     def std(self) -> float:
         """Standard deviation over the seeds; 0 for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return _std(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +162,14 @@ def sweep(
     root = Path(out)
     make_folder(root / "runs")
     with locked(RunFolder(root)):
-        runs = {
-            (run_name(recipe), seed): recipe
+        commands = [
+            _command(
+                features, root / "runs" / _folder(run_name(recipe), seed), recipe, seed, settings
+            )
             for recipe in settings.recipes
             for seed in range(settings.seeds)
-        }
-        commands = {
-            key: _command(features, root / "runs" / _folder(*key), recipe, key[1], settings)
-            for key, recipe in runs.items()
-        }
-        _train_all(list(commands.values()), settings, root, console)
+        ]
+        _train_all(commands, settings, root, console)
         scores = [
             RecipeScore(
                 recipe=recipe,
@@ -287,11 +284,13 @@ def _end_with_parent() -> None:
 def _kept_value(run: Path) -> float:
     """Return the decisive validation metric of the epoch that a run kept."""
     files = RunFolder(run)
-    lines = [json.loads(line) for line in files.metrics.read_text().splitlines()]
-    keep = json.loads(files.settings.read_text())["keep"]
     metric = METRICS[read_config(files).temporal.task].names[0]
-    kept = [line for line in lines if line["is_best"]][-1] if keep == "best" else lines[-1]
-    return float(kept[metric])
+    return float(kept_epoch(read_epochs(files), read_settings(files)["keep"])[metric])
+
+
+def _std(values: list[float]) -> float:
+    """Return the standard deviation of values; 0 for one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _stored_test(winner: RecipeScore, test_split: str, root: Path) -> list[float]:
@@ -336,7 +335,7 @@ def _print(report: SweepReport, settings: SweepSettings, root: Path, console: Co
     winner = report.scores[0]
     say(console, f"{root}: {winner.name} is the best on the validation split")
     if report.test:
-        spread = statistics.stdev(report.test) if len(report.test) > 1 else 0.0
+        spread = _std(report.test)
         mean = metric_text(report.metric, statistics.mean(report.test))
         say(console, f"split {settings.test_split}, the winner only: {mean} ± {spread:.4f}")
 

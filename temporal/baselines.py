@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..manifests.feature_store import FeatureStore
 from .config import TemporalConfig
 
 NAMES = {
@@ -131,6 +132,12 @@ class Baselines:
         if config.task == "regression":
             return {name: values.double() for name, values in found.items()}
         return found
+
+    def logits_of(
+        self, store: FeatureStore, video_ids: Iterable[str], config: TemporalConfig
+    ) -> dict[str, Tensor]:
+        """Return the logits [M, K] of each baseline for stored videos."""
+        return self.logits((feature_statistics(store[one].features) for one in video_ids), config)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return what predictions need, by name, as `from_tensors` takes it."""

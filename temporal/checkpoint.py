@@ -1,6 +1,6 @@
 """Run folder: its paths, and its weights and checkpoints on disk.
 
-    config.json  model.safetensors (best epoch)  last.safetensors  backbone.safetensors
+    config.json  model.safetensors (kept epoch)  last.safetensors  backbone.safetensors
     settings.json  metrics.jsonl  tensorboard/  predictions/  report.html  checkpoints/
     index.safetensors  failures.csv (if the model was trained on videos)
 
@@ -9,7 +9,8 @@ Weights are safetensors files. A checkpoint is one PyTorch file of plain tensors
 loaded with `weights_only=True`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class RunFolder:
         return self.root / "config.json"
 
     @property
-    def best(self) -> Path:
+    def kept(self) -> Path:
         """Weights of the kept epoch: the last one, or the best one on the validation split."""
         return self.root / "model.safetensors"
 
@@ -159,6 +160,36 @@ def load_checkpoint(run: RunFolder) -> dict[str, Any] | None:
 def _checkpoints(run: RunFolder) -> list[Path]:
     """Return the paths of the checkpoints, oldest first."""
     return sorted(run.checkpoints.glob("epoch-*.pt"))
+
+
+def read_epochs(files: RunFolder) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, one per epoch; none if the file does not exist.
+
+    A model that was imported has no such file.
+
+    Raises:
+        FeaturesError: the file cannot be read.
+    """
+    if not files.metrics.exists():
+        return []
+    try:
+        text = files.metrics.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise FeaturesError(
+            f"{files.metrics}: cannot be read ({error}); rerun the training command, which writes "
+            "it again from its checkpoint"
+        ) from None
+
+
+def kept_epoch(epochs: Sequence[dict[str, Any]], keep: str) -> dict[str, Any]:
+    """Return the record of the epoch that a run keeps, out of at least one.
+
+    Args:
+        epochs: records of metrics.jsonl.
+        keep: `best` or `last`.
+    """
+    return [one for one in epochs if one["is_best"]][-1] if keep == "best" else epochs[-1]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

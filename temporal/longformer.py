@@ -491,12 +491,15 @@ class UniformLayer(_Layer):
 
     def attend_to_all(self, cls: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return the mean value of all tokens, [B, D]."""
-        weights = mask.to(tokens.dtype) / mask.sum(1, keepdim=True)
-        weights = F.dropout(weights, self.attention_dropout)
+        weights = F.dropout(_uniform_weights(mask, tokens), self.attention_dropout)
         mean: Tensor = self.projection("value")((weights[..., None] * tokens).sum(1))
         return mean
 
     def cls_weights(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return the attention weights of [CLS] over all tokens, [B, H, N]."""
-        weights = mask.to(tokens.dtype) / mask.sum(1, keepdim=True)
-        return weights[:, None].expand(-1, self.num_heads, -1)
+        return _uniform_weights(mask, tokens)[:, None].expand(-1, self.num_heads, -1)
+
+
+def _uniform_weights(mask: Tensor, tokens: Tensor) -> Tensor:
+    """Return equal weights [B, N] of all tokens but padding, in the dtype of the tokens."""
+    return mask.to(tokens.dtype) / mask.sum(1, keepdim=True)

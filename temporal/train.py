@@ -250,7 +250,7 @@ def train(
         if accelerator.is_main_process:
             write_lines(lines, folder.metrics)
             if report.is_best or recipe.keep != "best":
-                save(folder.best)
+                save(folder.kept)
             save(folder.last)
         state = TrainState(epoch=state.epoch + 1, lines=lines)
         _save_checkpoint(trainer, state, folder, checkpoints)

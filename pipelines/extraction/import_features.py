@@ -151,7 +151,7 @@ def import_features(
         if folder.extraction.exists():
             extraction = read_extraction(folder)
             check_spec(folder, settings.spec)
-            check_imported(folder, extraction, settings)
+            _check_imported(folder, extraction, settings)
         elif folder.root.exists() and not is_new_folder(folder):
             raise FeaturesError(
                 f"{folder.root}: is not a feature folder and not empty; give a new or an empty "
@@ -207,7 +207,9 @@ def import_features(
     return report
 
 
-def check_imported(folder: FeatureFolder, extraction: Extraction, settings: ImportSettings) -> None:
+def _check_imported(
+    folder: FeatureFolder, extraction: Extraction, settings: ImportSettings
+) -> None:
     """Refuse to import into a folder of extracted features, or of another rate.
 
     Raises:

@@ -1,6 +1,5 @@
 """The page of `vtnpipe report`, and its section on a run: metrics, curves, confusion, videos."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ import torch
 
 from ...extract.decode.protocol import DecodeRequest
 from ...extract.decode.sampling import Sampling
-from ...manifests.errors import FeaturesError
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
 from ...manifests.plan import read_file_sizes
 from ...manifests.times import seconds_edges
 from ...temporal.baselines import NAMES
-from ...temporal.checkpoint import RunFolder
+from ...temporal.checkpoint import RunFolder, kept_epoch, read_epochs
 from ...temporal.feature_reader import check_finite
 from ...temporal.intervals import wilson_interval
 from ...temporal.metrics import METRICS
@@ -143,26 +141,6 @@ def run_section(
     )
 
 
-def read_epochs(files: RunFolder) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, one per epoch; none if the file does not exist.
-
-    A model that was imported has no such file.
-
-    Raises:
-        FeaturesError: the file cannot be read.
-    """
-    if not files.metrics.exists():
-        return []
-    try:
-        text = files.metrics.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        raise FeaturesError(
-            f"{files.metrics}: cannot be read ({error}); rerun the training command, which writes "
-            "it again from its checkpoint"
-        ) from None
-
-
 def _facts(
     config: NetworkConfig,
     epochs: list[dict[str, Any]],
@@ -183,8 +161,8 @@ def _facts(
         ("task", temporal.task + (f", {len(names):,} classes" if names else "")),
     ]
     if epochs:
-        best = [one["epoch"] for one in epochs if one["is_best"]][-1]
-        kept = f"the best one, of epoch {best}" if keep == "best" else "the last one"
+        epoch = kept_epoch(epochs, keep)["epoch"]
+        kept = f"the best one, of epoch {epoch}" if keep == "best" else "the last one"
         found.append(("epochs", f"{len(epochs)}; the model is {kept}"))
     if record:
         settings = record["settings"]

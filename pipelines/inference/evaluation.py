@@ -19,7 +19,7 @@ from ...manifests.errors import SettingsError
 from ...manifests.feature_store import FeatureStore, open_features
 from ...manifests.groups import check_group
 from ...manifests.manifest import VideoRow, read_manifest
-from ...temporal.baselines import Baselines, feature_statistics
+from ...temporal.baselines import Baselines
 from ...temporal.checkpoint import RunFolder, read_weights
 from ...temporal.clips import ALL_FRAMES, ClipSampling
 from ...temporal.dataset import ClipDataset, EvenClips
@@ -210,10 +210,8 @@ def score_feature_split(
     baselines: dict[str, Tensor] = {}
     is_plain = not settings.clips and not settings.shuffle_frames and settings.protocol == "all"
     if files.baselines.exists() and is_plain:
-        statistics = [feature_statistics(store[row.video_id].features) for row in usable.rows]
-        baselines = Baselines.from_tensors(read_weights(files.baselines)).logits(
-            statistics, config.temporal
-        )
+        fitted = Baselines.from_tensors(read_weights(files.baselines))
+        baselines = fitted.logits_of(store, usable.video_ids, config.temporal)
     check_logits(logits, usable.video_ids)
     return ScoredSplit(usable, logits, targets, f"features {store.fingerprint}", baselines)
 
@@ -225,7 +223,7 @@ def weights_file(files: RunFolder, settings: EvaluateSettings) -> Path:
         SettingsError: the model has no last epoch.
     """
     if settings.weights == "kept":
-        return files.best
+        return files.kept
     if not files.last.exists():
         raise SettingsError(
             f"--weights last: {files.root} has no {files.last.name}, which a training writes; "

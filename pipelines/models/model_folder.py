@@ -4,7 +4,7 @@
 - model.safetensors: weights, `temporal.*`, and `backbone.*` unless a file of their own has them
 - backbone.safetensors: a frozen backbone's weights, byte for byte as in the feature folder
 
-The weights of a trained backbone change with each best epoch. config.json then has no digest of
+The weights of a trained backbone change with each epoch. config.json then has no digest of
 them; the header of model.safetensors does, so that weights and digest are written as one.
 """
 
@@ -81,7 +81,7 @@ def backbone_module(config: NetworkConfig) -> nn.Module:
 
 def write_model(files: RunFolder, temporal: nn.Module, config: NetworkConfig) -> None:
     """Write temporal weights and config.json, which makes the folder a model folder, last."""
-    save_weights(temporal, files.best, prefix="temporal.")
+    save_weights(temporal, files.kept, prefix="temporal.")
     write_config(files, config)
 
 
@@ -103,7 +103,7 @@ def backbone_of_model(folder: Path) -> BuiltBackbone:
     if files.backbone.exists():
         tensors = read_backbone(files.backbone, config.spec.weights_digest)
     else:
-        tensors = {k: v for k, v in read_weights(files.best).items() if k.startswith("backbone.")}
+        tensors = {k: v for k, v in read_weights(files.kept).items() if k.startswith("backbone.")}
     state = {key.removeprefix("backbone."): tensor for key, tensor in tensors.items()}
     with torch.device("meta"):
         own = backbone_module(config).state_dict()
@@ -170,7 +170,7 @@ def read_config(files: RunFolder) -> NetworkConfig:
             )
         config = NetworkConfig.from_json(found)
         if not config.spec.weights_digest and not config.spec.is_imported:
-            digest = read_metadata(files.best)[DIGEST]
+            digest = read_metadata(files.kept)[DIGEST]
             config = replace(config, spec=replace(config.spec, weights_digest=digest))
         _check_config(config)
     except (FileNotFoundError, NotADirectoryError):

@@ -146,7 +146,7 @@ class VideoTransformerNetwork(
         trust_factories: bool = False,
         weights: str = "model.safetensors",
     ) -> "VideoTransformerNetwork":
-        """Load a model folder, the best model of a run folder, or a model of the hub.
+        """Load a model folder, the model of a run folder, or a model of the hub.
 
         Args:
             folder: a folder, or `user/name` on the Hugging Face hub.
@@ -184,7 +184,7 @@ class VideoTransformerNetwork(
         """Write config.json, and model.safetensors with all weights."""
         files = RunFolder(save_directory)
         _, digest = weights_bytes(self.backbone.state_dict())  # it may have been trained
-        save_weights(self, files.best)
+        save_weights(self, files.kept)
         files.backbone.unlink(missing_ok=True)
         spec = replace(self.config.spec, weights_digest=digest)
         write_config(files, replace(self.config, spec=spec))
@@ -204,7 +204,7 @@ def load_temporal(
         FeaturesError: its weights do not fit its configuration.
     """
     temporal = TemporalClassifier(config.temporal)
-    path, prefix = weights or files.best, "temporal."
+    path, prefix = weights or files.kept, "temporal."
     state = read_weights(path)
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     load_state(path, temporal, own)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from rich.console import Console
@@ -307,12 +306,9 @@ def baseline_metrics(
     config: TemporalConfig,
 ) -> dict[str, Metrics]:
     """Return the metrics of each baseline on some of a folder's videos, by its name."""
-    statistics: list[npt.NDArray[np.float32]] = [
-        feature_statistics(store[row.video_id].features) for row in rows
-    ]
+    found = baselines.logits_of(store, [row.video_id for row in rows], config)
     return {
-        name: task_metrics(logits, targets, class_names, config)
-        for name, logits in baselines.logits(statistics, config).items()
+        name: task_metrics(logits, targets, class_names, config) for name, logits in found.items()
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...manifests.atomic import read_json, remove_temporaries, write_json
 from ...manifests.errors import SettingsError
 from ...manifests.feature_folder import locked
-from ...temporal.checkpoint import RunFolder
+from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
 from ...temporal.config import TemporalConfig
 from ...temporal.dataset import ClipDataset
@@ -303,9 +303,8 @@ def run_training(
             offsets=offsets,
         )
     decisive = METRICS[config.task].names[0]
-    best = [line for line in lines if line["is_best"]][-1]
+    best, kept = kept_epoch(lines, "best"), kept_epoch(lines, recipe.keep)
     num_validation = len(splits.targets[1])
-    kept = best if recipe.keep == "best" else lines[-1]
     say(
         console,
         f"{folder.root}: {len(lines)} epochs; kept the {'best' if kept is best else 'last'}, "

@@ -23,14 +23,13 @@ from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, read_manifest, write_manifest
 from vtnpipe.pipelines.evaluate import evaluate
 from vtnpipe.pipelines.finetune import finetune
-from vtnpipe.pipelines.html.report_page import read_epochs
 from vtnpipe.pipelines.inference.evaluation import EvaluateSettings
 from vtnpipe.pipelines.inference.predictions import Predictions, write_predictions
 from vtnpipe.pipelines.models.model_folder import NetworkConfig, model_digest, write_model
 from vtnpipe.pipelines.report import ReportSettings, report
 from vtnpipe.pipelines.train_temporal import train_temporal
 from vtnpipe.pipelines.training.finetune_settings import FinetuneSettings
-from vtnpipe.temporal.checkpoint import RunFolder
+from vtnpipe.temporal.checkpoint import RunFolder, read_epochs
 from vtnpipe.temporal.config import TaskType, TemporalConfig
 from vtnpipe.temporal.metrics import task_metrics
 from vtnpipe.temporal.model import TemporalClassifier
@@ -379,7 +378,7 @@ def _large_run(root: Path, clips: dict[str, Path]) -> Path:
     counts = {"expected": 20_000, "scored": 20_000, "missing": 0, "partial": 0}
     record: dict[str, Any] = {
         "settings": vars(EvaluateSettings()), "faults": [], "classes": classes,
-        "source": f"features {store.fingerprint}", "model": model_digest(files.best),
+        "source": f"features {store.fingerprint}", "model": model_digest(files.kept),
         "metrics": vars(metrics), "intervals": {}, "counts": counts,
     }  # fmt: skip
     video_ids = [row.video_id for row in rows]

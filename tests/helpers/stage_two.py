@@ -134,7 +134,7 @@ def make_sensitive(files: RunFolder) -> TemporalClassifier:
     torch.manual_seed(4)
     for parameter in temporal.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
-    save_weights(temporal, files.best, prefix="temporal.")
+    save_weights(temporal, files.kept, prefix="temporal.")
     return temporal
 
 

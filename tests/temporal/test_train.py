@@ -93,7 +93,7 @@ def _stop_after(num_asked: int) -> Callbacks:
 
 
 def _assert_same_weights(one: RunFolder, other: RunFolder) -> None:
-    for name in ("best", "last"):
+    for name in ("kept", "last"):
         first, second = (read_weights(getattr(run, name)) for run in (one, other))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -202,7 +202,7 @@ def test_training_learns_and_keeps_the_best_epoch(
     assert lines[-1]["train_loss"] < 0.6 * lines[0]["train_loss"]
     best = max(line["top1"] for line in lines)
     assert best >= 0.9
-    weights = {k.removeprefix("temporal."): v for k, v in read_weights(run.best).items()}
+    weights = {k.removeprefix("temporal."): v for k, v in read_weights(run.kept).items()}
     model.load_state_dict(weights)
     targets = read_targets(rows, ["a", "b"])
     dataset = ClipDataset(

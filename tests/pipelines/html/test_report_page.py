@@ -6,10 +6,10 @@ import pytest
 import torch
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.feature_folder import FeatureSpec
-from vtnpipe.pipelines.html.report_page import choose_videos, prediction_lines, read_epochs
+from vtnpipe.pipelines.html.report_page import choose_videos, prediction_lines
 from vtnpipe.pipelines.inference.predictions import Predictions
 from vtnpipe.pipelines.models.model_folder import NetworkConfig
-from vtnpipe.temporal.checkpoint import RunFolder
+from vtnpipe.temporal.checkpoint import RunFolder, read_epochs
 from vtnpipe.temporal.config import TaskType, TemporalConfig
 
 

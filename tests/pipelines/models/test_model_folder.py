@@ -65,14 +65,14 @@ def test_weights_that_do_not_fit_the_config_are_refused(files: RunFolder) -> Non
     other = replace(config, temporal=replace(config.temporal, head_dim=9))
     with pytest.raises(FeaturesError, match=r"model\.safetensors: does not fit the config\.json"):
         load_temporal(files, other)
-    digest = model_digest(files.best)
-    files.best.write_bytes(b"damaged")
-    assert model_digest(files.best) != digest
+    digest = model_digest(files.kept)
+    files.kept.write_bytes(b"damaged")
+    assert model_digest(files.kept) != digest
     with pytest.raises(FeaturesError, match=r"model\.safetensors"):
         load_temporal(files, config)
-    files.best.unlink()
+    files.kept.unlink()
     with pytest.raises(FeaturesError, match=r"model\.safetensors: missing"):
-        model_digest(files.best)
+        model_digest(files.kept)
 
 
 def test_features_fit_a_model_whatever_their_precision_and_views(files: RunFolder) -> None:
