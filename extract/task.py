@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..manifests.failures import TRANSIENT_REASONS
+from ..manifests.failures import NOTE_SEPARATOR, TRANSIENT_REASONS, message_of_parts, notes_in
 from ..manifests.feature_folder import FeatureFolder, read_extraction
 from ..manifests.plan import PlannedRow, Task
 from ..manifests.shards import VideoPart, write_shard
@@ -196,20 +196,28 @@ def joined_outcome(videos: Sequence[ExtractedVideo]) -> Outcome:
     if transient is not None or len(failed) == len(outcomes) or len(outcomes) == 1:
         return transient or outcomes[0]
     retried = (one.decoder_reason for one in outcomes if one.decoder_reason)
+    sound = (one for one in outcomes if one.status == "ok")
+    notes = dict.fromkeys(note for one in sound for note in notes_in(one.message))
     ok = Outcome(
         status="ok",
+        message=NOTE_SEPARATOR.join(notes),
         decoder=outcomes[0].decoder or outcomes[-1].decoder,
         decoder_reason=next(retried, ""),
     )
     if not faults:
         return ok
-    more = f"; {len(faults) - 1} more parts of it are not complete" if len(faults) > 1 else ""
+    num_lost = sum(video.num_lost_frames for video in videos)
     return replace(
         ok,
         status="partial",
         reason=faults[0].reason,
-        message=f"{faults[0].message}{more}",
-        num_lost_frames=sum(video.num_lost_frames for video in videos),
+        message=message_of_parts(
+            [one.message for one in faults],
+            num_parts=len(outcomes),
+            num_lost=num_lost,
+            num_frames=num_lost + sum(video.num_features for video in videos),
+        ),
+        num_lost_frames=num_lost,
     )
 
 

@@ -55,3 +55,12 @@ class StorageError(StoppedError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type name if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number and what it counts.
+
+    >>> counted(1, "video"), counted(2000, "class", "classes")
+    ('1 video', '2,000 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -1,7 +1,7 @@
 """Failures of videos: the reasons why a video fails or is partial, and failures.csv."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ Reason = Literal[
     "crashed",  # the decoder process died, or a bug in vtnpipe
     "stalled",  # no progress within the deadline
 ]
+NOTE_SEPARATOR = "; "  # between the notes in the message of a sound video
 # Transient reasons; such a failure never replaces features of an earlier plan.
 TRANSIENT_REASONS = ("missing", "permission", "crashed", "stalled")
 
@@ -55,6 +56,24 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.status} {self.video_id}: {self.reason}: {self.message}"
+
+
+def notes_in(message: str) -> list[str]:
+    """Return the notes in the message of a sound video."""
+    return message.split(NOTE_SEPARATOR) if message else []
+
+
+def message_of_parts(
+    messages: Sequence[str], *, num_parts: int, num_lost: int, num_frames: int
+) -> str:
+    """Return the message of a video that was decoded in parts, from those of its damaged parts."""
+    if num_parts == 1:
+        return messages[0]
+    first = f"{'the first: ' if len(messages) > 1 else ''}{messages[0]}"
+    return (
+        f"{num_lost:,} of {num_frames:,} frames are lost, in {len(messages):,} of "
+        f"{num_parts:,} parts; {first}"
+    )
 
 
 def write_failures(failures: Iterable[Failure], path: Path) -> None:

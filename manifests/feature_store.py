@@ -4,7 +4,8 @@ Of an id that several plans extracted, the newest complete entry counts. A video
 is absent, never short.
 """
 
-from collections import OrderedDict
+import resource
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FeaturesError
-from .failures import TRANSIENT_REASONS, Failure
+from .failures import TRANSIENT_REASONS, Failure, message_of_parts, notes_in
 from .feature_folder import FeatureFolder, read_extraction
 from .manifest import VideoRow
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
+MAPS_OF_OPEN_FILES = 0.25  # most, as a share of the process's limit of open files
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,7 +192,11 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         if index not in self._maps:
             with self._shards[index].path.open("rb") as file:
                 self._maps[index] = mmap(file.fileno(), 0, access=ACCESS_READ)
-            while len(self._maps) > MAX_OPEN_MAPS:
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            most = MAX_OPEN_MAPS
+            if limit != resource.RLIM_INFINITY:
+                most = min(most, int(MAPS_OF_OPEN_FILES * limit))
+            while len(self._maps) > most:
                 self._maps.popitem(last=False)  # arrays that still use it keep it alive
         self._maps.move_to_end(index)
         return self._maps[index]
@@ -250,12 +256,29 @@ def failures_of(store: FeatureStore, rows: Iterable[VideoRow]) -> list[Failure]:
         status, _ = overall_status(parts) if parts else ("ok", "")
         if status == "ok":
             continue
-        first = next((part for part in parts if part.status != "ok"), parts[0])
+        faults = [part for part in parts if part.status != "ok"] or parts[:1]
         num_lost = sum(part.num_lost_frames for part in parts)
+        message = message_of_parts(
+            [part.message for part in faults],
+            num_parts=len(parts),
+            num_lost=num_lost,
+            num_frames=num_lost + sum(part.length for part in parts),
+        )
         failures.append(
-            Failure(row.video_id, row.path, status, first.reason, first.message, num_lost)
+            Failure(row.video_id, row.path, status, faults[0].reason, message, num_lost)
         )
     return failures
+
+
+def num_noted(entries: Mapping[str, Sequence[Entry]]) -> Counter[str]:
+    """Return the number of videos with each note on a sound video, such as a clock that jumps."""
+    return Counter(
+        note
+        for parts in entries.values()
+        for note in {
+            note for part in parts if part.status == "ok" for note in notes_in(part.message)
+        }
+    )
 
 
 def open_features(folder: str | Path) -> FeatureStore:

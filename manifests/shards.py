@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     decoder: str
     decoder_reason: str  # why the decoder is not the preferred one
     crc32: int  # over the rows of /features, then /frame_index, then /timestamps
-    message: str
+    message: str  # of a sound video, notes: see failures.notes_in
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

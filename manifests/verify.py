@@ -102,6 +102,8 @@ def _entry_faults(shard: Shard, data: mmap, entry: Entry) -> Iterator[str]:
         yield "a feature is not finite"
     if not np.isfinite(timestamps).all():
         yield "a timestamp is not finite"
+    elif (np.diff(timestamps) <= 0).any():
+        yield "its timestamps are not strictly increasing"
     if (np.diff(frame_index) <= 0).any() or (frame_index[:1] != entry.first_frame).any():
         yield "its frame_index is not strictly increasing"
     if entry.status not in get_args(Status) or (entry.status == "failed") != (entry.length == 0):

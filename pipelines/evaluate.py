@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ..extract.device import resolve_device
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, counted
 from ..manifests.groups import BY_FILE, group_of
 from ..manifests.manifest import VideoRow
 from ..temporal.checkpoint import RunFolder
@@ -179,7 +179,7 @@ def compare_runs(
     low, high = result.interval
     say(
         console,
-        f"split {settings.split}, {len(common):,} videos: "
+        f"split {settings.split}, {counted(len(common), 'video')}: "
         f"{metric_text(result.metric, result.first)} for {first}, "
         f"{metric_text(result.metric, result.second)} for {second}",
         f"difference {result.second - result.first:+.4f} ({low:+.4f} to {high:+.4f})",

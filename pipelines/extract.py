@@ -17,7 +17,7 @@ from rich.console import Console
 from ..extract.batching import TaskProgress
 from ..extract.task import TaskReport, WorkerSettings, release_worker, start_decoders
 from ..manifests.atomic import remove_temporaries
-from ..manifests.errors import StoppedError, VtnpipeError
+from ..manifests.errors import StoppedError, VtnpipeError, counted
 from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
 from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import Task, pending_tasks
@@ -113,7 +113,7 @@ def _extract_part(
     tasks = pending_tasks(own, folder)
     say(
         console,
-        f"part {settings.part}: {len(own):,} of {len(plan.tasks):,} tasks; "
+        f"part {settings.part}: {len(own):,} of {counted(len(plan.tasks), 'task')}; "
         f"{len(own) - len(tasks):,} are done",
     )
     run = _run(tasks, plan, settings, new, console) if tasks else None
@@ -134,7 +134,11 @@ def _run(
     folder = plan.store.folder
     num_videos = len({row.video_id for task in tasks for row in task.rows})
     num_frames = sum(task.num_frames for task in tasks)
-    say(console, f"{num_videos:,} videos, {num_frames:,} frames in {len(tasks):,} tasks")
+    say(
+        console,
+        f"{counted(num_videos, 'video')}, {counted(num_frames, 'frame')} in "
+        f"{counted(len(tasks), 'task')}",
+    )
     limit = FailureLimit(settings.max_failures, len(plan.rows))
     reports: list[TaskReport] = []
     counts: Counter[str] = Counter()  # videos by status, and workers
@@ -152,7 +156,9 @@ def _run(
         counts.update(report.num_videos)
         show_counts()
         spent = ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in report.seconds.items())
-        say_details(console, f"task {report.task}: {report.num_frames:,} frames; seconds: {spent}")
+        say_details(
+            console, f"task {report.task}: {counted(report.num_frames, 'frame')}; seconds: {spent}"
+        )
         limit.count(report.num_failed, report.example)
 
     def on_progress(more: TaskProgress) -> None:
@@ -191,7 +197,7 @@ def _run(
                     on_workers=on_workers,
                 )
         except (KeyboardInterrupt, VtnpipeError) as error:
-            say(console, f"{len(reports):,} of {len(tasks):,} tasks are finished")
+            say(console, f"{len(reports):,} of {counted(len(tasks), 'task')} are finished")
             with contextlib.suppress(VtnpipeError, OSError):  # the first error is the one to tell
                 note_failures(plan.store, plan.rows)
             if isinstance(error, VtnpipeError) and not folder.extraction.exists():

@@ -24,9 +24,9 @@ from rich.console import Console
 
 from ..extract.cores import num_cpus
 from ..manifests.atomic import atomic_path, write_json
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError, counted
 from ..manifests.feature_folder import FeatureFolder, locked, read_extraction
-from ..manifests.feature_store import FeatureStore, VideoFeatures, open_features
+from ..manifests.feature_store import FeatureStore, VideoFeatures, num_noted, open_features
 from ..manifests.manifest import read_manifest
 from ..manifests.plan import read_plans
 from ..manifests.times import nearest_each
@@ -119,6 +119,8 @@ def show_features(features: str | Path) -> Iterator[str]:
     )
     decoders = Counter(entry.decoder for entry in entries if entry.decoder)
     yield "  decoders     " + (", ".join(f"{n} {count:,}" for n, count in decoders.items()) or "–")
+    for note, count in num_noted(store.entries).items():
+        yield f"  note         {counted(count, 'video')}: {note}"
 
 
 def show_video(features: str | Path, video_id: str) -> Iterator[str]:
@@ -137,6 +139,8 @@ def show_video(features: str | Path, video_id: str) -> Iterator[str]:
     for entry in store.entries[video_id]:
         if entry.status != "ok":
             yield f"  {entry.status:11}  {entry.reason}: {entry.message}"
+        elif entry.message:
+            yield f"  note         {entry.message}"
     if status == "failed":
         return
     video = store[video_id]
@@ -193,11 +197,14 @@ def verify_features(
             path.unlink(missing_ok=True)
     num_missing = len(tasks) - len({path.stem for path in shards} & tasks.keys())
     if num_missing:
-        say(console, f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet")
+        say(
+            console,
+            f"{folder.root}: {num_missing:,} of {counted(len(tasks), 'task')} have no shard yet",
+        )
     if not faults:
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
         return _recompute(features, settings.recompute, console) if settings.recompute else EXIT_OK
-    count = f"{len(damaged):,} of {len(shards):,} shards"
+    count = f"{len(damaged):,} of {counted(len(shards), 'shard')}"
     if not damaged:
         result = f"{len(faults):,} faults, listed above, none of which --drop repairs"
     elif settings.drop:
@@ -223,8 +230,9 @@ def _recompute(features: str | Path, num_frames: int, console: Console) -> int:
     num_videos = len({frame.video_id for frame in frames})
     say(
         console,
-        f"{len(frames):,} features of {num_videos:,} videos, computed in {spec.precision} and "
-        f"stored in {spec.feature_dtype}, against PyAV, PIL and float32, frame by frame",
+        f"{len(frames):,} features of {counted(num_videos, 'video')}, computed in "
+        f"{spec.precision} and stored in {spec.feature_dtype}, against PyAV, PIL and float32, "
+        "frame by frame",
         f"cosine   minimum {min(cosines):.6f}, mean {np.mean(cosines):.6f}",
         f"error    maximum {max(frame.error for frame in frames):.4g}, "
         f"mean {np.mean([frame.error for frame in frames]):.4g}",
@@ -280,7 +288,7 @@ def export_features(
             progress.count()
     num_missing = len(wanted) - len(present)
     missing = f"; {num_missing:,} have no features, see {store.folder.failures}"
-    say(console, f"{root}: {len(present):,} videos{missing if num_missing else ''}")
+    say(console, f"{root}: {counted(len(present), 'video')}{missing if num_missing else ''}")
     return ExportReport(num_videos=len(present), num_missing=num_missing)
 
 

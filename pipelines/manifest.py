@@ -26,7 +26,7 @@ from ..manifests.annotations import (
     videos_below,
 )
 from ..manifests.atomic import atomic_text
-from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError
+from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError, counted
 from ..manifests.groups import check_group, group_of
 from ..manifests.manifest import VideoRow, read_manifest, write_manifest
 from .console import say
@@ -103,7 +103,8 @@ class BuildReport:
     def lines(self) -> Iterator[str]:
         """Lines of the summary."""
         num_labels = len({row.label for row in self.rows})
-        yield f"{self.output}: {len(self.rows):,} videos, {num_labels:,} classes"
+        counts = counted(len(self.rows), "video"), counted(num_labels, "class", "classes")
+        yield f"{self.output}: {', '.join(counts)}"
         if num_spans := sum(row.end is not None for row in self.rows):
             yield f"  {num_spans:,} are spans of a longer video, by start and end"
         if self.num_repeated:
@@ -347,7 +348,7 @@ def show_manifest(manifest: str | Path) -> Iterator[str]:
     labels = sorted({row.label for row in rows})
     width = max(len("label"), *(len(label or "–") for label in labels))
     heads = [split or "–" for split in splits]
-    yield f"{manifest}: {len(rows):,} videos, {len(labels):,} labels"
+    yield f"{manifest}: {counted(len(rows), 'video')}, {counted(len(labels), 'label')}"
     yield "  ".join(["label".ljust(width), *(head.rjust(7) for head in heads)])
     for label in labels:
         numbers = (f"{counts[label, s]:,}".rjust(max(7, len(s))) for s in splits)

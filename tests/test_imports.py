@@ -21,7 +21,7 @@ SHARED_BY_COMMANDS = {"pipelines.console", "pipelines.settings", "pipelines.sign
 DOORS = {
     "h5py": {"manifests/shards.py"},
     "decord": {"extract/decode/decord_reader.py"},
-    "av": {"extract/decode/container.py", "pipelines/demo.py"},
+    "av": {"extract/decode/container.py", "extract/decode/packets.py", "pipelines/demo.py"},
     "timm": {"extract/create_backbone.py"},
     "dask": {"pipelines/dask_cluster/client.py"},
     "distributed": {"pipelines/dask_cluster/client.py", "pipelines/extraction/scheduler.py"},

@@ -80,14 +80,14 @@ def test_hard_files_give_their_counts_and_status(shared_videos: Path) -> None:
         assert len(frames) == num_decodable, name
         if num_decodable == 0:
             assert isinstance(outcome, VideoError)
-            assert outcome.reason == "no-frames"
+            assert outcome.reason == "truncated"  # a header alone
             continue
         assert isinstance(outcome, Outcome)
         is_whole = num_errors == 0 and name not in CONCEALED
         assert outcome.status == ("ok" if is_whole else "partial"), name
         assert outcome.num_lost_frames == num_errors, name
         times = [frame.time for frame in sorted(frames, key=lambda f: f.frame_index)]
-        assert times == sorted(times), name
+        assert (np.diff(times) > 0).all(), name
 
 
 def test_rotated_clips_come_out_upright(shared_videos: Path) -> None:
@@ -107,6 +107,7 @@ def test_two_readings_and_two_decoders_agree(shared_videos: Path) -> None:
         frames, outcome = _read(path)
         again, outcome_again = _read(path)
         assert str(outcome) == str(outcome_again)
+        assert (np.diff([frame.time for frame in frames]) > 0).all(), path
         others = [again]
         by_decord, with_decord = _read(path, decoder="decord")
         if isinstance(with_decord, Outcome):

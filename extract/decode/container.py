@@ -1,26 +1,28 @@
-"""Containers: open video files by their first bytes, seek to keyframes, yield packets and frames.
+"""Containers: open video files by their first bytes, with the demuxer that those bytes call for.
 
-Only regular local files are opened. No other module imports PyAV for reading.
+Only regular local files are opened. No module but this and packets.py imports PyAV for reading.
 """
 
-import itertools
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
-import numpy as np
-import numpy.typing as npt
 from av.sidedata.sidedata import Type as SideData
-from av.video.reformatter import VideoReformatter
 
-from ...manifests.atomic import read_through
 from ...manifests.failures import VideoError
 from .limits import MAX_PIXELS, check_pixels, limited_for_opening
-from .truncation import TS_HEAD_BYTES, find_truncation, ts_packet_bytes
+from .truncation import (
+    HEAD_BYTES,
+    find_truncation,
+    has_ps_packets,
+    is_encrypted_matroska,
+    top_boxes,
+    ts_layout,
+)
 
 # FFmpeg's log lines name no file; our reasons say what matters.
 av.logging.set_level(av.logging.PANIC)
@@ -36,9 +38,16 @@ ANY_METADATA: dict[str, Any] = (
     {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 )
 
+# Boxes with which MP4, QuickTime and segments of fragmented MP4 begin.
+MOV_FIRST_BOXES = tuple(
+    name.encode()
+    for name in "ftyp moov mdat wide free skip pnot uuid styp sidx moof emsg prft".split()
+)
+RAW = "h264,hevc,vvc,mpegvideo,m4v"  # demuxers of streams without a container
+
 # Offset in a file, bytes at that offset, and FFmpeg's demuxers for such files.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")),
+    *((4, box, "mov") for box in MOV_FIRST_BOXES),
     (0, b"\x1aE\xdf\xa3", "matroska"),
     (8, b"AVI ", "avi"),
     (0, b"FLV", "flv"),
@@ -50,38 +59,9 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x06\x0e\x2b\x34", "mxf"),
     (0, b".RMF", "rm"),
     (0, b"\x00\x00\x01\xba", "mpeg"),
-    (0, b"\x00\x00\x01", "h264,hevc,vvc,mpegvideo,m4v,mpeg"),
-    (0, b"\x00\x00\x00\x01", "h264,hevc,vvc,mpegvideo,m4v"),
+    (0, b"\x00\x00\x01", f"{RAW},mpeg"),
+    (0, b"\x00\x00\x00\x01", RAW),
 )
-
-
-class Keyframe(NamedTuple):
-    """Packet at which decoding may begin: packets after it in the file are not presented before it.
-
-    Attributes:
-        packet: number of the stream's packets before it in the file.
-        pts: timestamp, in the stream's units.
-        dts: decoding time, by which MP4/MOV seek.
-    """
-
-    packet: int
-    pts: int
-    dts: int | None
-
-
-class Window(NamedTuple):
-    """Range of a file's packets: from a keyframe or the beginning, up to a number or the end.
-
-    Attributes:
-        keyframe: first packet; None for the file's first.
-        num_packets: number of packets; None for all.
-    """
-
-    keyframe: Keyframe | None = None
-    num_packets: int | None = None
-
-
-WHOLE_FILE = Window()
 
 
 def check_file(path: str) -> str:
@@ -95,7 +75,7 @@ def check_file(path: str) -> str:
     try:
         if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # opening a FIFO would block
             with Path(path).open("rb") as file:
-                head = file.read(TS_HEAD_BYTES)
+                head = file.read(HEAD_BYTES)
     except PermissionError:
         raise VideoError(
             "permission", f"{path}: no permission to read it; check its mode"
@@ -121,8 +101,12 @@ def check_file(path: str) -> str:
     for offset, magic, demuxers in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return demuxers
-    if ts_packet_bytes(head):
+    if ts_layout(head):
         return "mpegts"
+    if head.lstrip(b"\0").startswith(b"\x01") and head.startswith(bytes(3)):
+        return RAW  # zero bytes may stand before a start code
+    if has_ps_packets(head):
+        return "mpeg"
     raise VideoError(
         "not-a-video",
         f"{path}: its first bytes are no known video container's ({head[:8]!r}); leave it out",
@@ -130,6 +114,12 @@ def check_file(path: str) -> str:
 
 
 def _raise_if_truncated(path: str, demuxers: str) -> None:
+    if demuxers == "mov" and (boxes := top_boxes(path)) >= {b"moof"} and b"moov" not in boxes:
+        raise VideoError(
+            "truncated",
+            f"{path}: a segment of a fragmented MP4 without the header; give it with its init "
+            "segment before it, in one file",
+        )
     if missing := find_truncation(path, demuxers).num_missing_bytes:
         raise VideoError(
             "truncated",
@@ -176,7 +166,7 @@ def open_best_stream(
         _raise_if_truncated(path, demuxers)
         raise VideoError("damaged", f"{path}: cannot be opened ({error}); copy it again") from None
     with container:
-        stream: Any = container.streams.best("video")
+        stream = _best_video_stream(container)
         if stream is None or stream.codec_context is None:
             _raise_if_truncated(path, demuxers)
         if stream is None:
@@ -185,6 +175,8 @@ def open_best_stream(
             raise VideoError(
                 "unsupported-codec", f"{path}: no decoder for its video stream; convert it"
             )
+        if container.format.name == MATROSKA and is_encrypted_matroska(path):
+            raise VideoError("encrypted", f"{path}: its frames are encrypted; decrypt it first")
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
         size = Path(path).stat().st_size
         if (
@@ -202,6 +194,17 @@ def open_best_stream(
         yield container, stream
 
 
+def _best_video_stream(container: Any) -> Any:
+    """Return the stream that players show; None if there is none but a cover picture."""
+    best = container.streams.best("video")
+    if best is None or not best.disposition & av.stream.Disposition.attached_pic:
+        return best
+    others = container.streams.video
+    return next(
+        (one for one in others if not one.disposition & av.stream.Disposition.attached_pic), None
+    )
+
+
 def rate_of(stream: Any) -> float:
     """Return frames per second as FFmpeg guesses them; 25 if it cannot."""
     return float(stream.guessed_rate or 25)
@@ -211,121 +214,3 @@ def time_base_of(stream: Any) -> Fraction:
     """Return seconds per unit of a stream's timestamps; PyAV has None, or a class of its own."""
     found = stream.time_base or Fraction(1, 1000)
     return Fraction(found.numerator, found.denominator)
-
-
-@contextmanager
-def open_window(
-    path: str, window: Window, max_pixels: int = MAX_PIXELS
-) -> Iterator[tuple[Any, Any, Iterator[Any]]]:
-    """Open a file at a window; yield (container, best video stream, packets).
-
-    The first packet is the window's keyframe, found by a seek if that lands on it, else by reading
-    from the file's beginning.
-
-    Raises:
-        VideoError: as `open_best_stream`.
-    """
-    keyframe = window.keyframe
-    if keyframe is not None:
-        with open_best_stream(path, max_pixels) as (container, stream):
-            found = _seek(container, stream, keyframe)
-            if found is not None:
-                yield container, stream, _limited(found, window)
-                return
-    with open_best_stream(path, max_pixels) as (container, stream):
-        every = packets(container, stream)
-        if keyframe is not None:
-            every = itertools.dropwhile(lambda packet: not _is_at(packet, keyframe), every)
-        yield container, stream, _limited(every, window)
-
-
-def _seek(container: Any, stream: Any, keyframe: Keyframe) -> Iterator[Any] | None:
-    """Return the packets from a keyframe on, if a seek lands on it or shortly before it."""
-    if container.format.name not in SEEKABLE:
-        return None
-    is_mov = container.format.name == MOV
-    to = keyframe.dts if is_mov and keyframe.dts is not None else keyframe.pts
-    try:
-        container.seek(to, stream=stream)
-    except av.error.FFmpegError:
-        return None
-    following = packets(container, stream)
-    for packet in following:
-        if _is_at(packet, keyframe):
-            return itertools.chain([packet], following)
-        if packet.pts is None or (packet.is_keyframe and packet.pts > keyframe.pts):
-            return None
-    return None
-
-
-def _is_at(packet: Any, keyframe: Keyframe) -> bool:
-    return bool(packet.is_keyframe and packet.size and packet.pts == keyframe.pts)
-
-
-def _limited(every: Iterator[Any], window: Window) -> Iterator[Any]:
-    """Return the window's packets, without the empty packet that ends a stream."""
-    return itertools.islice((packet for packet in every if packet.size), window.num_packets)
-
-
-def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the stream's packets; an error in the file ends them.
-
-    Raises:
-        OSError: the disk failed.
-    """
-    while True:
-        try:
-            yield from container.demux(stream)
-            return
-        except av.error.FFmpegError:
-            read_through(Path(container.name))  # FFmpeg reports both as an input/output error
-            return
-        except IndexError:
-            continue  # a packet of a stream that begins in mid-file, which PyAV does not know
-
-
-def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:
-    """Return the frames that the decoder outputs for a packet, and its error or "".
-
-    A packet of None flushes the decoder at the end.
-    """
-    try:
-        return stream.codec_context.decode(packet), ""
-    except MemoryError:
-        name = stream.container.name
-        raise VideoError(
-            "too-large", f"{name}: a frame exceeds the memory limit; leave it out"
-        ) from None
-    except av.error.FFmpegError as error:
-        return [], error.strerror or str(error)
-
-
-class RgbConverter:
-    """Converts the decoded frames of a file to RGB; keeps FFmpeg's scaler from frame to frame.
-
-    Args:
-        path: path of the file, for messages.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """Return a frame as [H, W, 3] uint8.
-
-        Raises:
-            VideoError: `too-large`; the scaler fails only for want of memory.
-        """
-        try:
-            # By default, the scaler would start a pool of threads for every frame.
-            converted = self._reformatter.reformat(frame, format="rgb24", threads=1)
-            rgb: Any = converted.to_ndarray()
-        except (MemoryError, av.error.FFmpegError):
-            raise VideoError(
-                "too-large",
-                f"{self._path}: a frame of {frame.width}x{frame.height} exceeds the memory limit; "
-                "leave the file out",
-            ) from None
-        image: npt.NDArray[np.uint8] = rgb
-        return image

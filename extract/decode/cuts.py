@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from ...manifests.plan import Cut
-from .container import SEEKABLE, WHOLE_FILE, Keyframe, Window
+from .container import SEEKABLE
+from .packets import WHOLE_FILE, Keyframe, Window
 from .probe import Timeline
 from .sampling import Sampling, select
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.errors import first_line
-from .container import MATROSKA, MOV, WHOLE_FILE, absolute, decode, open_window
+from .container import MATROSKA, MOV, absolute
+from .packets import WHOLE_FILE, decode, open_window
 from .probe import VideoInfo
 
 MIN_WIDTH = 64

@@ -13,16 +13,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...manifests.failures import Reason, VideoError
+from ...manifests.errors import counted
+from ...manifests.failures import NOTE_SEPARATOR, Reason, VideoError
 from ...manifests.plan import Cut
-from .container import RgbConverter, Window, decode, open_window
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
 from .limits import MAX_PIXELS
+from .packets import RgbConverter, Window, decode, open_window
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
 
 Decoder = Literal["auto", "decord", "pyav"]
+FRAME_PER_PACKET = ("h264", "hevc")  # packets that show no frame are known, see bitstream.py
 
 
 class Frame(NamedTuple):
@@ -42,10 +44,10 @@ class Outcome:
     """Result of reading a video.
 
     Attributes:
-        status: `ok`; `partial` if presented frames are missing or concealed; `failed` if there is
-            no frame.
+        status: `ok`; `partial` if presented frames are missing or concealed, or the file is
+            damaged among them; `failed` if there is no frame.
         reason: machine-readable cause of a status other than `ok`.
-        message: the cause in words, with counts.
+        message: the cause in words, with counts; of `ok`, what a user should know, or "".
         num_lost_frames: number of presented frames that could not be decoded.
         decoder: `decord` or `pyav`.
         decoder_reason: why the video was decoded a second time; empty for a first try.
@@ -72,6 +74,8 @@ class Selection(NamedTuple):
         start: seconds at which the frames begin; None for the file's beginning.
         end: seconds before which they end; None for the file's end.
         is_part: whether a cut restricts them.
+        span: positions in `info` from the first frame to the end of the span or part, those that
+            are not wanted included.
     """
 
     info: VideoInfo
@@ -81,6 +85,7 @@ class Selection(NamedTuple):
     start: float | None
     end: float | None
     is_part: bool
+    span: range
 
 
 def select_frames(
@@ -146,6 +151,11 @@ def select_frames(
             f"{info.times[-1]:.3f} s, is in [{start or 0:g}, {until}) s; correct start and "
             "end, or leave it out",
         )
+    first, stop = int(wanted[0]), int(wanted[-1]) + 1
+    if part is not None:
+        first, stop = part.start, part.stop
+    elif frames is None:
+        stop = int(np.searchsorted(info.times, np.inf if end is None else end))
     if cut is None:
         window, _ = window_around(info, int(wanted[0]), int(wanted[-1]) + 1)
     else:
@@ -160,6 +170,7 @@ def select_frames(
         start=start,
         end=end,
         is_part=cut is not None,
+        span=range(first, stop),
     )
 
 
@@ -204,18 +215,24 @@ def read_frames(
             yield Frame(image, index, float(info.times[index]))
     except DecordFaultError as fault:
         raise VideoError("damaged", f"{info.path}: decord {fault}; give --decoder auto") from None
-    return Outcome(status="ok", decoder="decord", decoder_reason=decoder_reason)
+    return Outcome(
+        status="ok",
+        message=NOTE_SEPARATOR.join(info.notes),
+        decoder="decord",
+        decoder_reason=decoder_reason,
+    )
 
 
 def _read_by_pyav(
     selection: Selection, on_progress: Callable[[], None], *, decoder_reason: str
 ) -> Generator[Frame, None, Outcome]:
     """Read packet by packet; skip errors, and count what is missing at the end."""
-    info, wanted = selection.info, selection.wanted
+    info, wanted, span = selection.info, selection.wanted, selection.span
     is_ranked = not info.count_reason
     is_missing = np.zeros(info.num_presented, dtype=bool)
     is_missing[wanted] = True
     num_decoded, num_errors, num_concealed, first_error = 0, 0, 0, ""
+    rank = -1  # of the last timestamp, among those that are not unique
     to_rgb = RgbConverter(info.path)
     with open_window(info.path, selection.window, info.max_pixels) as (_, stream, every):
         for packet in itertools.chain(every, [None]):
@@ -227,23 +244,27 @@ def _read_by_pyav(
             for frame in frames:
                 position = _rank(info, frame.pts) if is_ranked else num_decoded
                 num_decoded += 1
+                if info.count_reason == NOT_UNIQUE and frame.pts is not None:
+                    rank = max(rank + 1, int(np.searchsorted(info.presented_pts, frame.pts)))
+                num_concealed += bool(frame.is_corrupt and position in span)
                 if not 0 <= position < len(is_missing) or not is_missing[position]:
                     continue
                 is_missing[position] = False
-                num_concealed += bool(frame.is_corrupt)
                 image = info.orientation.apply(to_rgb(frame))
-                time = _time(info, position, frame.pts)
-                yield Frame(image, selection.first_frame + position, time)
+                time = info.times[position if rank < 0 else min(rank, info.num_presented - 1)]
+                yield Frame(image, selection.first_frame + position, float(time))
             if not is_ranked and wanted[-1] < num_decoded < info.num_presented:
                 break
-    # If frames are counted, a packet need not be a frame (VP9's hidden ones): only errors tell.
+    # If frames are counted, a packet of some codecs need not be a frame: only errors tell.
     num_missing = int(is_missing.sum())
     num_rows = len(wanted) - num_missing
-    num_lost = num_missing if is_ranked else min(num_errors, num_missing)
+    has_all = is_ranked or info.codec in FRAME_PER_PACKET
+    num_lost = num_missing if has_all else min(num_errors, num_missing)
     if not is_ranked:  # more frames than packets: some packets could not be told apart
         num_lost += max(0, num_decoded - info.num_presented)
     num_beyond_end = 0
-    if info.num_beyond_end and (selection.end is None or selection.end > info.times[-1]):
+    is_to_end = selection.end is None or selection.end > info.times[-1]
+    if info.num_beyond_end and is_to_end:
         num_beyond_end = max(1, info.num_beyond_end_in(selection.start, selection.end))
         num_lost += num_beyond_end
     if num_rows == 0:
@@ -253,21 +274,35 @@ def _read_by_pyav(
             f"{info.path}: none of its {len(wanted)} frames could be decoded{detail}; copy it "
             "again, or leave it out",
         )
-    if not num_lost and not num_concealed:
-        return Outcome(status="ok", decoder="pyav", decoder_reason=decoder_reason)
+    num_corrupt = _num_corrupt_in(info, span)
+    demuxer_error = info.demuxer_error if is_to_end else ""
+    is_ok = not (num_lost or num_concealed or num_corrupt or demuxer_error)
     faults = [
         f"{num_lost} of {num_rows + num_lost} frames could not be decoded" if num_lost else "",
         f"{num_concealed} are partly concealed by the decoder" if num_concealed else "",
-        first_error,
+        f"{counted(num_corrupt, 'packet')} marked as damaged" if num_corrupt else "",
+        f"reading it ended with: {demuxer_error}" if demuxer_error else "",
+        "" if is_ok else first_error,
     ]
+    words = NOTE_SEPARATOR.join(filter(None, [*faults, *info.notes]))
+    if is_ok:
+        return Outcome(status="ok", message=words, decoder="pyav", decoder_reason=decoder_reason)
     return Outcome(
         status="partial",
         reason="truncated" if num_beyond_end and HOLE not in info.oddities else "damaged",
-        message=f"{info.path}: {'; '.join(filter(None, faults))}",
+        message=f"{info.path}: {words}",
         num_lost_frames=num_lost,
         decoder="pyav",
         decoder_reason=decoder_reason,
     )
+
+
+def _num_corrupt_in(info: VideoInfo, span: range) -> int:
+    """Return the number of packets of a span that the demuxer found damaged."""
+    if info.count_reason:
+        return info.num_corrupt
+    ranks = np.searchsorted(info.presented_pts, info.corrupt_pts)
+    return sum(rank in span for rank in ranks.tolist())
 
 
 def _rank(info: VideoInfo, pts: int | None) -> int:
@@ -276,10 +311,3 @@ def _rank(info: VideoInfo, pts: int | None) -> int:
         return -1
     rank = int(np.searchsorted(info.presented_pts, pts))
     return rank if rank < info.num_presented and info.presented_pts[rank] == pts else -1
-
-
-def _time(info: VideoInfo, position: int, pts: int | None) -> float:
-    """Return the seconds of a frame: by its timestamp, or by its position without one."""
-    if info.count_reason == NOT_UNIQUE and pts is not None:
-        return float(info.seconds(np.array([pts]))[0])
-    return float(info.times[position])

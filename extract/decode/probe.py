@@ -6,7 +6,7 @@ upright, where decoding may begin, and what rules decord out for the file.
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
@@ -16,29 +16,30 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.failures import VideoError
+from .bitstream import FrameParser, is_clean_keyframe
 from .container import (
     DISPLAY_MATRIX,
     MATROSKA,
     MOV,
+    SEEKABLE,
     US_PER_SECOND,
-    WHOLE_FILE,
-    Keyframe,
-    Window,
     check_file,
-    decode,
     open_best_stream,
-    open_window,
     rate_of,
     time_base_of,
 )
 from .limits import MAX_PIXELS
+from .packets import WHOLE_FILE, Keyframe, Window, decode, open_window
 from .truncation import Truncation, find_truncation
 
-TOLD_BY_HEADER = (MOV, MATROSKA, "avi", "flv")  # their headers tell the number of frames
+# Their headers tell the number of frames, or the duration.
+TOLD_BY_HEADER = (MOV, MATROSKA, "avi", "flv", "ivf")
+COUNTED_BY_HEADER = ("avi", "ivf")  # even if the file has a hole
 HOLE, NOT_UNIQUE = "the file has a hole", "timestamps are not unique"
+JUMPS = "its clock jumps, as in joined recordings: the times continue behind a jump"
+HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics (ITU-T H.273, table 3)
+FLAGGED_BEFORE_JUMP = 4  # packets, of which the parser holds some back
 MAX_BEYOND_END = 1_000_000  # frames, whatever a header claims
-# Codecs whose keyframes replace everything that a later frame may refer to.
-_ALWAYS_CLEAN = frozenset("vp8 vp9 mjpeg prores dnxhd ffv1 rawvideo".split())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,10 +77,15 @@ class Timeline:
 
     @cached_property
     def times(self) -> npt.NDArray[np.float64]:
-        """Seconds of the presented frames [P], in order; derived from `rate` without timestamps."""
+        """Seconds of the presented frames [P], strictly increasing.
+
+        Without timestamps, they are derived from `rate`; frames of the same timestamp share the
+        time up to the next one.
+        """
         if not len(self.presented_pts):
             return np.arange(self.num_presented) / self.rate
-        return self.seconds(self.presented_pts)
+        times = self.seconds(self.presented_pts)
+        return spread(times, 1 / self.rate) if self.count_reason == NOT_UNIQUE else times
 
     def seconds(self, pts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Convert timestamps [P] to seconds since the first presented frame."""
@@ -139,6 +145,13 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT = Orientation(False, False, False)
+# By the angle of a display matrix, counterclockwise in steps of 90°.
+_TURNED = (
+    UPRIGHT,
+    Orientation(True, False, True),
+    Orientation(False, True, True),
+    Orientation(True, True, False),
+)
 
 
 def orientation_of(frame: Any) -> Orientation:
@@ -147,13 +160,28 @@ def orientation_of(frame: Any) -> Orientation:
     The matrix (a, b, u, c, d, v, x, y, w) maps (column p, row q) to (a p + c q, b p + d q), see
     FFmpeg's libavutil/display.h. Angles are rounded to multiples of 90°.
     """
-    data = frame.side_data.get(DISPLAY_MATRIX)
+    try:
+        data = frame.side_data.get(DISPLAY_MATRIX)
+    except ValueError:  # the frame has side data that this version of PyAV does not know
+        return _TURNED[round(frame.rotation / 90) % 4]
     if data is None:
         return UPRIGHT
     a, b, _, c, d = np.frombuffer(data, dtype=np.int32)[:5].tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
+
+
+def spread(times: npt.NDArray[np.float64], last_step: float) -> npt.NDArray[np.float64]:
+    """Spread equal times evenly up to the next one, or over the last step.
+
+    >>> spread(np.array([0.0, 1.0, 1.0, 2.0, 2.0]), 1.0).tolist()
+    [0.0, 1.0, 1.5, 2.0, 2.5]
+    """
+    values, first, counts = np.unique(times, return_index=True, return_counts=True)
+    steps = np.append(np.diff(values), last_step)
+    ranks = np.arange(len(times)) - np.repeat(first, counts)
+    return np.asarray(times + ranks * np.repeat(steps / counts, counts), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,6 +196,10 @@ class VideoInfo(Timeline):
         beyond_end_dts: decoding times [num_beyond_end] int64 of the frames beyond the end.
         orientation: how to turn a coded frame upright.
         oddities: facts that rule decord out for this file.
+        corrupt_pts: timestamps [K] int64 of presented packets that the demuxer found damaged.
+        num_corrupt: their number, those without a timestamp included.
+        demuxer_error: error that ended the file before its end, or "".
+        notes: what a user should know of a sound file.
         max_pixels: pixel limit of a frame.
     """
 
@@ -178,6 +210,10 @@ class VideoInfo(Timeline):
     beyond_end_dts: npt.NDArray[np.int64]
     orientation: Orientation
     oddities: tuple[str, ...]
+    corrupt_pts: npt.NDArray[np.int64]
+    num_corrupt: int
+    demuxer_error: str
+    notes: tuple[str, ...]
     max_pixels: int
 
     def num_beyond_end_in(self, start: float | None, end: float | None) -> int:
@@ -212,10 +248,13 @@ def probe(
     oddities: dict[str, None] = {}  # an ordered set
     keyframes: list[Keyframe] = []
     clean: list[int] = []
+    corrupt: list[tuple[int, int | None]] = []  # number and timestamp
+    num_jumps = 0
     num_presented, num_packets, latest_pts, first_frame = 0, 0, None, None
     before_pts = -math.inf if window.keyframe is None else window.keyframe.pts
     with open_window(path, window, max_pixels) as (container, stream, every):
         coded_as = (stream.codec_context.name, stream.codec_context.extradata)
+        parser = FrameParser(*coded_as)
         for packet in every:
             on_progress()
             if first_frame is None:
@@ -223,11 +262,16 @@ def probe(
             if packet.has_sidedata("encryption_info"):
                 raise VideoError("encrypted", f"{path}: its frames are encrypted; decrypt it first")
             num_packets += 1
+            shows_frame = parser.shows_frame(packet)
+            if every.num_jumps > num_jumps:
+                num_jumps = every.num_jumps
+                # Where recordings are joined, FFmpeg flags a sound packet, too.
+                corrupt = [one for one in corrupt if one[0] <= num_packets - FLAGGED_BEFORE_JUMP]
             if packet.pts is not None:
                 every_pts.append(packet.pts)
                 if latest_pts is None or packet.pts > latest_pts:
                     latest_pts = packet.pts
-                    if packet.is_keyframe and not packet.is_discard:
+                    if packet.is_keyframe and shows_frame and not packet.is_discard:
                         keyframes.append(Keyframe(num_packets - 1, packet.pts, packet.dts))
                         if is_clean_keyframe(*coded_as, bytes(packet)):
                             clean.append(num_packets - 1)
@@ -236,8 +280,10 @@ def probe(
             if packet.is_discard:
                 oddities["a packet is discarded"] = None
                 continue
+            if not shows_frame:
+                continue
             if packet.is_corrupt:
-                oddities["a packet is corrupt"] = None
+                corrupt.append((num_packets, packet.pts))
             num_presented += 1
             if packet.pts is not None:
                 pts.append(packet.pts)
@@ -256,17 +302,29 @@ def probe(
         else:
             count_reason = "" if (np.diff(presented) > 0).all() else NOT_UNIQUE
         last_pts = int(presented[-1]) if len(presented) else None
-        beyond_end = []
+        if corrupt:
+            oddities["a packet is corrupt"] = None
+        if num_jumps:
+            oddities["the clock jumps"] = None
+        beyond_end, demuxer_error = [], ""
         if is_to_end:
+            demuxer_error = every.error
             truncation = find_truncation(path, check_file(path))
             if truncation.has_hole:
                 oddities[HOLE] = None
+            if demuxer_error:
+                oddities["the demuxer fails"] = None
             num_read = first_packet + num_packets
             beyond_end = _beyond_end(
                 path, truncation, container, stream, num_read, last_pts, max_pixels
             )
         is_ranked = not count_reason and len(every_pts) == num_packets
         may_begin = is_ranked and window == WHOLE_FILE
+        may_begin = may_begin and not (num_jumps and container.format.name in SEEKABLE)
+        curve = 0 if first_frame is None else int(first_frame.color_trc)
+        notes = [JUMPS] if num_jumps else []
+        if curve in HDR:
+            notes.append(f"HDR ({HDR[curve]}), converted to RGB without tone mapping")
         return VideoInfo(
             path=path,
             container=container.format.name,
@@ -286,6 +344,10 @@ def probe(
             count_reason=count_reason,
             orientation=UPRIGHT if first_frame is None else orientation_of(first_frame),
             oddities=tuple(oddities),
+            corrupt_pts=np.array([pts for _, pts in corrupt if pts is not None], dtype=np.int64),
+            num_corrupt=len(corrupt),
+            demuxer_error=demuxer_error,
+            notes=tuple(notes),
             max_pixels=max_pixels,
         )
 
@@ -305,7 +367,9 @@ def _beyond_end(
     with a hole has at least one.
     """
     num_lost = int(truncation.has_hole)
-    if container.format.name == MOV and stream.frames and num_packets:  # else it has fragments
+    if num_lost and container.format.name in COUNTED_BY_HEADER:
+        num_lost = max(num_lost, stream.frames - num_packets)
+    if container.format.name == MOV and stream.frames:  # else it has fragments
         entries = stream.index_entries
         beyond = [entry.timestamp for entry in entries[num_packets:] if not entry.is_discard]
         if beyond or stream.frames == len(entries):
@@ -323,46 +387,3 @@ def _beyond_end(
         num_lost = max(num_lost, by_header if container.format.name in TOLD_BY_HEADER else 1)
         num_lost = min(num_lost, MAX_BEYOND_END)
     return [last + round((number + 1) / rate / unit) for number in range(num_lost)]
-
-
-def is_clean_keyframe(codec: str, extradata: bytes | None, packet: bytes) -> bool:
-    """Return whether decoding that begins at a keyframe equals decoding from the start.
-
-    In H.264 and HEVC that is an IDR picture (ITU-T H.264, table 7-1; H.265, table 7-1). Frames
-    after other keyframes may refer to earlier ones, or recover slowly.
-
-    Args:
-        codec: FFmpeg's name of the codec.
-        extradata: extradata of the stream.
-        packet: bytes of the keyframe.
-    """
-    if codec in _ALWAYS_CLEAN:
-        return True
-    if codec == "h264":
-        kinds = (first & 31 for first in _nal_bytes(packet, _length_size(extradata, 4)))
-        return next((kind for kind in kinds if 1 <= kind <= 5), 0) == 5
-    if codec == "hevc":
-        kinds = (first >> 1 & 63 for first in _nal_bytes(packet, _length_size(extradata, 21)))
-        return next((kind for kind in kinds if kind < 32), 0) in (19, 20)
-    return False
-
-
-def _length_size(extradata: bytes | None, offset: int) -> int:
-    """Return the bytes of a NAL unit's length, as in MP4 and Matroska; 0 for start codes."""
-    if not extradata or len(extradata) <= offset or extradata[0] != 1:
-        return 0
-    return (extradata[offset] & 3) + 1
-
-
-def _nal_bytes(packet: bytes, length_size: int) -> Iterator[int]:
-    """Yield the first byte of each NAL unit of a packet."""
-    place = 0
-    if length_size:
-        while place + length_size < len(packet):
-            length = int.from_bytes(packet[place : place + length_size], "big")
-            yield packet[place + length_size]
-            place += length_size + length
-        return
-    while (place := packet.find(b"\x00\x00\x01", place)) >= 0 and place + 3 < len(packet):
-        yield packet[place + 3]
-        place += 3

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ...manifests.failures import VideoError
-from .container import MOV, US_PER_SECOND, decode, open_best_stream, packets, rate_of
+from .container import MOV, US_PER_SECOND, open_best_stream, rate_of
 from .limits import MAX_PIXELS
+from .packets import PacketReader, decode
 from .probe import orientation_of
 
 ASSUMED_BYTES_PER_FRAME = 4000  # for files that store neither number nor duration
@@ -105,7 +106,7 @@ def _count(container: Any, stream: Any, by_duration: float, path: str) -> tuple[
 
 
 def _orientation(container: Any, stream: Any) -> str:
-    first = itertools.islice(packets(container, stream), MAX_PACKETS_TO_FIRST_FRAME)
+    first = itertools.islice(PacketReader(container, stream), MAX_PACKETS_TO_FIRST_FRAME)
     for packet in itertools.chain(first, [None]):
         frames, _ = decode(stream, packet)
         if frames:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from ...extract.task import TaskReport
 from ...manifests.atomic import read_json, write_json
-from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
+from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, counted
 from ...manifests.failures import Failure, write_failures
 from ...manifests.feature_folder import FeatureFolder
-from ...manifests.feature_store import FeatureStore, failures_of
+from ...manifests.feature_store import FeatureStore, failures_of, num_noted
 from ...manifests.manifest import VideoRow
 from ..console import duration_text, say, say_failures, say_table
 from ..dask_cluster.jobqueue import THREADS_PER_WORKER
@@ -198,6 +198,8 @@ def write_summary(
         record["throughput"] = record["throughput"] or before.get("pace")  # of vtnpipe 0.1
     write_json(record, folder.report)
     _print(report, failures, folder, console)
+    for note, count in num_noted(store.entries).items():
+        say(console, f"note: {counted(count, 'video')}: {note}")
     return report
 
 
@@ -267,6 +269,6 @@ def _print(
         f"seconds of workers and decoder processes: {stages}",
         f"{share:.0%} of the throughput of the backbone alone "
         f"({found.possible_frames_per_second:,.1f}/s); {found.limit}",
-        f"{folder.root}: {report.num_extracted_frames:,} frames in {found.seconds:,.1f} s "
+        f"{folder.root}: {counted(report.num_extracted_frames, 'frame')} in {found.seconds:,.1f} s "
         f"({found.frames_per_second:,.1f}/s); videos: {counts}",
     )

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...manifests.atomic import read_json
+from ...manifests.errors import counted
 from ...manifests.failures import Failure, read_failures
 from ...manifests.feature_folder import FeatureSpec
-from ...manifests.feature_store import FeatureStore
+from ...manifests.feature_store import FeatureStore, num_noted
 from ...manifests.manifest import VideoRow
 from ...manifests.plan import read_file_properties, read_file_sizes
 from ...manifests.times import frame_rate, seconds_edges
@@ -107,6 +108,10 @@ def extraction_section(
             (
                 "second tries",
                 _counts(entry.decoder_reason for entry in entries),
+            ),
+            *(
+                ("note", f"{counted(count, 'video')}: {note}")
+                for note, count in num_noted(store.entries).items()
             ),
         ],
         reasons=table(

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from ...manifests.atomic import read_json, remove_temporaries, write_json
-from ...manifests.errors import SettingsError
+from ...manifests.errors import SettingsError, counted
 from ...manifests.feature_folder import locked
 from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
@@ -308,7 +308,7 @@ def run_training(
     say(
         console,
         f"{folder.root}: {len(lines)} epochs; kept the {'best' if kept is best else 'last'}, "
-        f"{metric_text(decisive, kept[decisive])} on {num_validation:,} videos of split "
+        f"{metric_text(decisive, kept[decisive])} on {counted(num_validation, 'video')} of split "
         f"{session.settings.val_split} (best {metric_text(decisive, best[decisive])}, epoch "
         f"{best['epoch']})",
     )

@@ -203,7 +203,7 @@ def test_a_part_that_a_seek_misses_is_read_from_the_beginning(
 ) -> None:
     path = write(tmp_path / "a.mp4")
     cuts = cuts_of(path, 31)
-    monkeypatch.setattr("vtnpipe.extract.decode.container._seek", lambda *args: None)
+    monkeypatch.setattr("vtnpipe.extract.decode.packets._seek", lambda *args: None)
     assert_parts_are_the_whole(path, cuts)
 
 
