@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ManifestError
-from .manifest import VideoRow
+from .manifest import VideoRow, nfc
 
 # File names that count as videos; the content is checked when a file is opened.
 EXTENSIONS = frozenset(
@@ -26,6 +26,13 @@ EXTENSIONS = frozenset(
     ".mxf .ogg .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
 VALIDATION_SHARE = 0.1  # of the training clips of a data set without a validation split
+# Hidden folders, and those that desktops, archives and NAS systems make for trash, thumbnails and
+# snapshots.
+_SYSTEM_FOLDERS = re.compile(
+    r"\..*|@.*|#recycle|#snapshot|__MACOSX|\$RECYCLE\.BIN|RECYCLER|System Volume Information|"
+    r"lost\+found|FOUND\.\d+",
+    re.IGNORECASE,
+)
 SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}  # first letters of a word → split
 
 
@@ -56,24 +63,52 @@ class AnnotatedClip:
         return self.span is not None and self.span[1] <= self.span[0]
 
 
-def videos_below(folder: Path) -> list[Path]:
-    """Return the files with video names below a folder, sorted; symbolic links are followed.
+class VideosBelow(NamedTuple):
+    """Files with video names below a folder.
+
+    Attributes:
+        videos: the videos, sorted.
+        dangling: symbolic links that lead to no file, sorted.
+        num_left_out: number of files that are hidden, or in a folder that a system made.
+    """
+
+    videos: list[Path]
+    dangling: list[Path]
+    num_left_out: int
+
+
+def videos_below(folder: Path) -> VideosBelow:
+    """Find the files with video names below a folder; symbolic links are followed.
 
     Raises:
         ManifestError: a folder cannot be read.
     """
-    found = []
+    videos, dangling, num_left_out = [], [], 0
+    left_out: set[Path] = set()
     try:
         for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
             here = Path(root)
             above = {here.resolve(), *here.resolve().parents}
             folders[:] = [one for one in folders if (here / one).resolve() not in above]
-            found += [here / name for name in names]
+            is_left_out = here in left_out
+            left_out |= {
+                here / one for one in folders if is_left_out or _SYSTEM_FOLDERS.fullmatch(one)
+            }
+            for name in names:
+                path = here / name
+                if path.suffix.lower() not in EXTENSIONS:
+                    continue
+                if is_left_out or name.startswith("."):
+                    num_left_out += 1
+                elif path.is_file():
+                    videos.append(path)
+                elif path.is_symlink():
+                    dangling.append(path)
     except OSError as error:
         raise ManifestError(
             f"cannot read {error.filename} ({error.strerror}); fix its mode, or leave it out"
         ) from None
-    return [path for path in sorted(found) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return VideosBelow(sorted(videos), sorted(dangling), num_left_out)
 
 
 def _raise(error: OSError) -> None:
@@ -81,7 +116,10 @@ def _raise(error: OSError) -> None:
 
 
 class VideoFinder:
-    """Finds videos below a folder by path or bare name, without their extensions."""
+    """Finds videos below a folder by path or bare name, without their extensions.
+
+    Names compare in Unicode's normal form NFC: macOS writes an é as two characters.
+    """
 
     def __init__(self, folder: Path) -> None:
         """List the folder.
@@ -93,9 +131,11 @@ class VideoFinder:
             raise ManifestError(f"--videos {folder}: no such folder; give the one with the videos")
         self._by_path: dict[str, Path] = {}
         self._by_name: dict[str, Path | None] = {}  # None if several files have the name
-        for path in videos_below(folder):
-            self._by_path[path.relative_to(folder).with_suffix("").as_posix()] = path
-            self._by_name[path.stem] = None if path.stem in self._by_name else path
+        for path in videos_below(folder).videos:
+            self._by_path[nfc(path.relative_to(folder).with_suffix("").as_posix())] = path
+            name = nfc(path.stem)
+            self._by_name[name] = None if name in self._by_name else path
+        self._folder = folder
         if not self._by_path:
             raise ManifestError(f"--videos {folder}: holds no videos; give the folder that does")
 
@@ -104,9 +144,13 @@ class VideoFinder:
         if Path(name).is_absolute():
             return Path(name) if Path(name).is_file() else None
         suffix = Path(name).suffix.lower()
-        bare = (name[: -len(suffix)] if suffix in EXTENSIONS else name).removeprefix("./")
+        bare = nfc(name[: -len(suffix)] if suffix in EXTENSIONS else name).removeprefix("./")
         found = self._by_path.get(bare)
         return found or (None if "/" in bare else self._by_name.get(bare))
+
+    def is_folder(self, name: str) -> bool:
+        """Return whether there is a folder at a path, as of a video's frames."""
+        return (self._folder / name).is_dir()
 
     def row(self, clip: AnnotatedClip) -> VideoRow | None:
         """Return the manifest row of a clip; None if its file is missing."""
@@ -115,9 +159,9 @@ class VideoFinder:
                 if (path := self.find(name)) is not None:
                     start, end = span or (None, None)
                     return VideoRow(
-                        video_id=clip.video_id,
+                        video_id=nfc(clip.video_id),
                         path=str(path.absolute()),
-                        label=clip.label,
+                        label=nfc(clip.label),
                         split=clip.split,
                         start=start,
                         end=end,
@@ -297,23 +341,30 @@ def read_activitynet(path: Path) -> Iterator[AnnotatedClip]:
             )
 
 
-def read_list(path: Path, class_names: Sequence[str] = ()) -> Iterator[AnnotatedClip]:
-    """Read lines of a path and class numbers, as PySlowFast and MMAction use them.
+def read_list(
+    path: Path, class_names: Sequence[str] = (), *, is_multi_label: bool = False
+) -> Iterator[AnnotatedClip]:
+    """Read lines of a path and a class number, as PySlowFast and MMAction use them.
 
-    Several numbers are several labels. Separators are spaces, commas or tabs.
+    Separators are spaces, commas or tabs; a path may hold them, too, and may be quoted.
 
     Args:
         path: the list.
         class_names: names by number; without them, labels are the numbers, padded with zeros.
+        is_multi_label: whether all numbers at the end of a line are labels, not the last alone.
     """
     lines = []
+    pattern = r"(.*?\S)((?:[\s,]+\d+)+)" if is_multi_label else r"(.*\S)([\s,]+\d+)"
     for number, line in _lines(path):
-        match = re.fullmatch(r"(.*?\S)((?:[\s,]+\d+)+)", line)
+        match = re.fullmatch(pattern, line)
         if match is None:
             raise ManifestError(
                 f"{path}:{number}: {line!r} is not a path and a class number; correct the line"
             )
-        lines.append((number, match[1], [int(n) for n in re.findall(r"\d+", match[2])]))
+        name = match[1].rstrip(", \t")
+        if len(name) > 1 and name[0] == name[-1] == '"':
+            name = name[1:-1].replace('""', '"')
+        lines.append((number, name, [int(n) for n in re.findall(r"\d+", match[2])]))
     width = max((len(str(n)) for _, _, found in lines for n in found), default=1)
     for number, name, found in lines:
         if class_names and max(found) >= len(class_names):

@@ -10,6 +10,7 @@ frame), half open. Reading touches no video file, so a million rows take seconds
 import csv
 import math
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class VideoRow:
     Attributes:
         video_id: unique in its manifest.
         path: absolute path of the video file.
-        label: class name; `a|b` for several; a number for regression; may be empty.
+        label: class name, in Unicode's form NFC; `a|b` for several; a number for regression; may be
+            empty.
         split: name of the split, such as `train`; may be empty.
         start: first second of the span; None for the beginning.
         end: second before which the span stops; None for the end.
@@ -40,6 +42,11 @@ class VideoRow:
     split: str = ""
     start: float | None = None
     end: float | None = None
+
+
+def nfc(text: str) -> str:
+    """Return a name in Unicode's normal form NFC, in which equal names are equal texts."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
@@ -156,7 +163,7 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
         video_id=video_id,
         # A URL stays as written, so that it is refused as a URL and not as a missing file.
         path=path if "://" in path else os.path.join(base, path),  # noqa: PTH118
-        label=fields["label"],
+        label=nfc(fields["label"]),
         split=fields["split"],
         start=start,
         end=end,

@@ -28,7 +28,7 @@ from ..manifests.annotations import (
 from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError, counted
 from ..manifests.groups import check_group, group_of
-from ..manifests.manifest import VideoRow, read_manifest, write_manifest
+from ..manifests.manifest import VideoRow, nfc, read_manifest, write_manifest
 from .console import say
 from .options import console_options, settings_options
 from .settings import between, check_settings, check_unset, setting
@@ -57,6 +57,9 @@ class BuildSettings:
         help="For list: names of the classes, one per line from 0 on, or PySlowFast's JSON.",
         metavar="FILE",
     )
+    multi_label: bool = setting(
+        False, help="For list: every number behind a path is a label, not the last alone."
+    )
     split: str | None = setting(
         None, help="Split of every row; by default the data set's own, or none."
     )
@@ -71,6 +74,11 @@ class BuildSettings:
             raise SettingsError(
                 f"--classes with --format {self.format}: only list has class numbers; leave it out"
             )
+        if self.multi_label and self.format != "list":
+            raise SettingsError(
+                f"--multi-label with --format {self.format}: only list has class numbers; leave "
+                "it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +89,14 @@ class BuildReport:
         rows: rows of the new manifest.
         missing: clips whose files are missing, or whose spans are empty.
         num_repeated: number of clips left out because their id occurred before.
+        num_left_out: number of hidden files, and of those in folders that systems make.
         output: path of the manifest.
     """
 
     rows: list[VideoRow]
     missing: list[AnnotatedClip]
     num_repeated: int
+    num_left_out: int
     output: Path
 
     @property
@@ -109,6 +119,11 @@ class BuildReport:
             yield f"  {num_spans:,} are spans of a longer video, by start and end"
         if self.num_repeated:
             yield f"  {self.num_repeated:,} repeated clips were left out"
+        if self.num_left_out:
+            yield (
+                f"  {self.num_left_out:,} left out: hidden, or in a trash, thumbnail or other "
+                "system folder"
+            )
         if self.missing:
             first = ", ".join(clip.video_id for clip in self.missing[:3])
             yield (
@@ -122,8 +137,8 @@ def build_manifest(
 ) -> BuildReport:
     """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
 
-    In a folder, a video's id is its path, and its label the sub-folder's name. Clips of a data set
-    whose files are missing are left out, and listed in OUTPUT.missing.csv.
+    In a folder, a video's id is its path, and its label the sub-folder's name. Clips whose files
+    are missing, such as links that lead nowhere, are left out, and listed in OUTPUT.missing.csv.
 
     Args:
         sources: a folder, or annotation files (for UCF101 and HMDB51 the folder of splits).
@@ -135,9 +150,10 @@ def build_manifest(
     """
     settings = settings or BuildSettings()
     if settings.videos is None:
-        found = _rows_of_folder(sources, settings.split)
-        write_manifest(found, output)
-        return BuildReport(rows=found, missing=[], num_repeated=0, output=Path(output))
+        report = _build_of_folder(sources, Path(output), settings.split)
+        write_manifest(report.rows, output)
+        _write_missing(report)
+        return report
     clips = [clip for source in sources for clip in _clips(Path(source), settings)]
     if not clips:
         raise ManifestError(f"{sources[0]}: lists no clips; give the data set's own file")
@@ -152,19 +168,38 @@ def build_manifest(
         else:
             found.append(replace(row, split=settings.split or row.split))
     if not found:
-        raise ManifestError(
-            f"--videos {settings.videos}: none of {len(unique):,} clips has its file there, such "
-            f"as {missing[0].names[0]}; give the folder with the videos"
-        )
+        raise _none_found(missing, finder, settings)
     write_manifest(found, output)
     report = BuildReport(
-        rows=found, missing=missing, num_repeated=len(clips) - len(unique), output=Path(output)
+        rows=found,
+        missing=missing,
+        num_repeated=len(clips) - len(unique),
+        num_left_out=0,
+        output=Path(output),
     )
     _write_missing(report)
     return report
 
 
-def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[VideoRow]:
+def _none_found(
+    missing: Sequence[AnnotatedClip], finder: VideoFinder, settings: BuildSettings
+) -> ManifestError:
+    name = missing[0].names[0]
+    path, _, number = name.rpartition(" ")
+    if settings.format == "list" and (finder.is_folder(path or name) or number.isdigit()):
+        return ManifestError(
+            f"--videos {settings.videos}: none of {len(missing):,} clips has its file there; lines "
+            f"such as {name!r} and a class look like a list of frames: a folder, its number of "
+            "frames, and a class; give the list of the videos: a path and a class number a line, "
+            "or --multi-label if each number is a class"
+        )
+    return ManifestError(
+        f"--videos {settings.videos}: none of {len(missing):,} clips has its file there, such "
+        f"as {name}; give the folder with the videos"
+    )
+
+
+def _build_of_folder(sources: Sequence[str | Path], output: Path, split: str | None) -> BuildReport:
     if len(sources) != 1:
         raise SettingsError(f"{len(sources)} folders: give one, with one sub-folder per class")
     root = Path(sources[0])
@@ -173,23 +208,46 @@ def _rows_of_folder(sources: Sequence[str | Path], split: str | None) -> list[Vi
             f"{root}: no such folder; give one with one sub-folder per class, or --format for a "
             "data set's own files"
         )
-    paths = [path.relative_to(root) for path in videos_below(root) if path.parent != root]
-    has_splits = all(len(path.parts) > 2 and split_named(path.parts[0]) for path in paths)
-    rows = [
-        VideoRow(
-            video_id=path.as_posix(),
-            path=str((root / path).absolute()),
-            label=path.parts[1 if has_splits else 0],
+    below = videos_below(root)
+    videos, dangling = (
+        [path.relative_to(root) for path in paths if path.parent != root]
+        for paths in (below.videos, below.dangling)
+    )
+    has_splits = all(
+        len(path.parts) > 2 and split_named(path.parts[0]) for path in (*videos, *dangling)
+    )
+
+    clips = {
+        path: AnnotatedClip(
+            video_id=nfc(path.as_posix()),
+            names=(str((root / path).absolute()),),
+            label=nfc(path.parts[1 if has_splits else 0]),
             split=split or (split_named(path.parts[0]) if has_splits else ""),
         )
-        for path in paths
+        for path in (*videos, *dangling)
+    }
+    rows = [
+        VideoRow(video_id=clip.video_id, path=clip.names[0], label=clip.label, split=clip.split)
+        for clip in map(clips.__getitem__, videos)
     ]
     if not rows:
         raise ManifestError(
             f"{root}: no videos in sub-folders; expected "
             f"{root}/CLASS/VIDEO with an extension such as .mp4"
         )
-    return rows
+    if len({row.video_id for row in rows}) < len(rows):
+        ((name, _),) = Counter(row.video_id for row in rows).most_common(1)
+        raise ManifestError(
+            f"{root}: two files are named {name!r}, which differ only in how Unicode composes "
+            "their letters; rename one"
+        )
+    return BuildReport(
+        rows=rows,
+        missing=[clips[path] for path in dangling],
+        num_repeated=0,
+        num_left_out=below.num_left_out,
+        output=output,
+    )
 
 
 def _clips(source: Path, settings: BuildSettings) -> Iterator[AnnotatedClip]:
@@ -200,7 +258,7 @@ def _clips(source: Path, settings: BuildSettings) -> Iterator[AnnotatedClip]:
         "hmdb51": lambda: read_hmdb51(source, settings.fold),
         "something-something-v2": lambda: read_something_something(source),
         "activitynet": lambda: read_activitynet(source),
-        "list": lambda: read_list(source, names),
+        "list": lambda: read_list(source, names, is_multi_label=settings.multi_label),
     }[settings.format]()
 
 
@@ -214,6 +272,8 @@ def _write_missing(report: BuildReport) -> None:
         writer.writerow(("video_id", "label", "split", "why"))
         for clip in report.missing:
             why = f"no file named {' or '.join((*clip.cut_names, *clip.names))}"
+            if any(Path(name).is_symlink() for name in clip.names):
+                why = f"{clip.names[0]} is a link that leads to no file"
             if clip.is_empty:
                 why = "its span is empty"
             writer.writerow((clip.video_id, clip.label, clip.split, why))

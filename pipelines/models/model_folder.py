@@ -26,6 +26,7 @@ from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import atomic_path, sha256_of, write_json
 from ...manifests.errors import BackboneError, FeaturesError, SettingsError
 from ...manifests.feature_folder import FeatureFolder, FeatureSpec, read_extraction
+from ...manifests.manifest import nfc
 from ...temporal.checkpoint import RunFolder, read_metadata, read_weights, save_weights
 from ...temporal.config import TemporalConfig
 
@@ -70,7 +71,7 @@ class NetworkConfig:
         return cls(
             spec=FeatureSpec.from_json(spec),
             temporal=TemporalConfig(**values["temporal"]),
-            class_names=values["class_names"],
+            class_names=[nfc(name) for name in values["class_names"]],
         )
 
 

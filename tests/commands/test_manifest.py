@@ -48,6 +48,39 @@ def test_build_check_split_show(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
     assert "train" in ran.stdout
 
 
+def test_what_systems_leave_in_a_folder_is_no_class(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    root = tmp_path / "set"
+    _touch(*(root / label / f"{n}.mp4" for label in ("run", "eat") for n in range(2)))
+    _touch(root / "run/._0.mp4", root / "__MACOSX/run/._0.mp4", root / ".Trash-1000/files/old.mp4")
+    _touch(root / "eat/@eaDir/0.mp4/thumb.mp4", root / "#recycle/a/b.mp4", root / "eat/.hidden.avi")
+    ran = vtnpipe("manifest", "build", "set", "-o", "m.csv")
+    assert "4 videos, 2 classes" in ran.stdout
+    assert "6 left out" in ran.stdout
+    assert {row.label for row in read_manifest(tmp_path / "m.csv")} == {"run", "eat"}
+
+
+def test_links_that_lead_nowhere_are_missing(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    for label in ("run", "eat"):
+        _touch(tmp_path / "set" / label / "there.mp4")
+        (tmp_path / "set" / label / "gone.mp4").symlink_to("../../.git/annex/objects/gone")
+    ran = vtnpipe("manifest", "build", "set", "-o", "m.csv", code=1)
+    assert "2 videos, 2 classes" in ran.stdout
+    assert "missing: 2 of 4 clips (eat/gone.mp4, run/gone.mp4)" in ran.stdout
+    listed = (tmp_path / "m.csv.missing.csv").read_text()
+    assert "a link that leads to no file" in listed
+
+
+def test_classes_of_one_name_are_one(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    """Sub-folders of macOS and Linux spell the same é differently."""
+    _touch(tmp_path / "set/caf\u00e9/a.mp4", tmp_path / "set/cafe\u0301/b.mp4")
+    assert "2 videos, 1 class" in vtnpipe("manifest", "build", "set", "-o", "m.csv").stdout
+    (tmp_path / "set/caf\u00e9/b.mp4").touch()
+    ran = vtnpipe("manifest", "build", "set", "-o", "m.csv", code=2)
+    assert "differ only in how Unicode composes" in ran.stderr
+    (tmp_path / "n.csv").write_text("video_id,path,label,split\na,a.mp4,cafe\u0301,\n")
+    assert read_manifest(tmp_path / "n.csv")[0].label == "caf\u00e9"
+
+
 def test_wrong_usage_exits_with_2(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
     assert "no such folder" in vtnpipe("manifest", "build", "no", "-o", "m.csv", code=2).stderr
     assert "no such manifest" in vtnpipe("manifest", "show", "m.csv", code=2).stderr
@@ -169,6 +202,6 @@ def test_missing_clips_give_exit_code_1(tmp_path: Path, vtnpipe: Vtnpipe) -> Non
     (tmp_path / "val.txt").write_text("a.mp4 3\nb.mp4 1\n")
     arguments = ("val.txt", "-o", "m.csv", "--format", "list", "--videos", "set")
     ran = vtnpipe("manifest", "build", *arguments, code=1)
-    assert "m.csv: 1 videos, 1 classes" in ran.stdout
+    assert "m.csv: 1 video, 1 class" in ran.stdout
     assert "missing: 1 of 2 clips (b.mp4); all in m.csv.missing.csv" in ran.stdout
     assert [row.split for row in read_manifest(tmp_path / "m.csv")] == ["val"]

@@ -214,15 +214,47 @@ def test_lists_of_paths_and_class_numbers(tmp_path: Path, build: Build) -> None:
     names.write_text(json.dumps({f"class {n}": n for n in range(11)}))
     several = tmp_path / "val.csv"
     several.write_text(f"{tmp_path}/videos/x/2.mp4,10\nx/3.mp4 1 4\n")
-    _, rows = build([several], [], format="list", classes=str(names))
+    _, rows = build([several], [], format="list", classes=str(names), multi_label=True)
     assert {Path(i).name: (r.label, r.split) for i, r in rows.items()} == {
         "2.mp4": ("class 10", "val"),
         "3.mp4": ("class 1|class 4", "val"),
     }
     lines = tmp_path / "names.txt"
     lines.write_text("run\neat\n")
+    with pytest.raises(SettingsError, match="only list has class numbers"):
+        BuildSettings(multi_label=True)
     with pytest.raises(ManifestError, match=r"val\.csv:1: class 10, but --classes names 2"):
         build([several], [], format="list", classes=str(lines))
+
+
+def test_a_path_may_hold_spaces_numbers_and_quotes(tmp_path: Path, build: Build) -> None:
+    lines = tmp_path / "list.txt"
+    lines.write_text('take 2 7\n"b, c.mp4",3\n"d ""e"".mp4" 1\n')
+    _, rows = build([lines], ["take 2.mp4", "b, c.mp4", 'd "e".mp4'], format="list")
+    assert {i: r.label for i, r in rows.items()} == {
+        "take 2": "7",
+        "b, c.mp4": "3",
+        'd "e".mp4': "1",
+    }
+
+
+def test_a_list_of_frames_is_not_taken_for_videos(tmp_path: Path, build: Build) -> None:
+    (tmp_path / "rawframes.txt").write_text("run/r1 163 1\nrun/r2 99 1\n")
+    (tmp_path / "folders.txt").write_text("run/r1 1\n")
+    (tmp_path / "videos/run/r1").mkdir(parents=True)
+    for name in ("rawframes.txt", "folders.txt"):
+        with pytest.raises(ManifestError, match="look like a list of frames"):
+            build([tmp_path / name], ["other/a.mp4"], format="list")
+
+
+def test_names_compare_however_unicode_composes_them(tmp_path: Path, build: Build) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    lines = tmp_path / "list.txt"
+    lines.write_text(f"{composed}/a.mp4 0\n")
+    classes = tmp_path / "classes.txt"
+    classes.write_text(f"{decomposed}\n")
+    _, rows = build([lines], [f"{decomposed}/a.mp4"], format="list", classes=str(classes))
+    assert {i: r.label for i, r in rows.items()} == {f"{composed}/a.mp4": composed}
 
 
 def test_faults_of_annotation_files_are_named(tmp_path: Path, build: Build) -> None:

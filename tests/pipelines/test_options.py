@@ -165,7 +165,7 @@ OPTIONS = {
         short-side-max short-side-min train-blocks val-clips weights {TRAINING}
     """,
     "import-checkpoint": f"backbone classes config {OUTPUT}",
-    "manifest build": f"classes config fold format output split videos {OUTPUT}",
+    "manifest build": f"classes config fold format multi-label output split videos {OUTPUT}",
     "manifest check": OUTPUT,
     "manifest show": OUTPUT,
     "manifest split": f"config group output seed test train val {OUTPUT}",
