@@ -5,6 +5,7 @@ recognized.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,10 @@ from typing import IO, Any, NamedTuple
 from .errors import FeaturesError, StorageError
 
 BLOCK_BYTES = 2**24
+CANNOT_FSYNC_FOLDERS = (
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF),
+    *(errno.EACCES, errno.EISDIR),  # the folder cannot even be opened
+)
 
 
 class FileState(NamedTuple):
@@ -47,7 +52,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         _fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync_folder(path.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {path} ({error.strerror or error}); fix the problem and rerun the "
@@ -129,3 +134,18 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_folder(folder: Path) -> bool:
+    """Flush a rename; return False where the file system cannot: CIFS, vboxsf, some FUSE.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno not in CANNOT_FSYNC_FOLDERS:
+            raise
+        return False
+    return True

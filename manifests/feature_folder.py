@@ -1,4 +1,4 @@
-"""The feature folder: its paths, extraction.json with the feature specification, and its locks.
+"""The feature folder: its paths, and extraction.json with the feature specification.
 
     extraction.json  backbone.safetensors  manifest.csv  plan/000.json ...  shards/*.h5
     failures.csv  report.json  report.html  jobs/ (logs of batch jobs)
@@ -7,16 +7,12 @@ All features of a folder share one `FeatureSpec`; everything else in extraction.
 how they were made.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from .atomic import read_json, write_json
 from .errors import FeaturesError
@@ -271,8 +267,12 @@ def is_new_folder(folder: FeatureFolder) -> bool:
     """Return whether a folder is empty, except for what a run killed at its start leaves."""
     if not folder.root.is_dir():
         return False
-    left = {folder.backbone.name, folder.lock.name, folder.planning.name, folder.jobs.name}
-    return all(path.name in left or path.suffix == ".tmp" for path in folder.root.iterdir())
+    left = {folder.backbone.name, folder.jobs.name}
+    locks = (folder.lock.name, folder.planning.name)  # claims have longer names
+    return all(
+        path.name in left or path.name.startswith(locks) or path.suffix == ".tmp"
+        for path in folder.root.iterdir()
+    )
 
 
 def check_spec(folder: FeatureFolder, spec: FeatureSpec) -> None:
@@ -286,113 +286,3 @@ def check_spec(folder: FeatureFolder, spec: FeatureSpec) -> None:
             f"{folder.root}: contains features with other settings: {'; '.join(differences)}; "
             "use the folder's settings, or another folder"
         )
-
-
-class WritableFolder(Protocol):
-    """A feature folder or a run folder."""
-
-    @property
-    def root(self) -> Path:
-        """The folder."""
-
-    @property
-    def lock(self) -> Path:
-        """Lock file that the writer holds."""
-
-
-@contextlib.contextmanager
-def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]:
-    """Create the folder and hold its lock; the lock ends with the process, however that ends.
-
-    Args:
-        folder: the folder to write to.
-        is_shared: allow other processes that also set this, but nobody else.
-
-    Raises:
-        FeaturesError: another run writes there, or the folder is not writable.
-    """
-    if folder.root.is_file():
-        raise FeaturesError(f"{folder.root}: is a file, not a feature folder or run; give a folder")
-    is_new = not folder.root.exists()
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(folder.root, error) from None
-    mode = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
-    try:
-        with _held(folder.lock, mode | fcntl.LOCK_NB):
-            yield
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):  # fails, as it should, unless the folder is empty
-                folder.root.rmdir()
-
-
-@contextlib.contextmanager
-def planning_lock(folder: FeatureFolder) -> Iterator[None]:
-    """Wait for and hold the lock under which runs that share a folder plan or report."""
-    with _held(folder.planning, fcntl.LOCK_EX):
-        yield
-
-
-@contextlib.contextmanager
-def _held(path: Path, mode: int) -> Iterator[None]:
-    """Hold a lock file, which the last holder removes.
-
-    Raises:
-        FeaturesError: `mode` is non-blocking and another process holds it, or it is not writable.
-    """
-    descriptor = _open_locked(path, mode)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # others hold it too: one of them removes it
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_locked(path: Path, mode: int) -> int:
-    """Return the descriptor of a lock file on which `flock` succeeded."""
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise _not_writable(path.parent, error) from None
-        try:
-            fcntl.flock(descriptor, mode)
-            if _is_at(path, descriptor):  # otherwise its last holder removed it just now
-                with contextlib.suppress(OSError):  # the lock holds even on a full disk
-                    os.truncate(descriptor, 0)
-                    holder = f"process {os.getpid()} on {socket.gethostname()}"
-                    os.write(descriptor, holder.encode())
-                return descriptor
-        except BlockingIOError:
-            found = os.read(descriptor, 1000).decode(errors="replace")
-            os.close(descriptor)
-            raise FeaturesError(
-                f"{path.parent}: another run is writing there ({found or 'just started'}); wait "
-                "for it, or give another folder"
-            ) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise FeaturesError(
-                f"cannot lock {path} ({error.strerror}); two runs must not write to one folder at "
-                "once: give a folder on a file system that supports flock"
-            ) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file is the one at `path`; NFS renames unlinked files."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _not_writable(root: Path, error: OSError) -> FeaturesError:
-    return FeaturesError(f"cannot write to {root} ({error.strerror}); give a writable folder")

@@ -18,7 +18,8 @@ from ..extract.batching import TaskProgress
 from ..extract.task import TaskReport, WorkerSettings, release_worker, start_decoders
 from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError, counted
-from ..manifests.feature_folder import FeatureFolder, locked, planning_lock
+from ..manifests.feature_folder import FeatureFolder
+from ..manifests.lock import locked, planning_lock
 from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import Task, pending_tasks
 from .console import CountProgress, say, say_details

@@ -25,8 +25,9 @@ from rich.console import Console
 from ..extract.cores import num_cpus
 from ..manifests.atomic import atomic_path, write_json
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError, counted
-from ..manifests.feature_folder import FeatureFolder, locked, read_extraction
+from ..manifests.feature_folder import FeatureFolder, read_extraction
 from ..manifests.feature_store import FeatureStore, VideoFeatures, num_noted, open_features
+from ..manifests.lock import locked
 from ..manifests.manifest import read_manifest
 from ..manifests.plan import read_plans
 from ..manifests.times import nearest_each

@@ -31,7 +31,8 @@ from ..manifests.errors import (
     SettingsError,
     first_line,
 )
-from ..manifests.feature_folder import FeatureSpec, locked
+from ..manifests.feature_folder import FeatureSpec
+from ..manifests.lock import locked
 from ..temporal.checkpoint import RunFolder
 from ..temporal.config import TemporalConfig
 from ..temporal.model import TemporalClassifier

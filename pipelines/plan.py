@@ -16,7 +16,8 @@ from ..extract.decode.protocol import Chunk, DecodeRequest
 from ..extract.decode.sampling import Sampling
 from ..extract.task import set_num_threads
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
-from ..manifests.feature_folder import Extraction, FeatureFolder, locked
+from ..manifests.feature_folder import Extraction, FeatureFolder
+from ..manifests.lock import locked
 from ..manifests.manifest import read_manifest
 from ..manifests.plan import Task, with_file_state
 from .console import counts_text, duration_text, say, say_some

@@ -28,7 +28,8 @@ from rich.console import Console
 from ..extract.cores import num_cpus
 from ..manifests.atomic import atomic_text, read_json, write_json
 from ..manifests.errors import EXIT_OK, FeaturesError, SettingsError, StoppedError
-from ..manifests.feature_folder import FeatureFolder, locked
+from ..manifests.feature_folder import FeatureFolder
+from ..manifests.lock import locked
 from ..manifests.manifest import read_manifest
 from ..temporal.checkpoint import RunFolder, kept_epoch, read_epochs
 from ..temporal.metrics import METRICS

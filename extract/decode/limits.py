@@ -40,7 +40,13 @@ class Limits:
 
 
 def apply_memory_limit(memory_bytes: int) -> None:
-    """Limit the memory of this process (irreversible), and write no core dumps."""
+    """Limit the memory of this process (irreversible), and write no core dumps.
+
+    A limit that the system sets and that is lower stays.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most != resource.RLIM_INFINITY:
+        memory_bytes = min(memory_bytes, most)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -33,11 +33,11 @@ from ...manifests.feature_folder import (
     FeatureSpec,
     check_spec,
     is_new_folder,
-    locked,
     read_extraction,
     write_extraction,
 )
 from ...manifests.feature_store import FeatureStore, failures_of
+from ...manifests.lock import locked
 from ...manifests.manifest import VideoRow, read_manifest, update_manifest
 from ...manifests.plan import (
     Computation,

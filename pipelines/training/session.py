@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...manifests.atomic import read_json, remove_temporaries, write_json
 from ...manifests.errors import SettingsError, counted
-from ...manifests.feature_folder import locked
+from ...manifests.lock import locked
 from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
 from ...temporal.config import TemporalConfig

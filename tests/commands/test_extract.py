@@ -19,8 +19,9 @@ from command_line import Vtnpipe, cli_environment, run_cli
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from rich.console import Console
 from vtnpipe.manifests.errors import FeaturesError, StoppedError
-from vtnpipe.manifests.feature_folder import FeatureFolder, locked
+from vtnpipe.manifests.feature_folder import FeatureFolder
 from vtnpipe.manifests.feature_store import open_features
+from vtnpipe.manifests.lock import locked
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 

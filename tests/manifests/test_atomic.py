@@ -1,5 +1,7 @@
 """Atomic writes: files that are there whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,27 @@ def test_temporaries_of_killed_writers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "000-00000.h5").touch()
     assert remove_temporaries(tmp_path) == [stale]
     assert [path.name for path in tmp_path.iterdir()] == ["000-00000.h5"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_only_the_files_own_fsync_must_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some file systems cannot flush a folder; a disk that fails still shows."""
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
+            raise OSError(number, os.strerror(number))
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "x.txt"
+    if number == errno.EIO:
+        with pytest.raises(StorageError), atomic_text(path) as file:
+            file.write("new")
+        return
+    with atomic_text(path) as file:
+        file.write("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]

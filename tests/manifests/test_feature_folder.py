@@ -1,7 +1,6 @@
 """The feature folder: feature specification, fingerprint, extraction.json, and locks."""
 
 import json
-import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from vtnpipe.manifests.feature_folder import (
     FeatureSpec,
     check_spec,
     digest_of,
-    locked,
     read_extraction,
     write_extraction,
 )
@@ -117,24 +115,3 @@ def test_an_edited_specification_is_refused(tmp_path: Path) -> None:
     folder.extraction.write_text(folder.extraction.read_text().replace('"a"', '"b"'))
     with pytest.raises(FeaturesError, match=r"extraction\.json: its fingerprint does not match"):
         read_extraction(folder)
-
-
-def _hold(root: Path, ready: Any, release: Any) -> None:
-    with locked(FeatureFolder(root)):
-        ready.set()
-        release.wait(30)
-
-
-def test_a_second_run_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready, release = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, ready, release))
-    process.start()
-    assert ready.wait(30)
-    with pytest.raises(FeaturesError, match="another run"), locked(FeatureFolder(tmp_path)):
-        pass
-    process.kill()
-    process.join()
-    with locked(FeatureFolder(tmp_path)):
-        pass
-    assert list(tmp_path.iterdir()) == []

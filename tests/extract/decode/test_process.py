@@ -189,3 +189,15 @@ def test_a_long_file_shows_that_it_is_being_read(
     kinds = [message["kind"] for message in ask(TimelineRequest(str(clips["a"])))]
     assert kinds.count("alive") >= 50
     assert [kind for kind in kinds if kind != "alive"] == ["answer", "end"]
+
+
+def test_a_lower_limit_of_the_system_stays() -> None:
+    code = """
+import resource
+from vtnpipe.extract.decode.limits import apply_memory_limit
+resource.setrlimit(resource.RLIMIT_DATA, (2**29, 2**29))
+apply_memory_limit(2**32)
+print(*resource.getrlimit(resource.RLIMIT_DATA))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [str(2**29)] * 2
