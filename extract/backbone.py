@@ -18,6 +18,7 @@ from ..manifests.errors import BackboneError
 from ..manifests.feature_folder import FeatureSpec
 from .create_backbone import create_module, timm_steps
 from .preprocessing import (
+    CropOrPad,
     MatrixResize,
     Preprocessing,
     PySlowFastResize,
@@ -151,6 +152,9 @@ def evaluation_transform(
     else:
         *steps, crop, _, _ = timm_steps(preprocessing)
         steps = [_fast_resize(step, device) for step in steps]
+        if preprocessing.crop_mode == "border":
+            fill = crop.fill if isinstance(crop.fill, (tuple, list)) else (crop.fill,) * 3
+            crop = CropOrPad(crop.size, fill)
     return Transform(
         preprocessing=preprocessing,
         resize_steps=steps,

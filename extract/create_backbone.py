@@ -6,12 +6,16 @@ folder; every worker loads those (`backbone.load_backbone`).
 
 import difflib
 import hashlib
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -19,10 +23,11 @@ from torch import Tensor, nn
 from ..manifests.errors import BackboneError, first_line
 from ..manifests.user_module import call_factory, is_factory
 from .preprocessing import Preprocessing
+from .weights_file import WEIGHTS_WORDS, check_weights, load_weights_file
 
 DEFAULT_BACKBONE = "vit_base_patch16_224"
 RANDOM_SEED = 0  # of --weights none
-_WRAPPERS = ("state_dict", "model_state", "model")  # keys under which checkpoints keep tensors
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,12 +39,14 @@ class BuiltBackbone:
         dim: number of features per image, D.
         weights: tensors as the bytes of a safetensors file.
         digest: SHA-256 of `weights`.
+        weights_taken: what was taken of a checkpoint file; "" if all of it, or without one.
     """
 
     preprocessing: Preprocessing
     dim: int
     weights: bytes
     digest: str
+    weights_taken: str = ""
 
 
 def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBackbone:
@@ -54,21 +61,18 @@ def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBac
         BackboneError: the name is unknown, the weights are not available or do not fit, or the
             output is not [N, D].
     """
-    path = None if weights in ("pretrained", "none") else Path(weights)
-    if path is not None and not path.is_file():
-        raise BackboneError(
-            f"weights {weights!r}: no such file, nor a model folder; give pretrained, none, or "
-            "the path of a checkpoint or a model"
-        )
+    check_weights(weights)
+    path = None if weights in WEIGHTS_WORDS else Path(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         module = create_module(name, pretrained=weights == "pretrained", pool=pool)
-    if path is not None:
-        load_checkpoint(module, path)
+    taken = "" if path is None else load_weights_file(module, path)
     preprocessing = default_preprocessing(module)
     dim = feature_dim(module, preprocessing, name)
     data, digest = weights_bytes(module.state_dict())
-    return BuiltBackbone(preprocessing=preprocessing, dim=dim, weights=data, digest=digest)
+    return BuiltBackbone(
+        preprocessing=preprocessing, dim=dim, weights=data, digest=digest, weights_taken=taken
+    )
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> tuple[bytes, str]:
@@ -103,6 +107,8 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 "give --weights none or --weights FILE"
             )
         return call_factory(name, returns=nn.Module, role="backbone", error_type=BackboneError)
+    if pretrained:
+        _avoid_retries()
     timm = _timm()
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
@@ -132,6 +138,21 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 "try token or avg for a transformer, avg, max or avgmax for a convolutional network"
             ) from error
     return module
+
+
+def _avoid_retries() -> None:
+    """Let the Hugging Face hub use its cache alone if it cannot be reached; it would retry long.
+
+    Its address is tried once. Behind a proxy, that tells nothing.
+    """
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        with socket.create_connection((hub.hostname, hub.port or 443), timeout=CONNECT_SECONDS):
+            return
+    except OSError:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 @cache
@@ -225,63 +246,3 @@ def parameter_layers(module: nn.Module, name: str) -> list[list[str]]:
     if len(layers) > 1 and all(parameters[one].ndim < 2 for one in layers[-1]):
         layers[-2] += layers.pop()
     return layers
-
-
-def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint file of the module, with or without its classifier.
-
-    Raises:
-        BackboneError: the file cannot be read, or its tensors do not fit.
-    """
-    state = _read_checkpoint(path)
-    config = getattr(module, "pretrained_cfg", {})
-    classifier = config.get("classifier") or ()
-    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    own = module.state_dict()
-    state = {
-        key: tensor
-        for key, tensor in state.items()
-        if key in own or not key.startswith(tuple(f"{prefix}." for prefix in prefixes))
-    }
-    if faults := mismatches(own, state):
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise BackboneError(
-            f"weights {path} do not fit the backbone: {'; '.join(faults[:5])}{more}; give a "
-            "checkpoint of this very model, or its name with --backbone"
-        )
-    module.load_state_dict(state)
-
-
-def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Return why tensors do not fit a model's own, one line per tensor."""
-    return [
-        *(f"{key} is missing" for key in own if key not in state),
-        *(f"{key} is not in the model" for key in state if key not in own),
-        *(
-            f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ),
-    ]
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors or PyTorch file, without running code in it."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # a damaged or hostile file may raise anything
-        raise BackboneError(
-            f"weights {path}: neither a safetensors nor a safe PyTorch file ({first_line(error)}); "
-            "save model.state_dict()"
-        ) from None
-    for key in _WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    is_named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
-    if not is_named or not all(isinstance(one, Tensor) for one in state.values()):
-        raise BackboneError(
-            f"weights {path}: contains no state dict of tensors; save model.state_dict()"
-        )
-    return {key.removeprefix("module."): tensor for key, tensor in state.items()}

@@ -99,6 +99,33 @@ def pyslowfast_crop(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     return crop
 
 
+class CropOrPad:
+    """Center crop of crop mode `border`: what an image lacks is filled with one color.
+
+    As timm's, which does not take a color for tensors.
+
+    Args:
+        size: (height, width) of the crop.
+        fill: the color, three values of 0 to 255.
+    """
+
+    def __init__(self, size: Sequence[int], fill: Sequence[int]) -> None:
+        self._size = size
+        self._fill = fill
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Crop images [N, 3, H, W] uint8."""
+        height, width = images.shape[-2:]
+        missing = [max(0, self._size[0] - height), max(0, self._size[1] - width)]
+        size = (len(images), 3, height + missing[0], width + missing[1])
+        padded = images.new_tensor(self._fill).view(1, 3, 1, 1).expand(size).clone()
+        top, left = missing[0] // 2, missing[1] // 2
+        padded[..., top : top + height, left : left + width] = images
+        top = round((padded.shape[-2] - self._size[0]) / 2)
+        left = round((padded.shape[-1] - self._size[1]) / 2)
+        return padded[..., top : top + self._size[0], left : left + self._size[1]]
+
+
 class MatrixResize:
     """Antialiased resize as two matrix products, one for rows and one for columns.
 

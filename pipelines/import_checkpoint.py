@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..extract.create_backbone import (
     create_module,
     default_preprocessing,
-    mismatches,
     weights_bytes,
 )
 from ..extract.preprocessing import Preprocessing
+from ..extract.weights_file import mismatches
 from ..manifests.annotations import read_class_names
 from ..manifests.atomic import write_bytes
 from ..manifests.errors import (

@@ -27,7 +27,7 @@ DOORS = {
     "distributed": {"pipelines/dask_cluster/client.py", "pipelines/extraction/scheduler.py"},
     "dask_jobqueue": {"pipelines/dask_cluster/client.py"},
     "accelerate": {"temporal/distributed.py"},
-    "huggingface_hub": {"pipelines/models/network.py"},
+    "huggingface_hub": {"extract/create_backbone.py", "pipelines/models/network.py"},
     "jinja2": {"pipelines/html/page.py"},
     "matplotlib": {"pipelines/html/plots.py", "pipelines/html/explain_figure.py"},
     "sklearn": {"temporal/baselines.py"},

@@ -12,8 +12,8 @@ from command_line import Vtnpipe
 from PIL import Image
 from read_videos import read_video
 from timm.data import create_transform, resolve_model_data_config
-from vtnpipe.extract.create_backbone import load_checkpoint
 from vtnpipe.extract.decode.frames import Frame, Outcome
+from vtnpipe.extract.weights_file import load_weights_file
 from vtnpipe.manifests.failures import VideoError
 from vtnpipe.manifests.feature_store import open_features
 
@@ -61,7 +61,7 @@ def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> 
 
     # Every frame of one clip against the plainest way: PIL, float32, frame by frame.
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    load_checkpoint(model, tmp_path / "f/backbone.safetensors")
+    load_weights_file(model, tmp_path / "f/backbone.safetensors")
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     frames, _ = _read(shared_videos / MAIN["ggsy"][0], decoder="pyav")
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from ...extract.backbone import evaluation_transform
 from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
 from ...extract.device import resolve
 from ...extract.views import VIEW_NAMES
+from ...extract.weights_file import check_weights
 from ...manifests.atomic import sha256_of
 from ...manifests.errors import FeaturesError, SettingsError
 from ...manifests.feature_folder import (
@@ -94,6 +95,8 @@ def resolve_spec(
         if _model_folder(settings) is None and source == stored.weights:
             return NewExtraction(extraction=stored, device=device, weights=None)
     built, source = _build(settings)
+    if built.weights_taken:
+        say(console, f"weights {settings.weights}: {built.weights_taken}")
     spec = replace(spec, weights_digest=built.digest, preprocessing=built.preprocessing.to_json())
     if stored is not None:
         check_spec(folder, spec)
@@ -153,7 +156,9 @@ def with_model_settings(settings: ExtractSettings, console: Console) -> ExtractS
 
     Raises:
         SettingsError: a setting contradicts the model.
+        BackboneError: the weights are a path that does not exist.
     """
+    check_weights(settings.weights)
     model = _model_folder(settings)
     if model is None:
         return replace(settings, backbone=settings.backbone or DEFAULT_BACKBONE)

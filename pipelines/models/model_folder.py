@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ...extract.create_backbone import BuiltBackbone, create_module, mismatches, weights_bytes
+from ...extract.create_backbone import BuiltBackbone, create_module, weights_bytes
 from ...extract.preprocessing import Preprocessing
+from ...extract.weights_file import mismatches
 from ...manifests.atomic import atomic_path, sha256_of, write_json
 from ...manifests.errors import BackboneError, FeaturesError, SettingsError
 from ...manifests.feature_folder import FeatureFolder, FeatureSpec, read_extraction

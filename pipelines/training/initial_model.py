@@ -63,6 +63,7 @@ def _on_backbone(settings: FinetuneSettings) -> InitialModel:
             f"--weights {settings.weights}: is a model folder; give --from {settings.weights}"
         )
     built = build_backbone(name, settings.weights, settings.pool)
+    taken = f" ({built.weights_taken})" if built.weights_taken else ""
     chosen = choose_preset(settings, name, built.dim)
     spec = FeatureSpec(
         backbone=name,
@@ -80,7 +81,8 @@ def _on_backbone(settings: FinetuneSettings) -> InitialModel:
         return _network(built, TemporalClassifier(temporal), config)
 
     return InitialModel(
-        description=f"initialized with the weights {settings.weights} and a new temporal model",
+        description=f"initialized with the weights {settings.weights}{taken} and a new temporal "
+        "model",
         sampling=Sampling.from_spec(spec),
         class_names=None,
         create=create,

@@ -1,8 +1,10 @@
 """Backbone creation: names, weights, pooling, and what each fault says."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
@@ -10,7 +12,6 @@ import torch
 from vtnpipe.extract.create_backbone import (
     build_backbone,
     create_module,
-    load_checkpoint,
     parameter_layers,
 )
 from vtnpipe.manifests.errors import BackboneError
@@ -130,9 +131,14 @@ def test_layers_hold_each_parameter_once() -> None:
         parameter_layers(torch.nn.Linear(1, 1), "toy")
 
 
-def test_a_checkpoint_is_loaded_into_the_module(tmp_path: Path) -> None:
-    module, other = (create_module("toy_backbones:mixer", pretrained=False) for _ in range(2))
-    torch.save(other.state_dict(), tmp_path / "w.pth")
-    load_checkpoint(module, tmp_path / "w.pth")
-    for key, tensor in module.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[key])
+def test_a_hub_that_cannot_be_reached_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, the hub's own client would retry for a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    with pytest.raises(BackboneError, match="cannot download from the Hugging Face hub"):
+        create_module("vit_tiny_patch16_224", pretrained=True)
+    assert huggingface_hub.constants.HF_HUB_OFFLINE

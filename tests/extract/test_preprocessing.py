@@ -1,12 +1,14 @@
 """Preprocessing: frames are resized, the results are copies, and values are normalized."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
 from torchvision.transforms import InterpolationMode, v2
 from vtnpipe.extract.backbone import evaluation_transform
 from vtnpipe.extract.preprocessing import MatrixResize, Preprocessing
@@ -78,3 +80,27 @@ def test_the_style_pyslowfast_is_that_of_the_authors_code(height: int, width: in
     top, left = (math.ceil((side - 224) / 2) for side in frames.shape[-2:])
     expected = frames[..., top : top + 224, left : left + 224]
     assert float((found.float() - expected).abs().max()) <= 0.501
+
+
+@pytest.mark.parametrize("size", [(3, 224, 224), (3, 224, 160)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+def test_crop_mode_border_is_timms(size: tuple[int, int, int], crop_pct: float) -> None:
+    """A frame is fitted into the square, and the rest filled with the mean color."""
+    preprocessing = Preprocessing(
+        input_size=size,
+        interpolation="bicubic",
+        crop_pct=crop_pct,
+        crop_mode="border",
+        mean=(0.5, 0.3, 0.2),
+        std=(0.5,) * 3,
+    )
+    values = asdict(preprocessing)
+    del values["style"]
+    by_timm = create_transform(**values, is_training=False)
+    transform = evaluation_transform(preprocessing, "cpu", ("center", "flip"))
+    for height, width in ((240, 320), (320, 240), (64, 500)):
+        images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        found = transform.normalize(transform(images)[:, 0])
+        expected = torch.stack([by_timm(Image.fromarray(image)) for image in images])
+        assert found.shape == expected.shape
+        assert float((found - expected).abs().mean()) < 0.002
