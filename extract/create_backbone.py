@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import huggingface_hub
 import safetensors.torch
 import torch
+from huggingface_hub import constants as hub_constants
 from torch import Tensor, nn
 
 from ..manifests.errors import BackboneError, first_line
@@ -152,7 +152,7 @@ def _avoid_retries() -> None:
         with socket.create_connection((hub.hostname, hub.port or 443), timeout=CONNECT_SECONDS):
             return
     except OSError:
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        hub_constants.HF_HUB_OFFLINE = True
 
 
 @cache

@@ -4,11 +4,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants as hub_constants
 from vtnpipe.extract.create_backbone import (
     build_backbone,
     create_module,
@@ -141,4 +141,4 @@ def test_a_hub_that_cannot_be_reached_is_tried_once(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
     with pytest.raises(BackboneError, match="cannot download from the Hugging Face hub"):
         create_module("vit_tiny_patch16_224", pretrained=True)
-    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert hub_constants.HF_HUB_OFFLINE
