@@ -185,8 +185,6 @@ class InMemory(ClipDataset):
         """Return a batch of the dictionary `kept`."""
         return self.kept[tuple(keys)]
 
-    __getitems__ = batch
-
 
 def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     """Measure an epoch with features from three places, in turn."""

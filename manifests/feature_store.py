@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ class FeatureStore(Mapping[str, VideoFeatures]):
             video_id for video_id, parts in self.entries.items() if any(e.length for e in parts)
         ]
         self._maps: OrderedDict[int, mmap] = OrderedDict()
+        self._maps_lock = Lock()  # threads may load batches
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -174,7 +176,12 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         return sum(entry.length for entry in self.entries[video_id])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": OrderedDict()}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("_maps", "_maps_lock")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_maps": OrderedDict(), "_maps_lock": Lock()}
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.folder.root)!r}, {len(self)} videos)"
@@ -189,17 +196,19 @@ class FeatureStore(Mapping[str, VideoFeatures]):
         return rows_of(self._shards[index], self._map(index), entry, name)
 
     def _map(self, index: int) -> mmap:
-        if index not in self._maps:
+        with self._maps_lock:
+            if index in self._maps:
+                self._maps.move_to_end(index)
+                return self._maps[index]
             with self._shards[index].path.open("rb") as file:
-                self._maps[index] = mmap(file.fileno(), 0, access=ACCESS_READ)
+                found = self._maps[index] = mmap(file.fileno(), 0, access=ACCESS_READ)
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             most = MAX_OPEN_MAPS
             if limit != resource.RLIM_INFINITY:
                 most = min(most, int(MAPS_OF_OPEN_FILES * limit))
             while len(self._maps) > most:
                 self._maps.popitem(last=False)  # arrays that still use it keep it alive
-        self._maps.move_to_end(index)
-        return self._maps[index]
+            return found
 
 
 def _newest_complete(shards: Sequence[Shard]) -> dict[str, list[tuple[int, Entry]]]:

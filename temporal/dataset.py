@@ -12,16 +12,18 @@ finite value at a place where the mask is False changes a logit.
 Which samples make a batch, and in which order, follows from lengths and seeds alone.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property, partial
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .clips import (
     ALL_FRAMES,
@@ -148,7 +150,7 @@ class Sample(NamedTuple):
     positions: npt.NDArray[np.int64]
 
 
-class ClipDataset(Dataset[Batch]):
+class ClipDataset:
     """Samples of a split's rows, read one batch at a time.
 
     Args:
@@ -232,8 +234,6 @@ class ClipDataset(Dataset[Batch]):
             mask = mask & ~(is_lost & is_read[:, None])
         targets = self.targets[rows]
         return Batch(inputs, positions, mask, targets, rows, is_read, faults)
-
-    __getitems__ = batch  # torch's DataLoader calls it with a batch of keys
 
 
 def pad(positions: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
@@ -327,30 +327,38 @@ def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
     return [keys[n] for n in np.array_split(np.arange(len(keys)), num_shares)[index]]
 
 
-def data_loader(
-    dataset: ClipDataset,
-    batches: Sequence[list[Key]],
-    num_workers: int,
-    device: torch.device,
-) -> DataLoader[Batch]:
-    """Return a loader of batches, in the given order.
+def load_batches(
+    dataset: ClipDataset, batches: Sequence[list[Key]], num_workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Yield batches, in the given order; threads load them ahead.
 
-    Batches that other processes load for a GPU are in pinned memory.
+    Clips are decoded in processes of their own, and arrays are copied outside of Python's lock, so
+    that threads are enough; unlike processes, they need no shared memory, and an error in one ends
+    the training at once.
 
     Args:
         dataset: the data set.
         batches: keys of each batch.
-        num_workers: processes that load batches ahead; 0 to load them in this process.
+        num_workers: threads that load batches ahead, in pinned memory for a GPU; 0 to load them
+            when they are asked for.
         device: device to which the batches will be copied.
     """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_identity,
-        num_workers=num_workers,
-        pin_memory=num_workers > 0 and device.type == "cuda",
-    )
+    if not num_workers:
+        yield from map(dataset.batch, batches)
+        return
 
+    def load(keys: list[Key]) -> Batch:
+        batch = dataset.batch(keys)
+        is_here = device.type == "cuda" and batch.inputs.device.type == "cpu"
+        return batch._replace(inputs=batch.inputs.pin_memory()) if is_here else batch
 
-def _identity(batch: Any) -> Any:
-    return batch  # `ClipDataset` returns complete batches, so there is nothing to collate
+    one_thread = partial(torch.set_num_threads, 1)
+    pool = ThreadPoolExecutor(num_workers, "batches", initializer=one_thread)
+    try:
+        remaining = iter(batches)
+        ahead = deque(pool.submit(load, keys) for keys in islice(remaining, 2 * num_workers))
+        while ahead:
+            yield ahead.popleft().result()
+            ahead.extend(pool.submit(load, keys) for keys in islice(remaining, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)

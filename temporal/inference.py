@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifests.errors import FeaturesError, StoppedError
-from .dataset import ClipDataset, data_loader, evaluation_batches
+from .dataset import ClipDataset, evaluation_batches, load_batches
 from .distributed import Accelerator, all_of
 from .model import TemporalClassifier
 
@@ -69,9 +69,7 @@ def predict_logits(
     network.eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
-    loader = iter(
-        data_loader(dataset, batches[rank::num_processes], num_workers, accelerator.device)
-    )
+    loader = load_batches(dataset, batches[rank::num_processes], num_workers, accelerator.device)
     sums: Tensor | None = None
     for _ in range(0, len(batches), num_processes):
         batch = next(loader, None)

@@ -22,7 +22,7 @@ from ..manifests.atomic import write_lines
 from ..manifests.errors import ManifestError, SettingsError, StoppedError
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint
 from .config import TemporalConfig
-from .dataset import Batch, ClipDataset, Key, data_loader, share_of, training_batches
+from .dataset import Batch, ClipDataset, Key, load_batches, share_of, training_batches
 from .distributed import Accelerator, all_of, max_of, sum_of
 from .inference import Scored, never
 from .metrics import Metrics, task_metrics
@@ -174,7 +174,7 @@ def train(
         save: writes the model's weights to a path.
         checkpoints: when checkpoints are written.
         callbacks: training callbacks.
-        num_workers: processes that load batches ahead.
+        num_workers: threads that load batches ahead.
         lr_scales: parameter name → learning-rate factor; 1 for others.
         offsets: [N, C] logits of each training clip's video that the loss adds to the model's.
 
@@ -202,7 +202,7 @@ def train(
         )[state.step :]
         # An empty share becomes a clip of weight 0, so that every process takes every step.
         shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
-        samples = iter(data_loader(dataset, shares, num_workers, accelerator.device))
+        samples = load_batches(dataset, shares, num_workers, accelerator.device)
         losses: list[Tensor] = []
         trainer.network.train()
         then = time.perf_counter()

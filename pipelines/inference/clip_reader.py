@@ -1,10 +1,11 @@
 """Clips decoded from video files on the fly, in place of stored features (finetuning)."""
 
-import os
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ class IndexedVideos:
 class VideoClipReader:
     """Decodes and augments clips; a `ClipReader`.
 
-    Each process that reads has a decoder process of its own, so that a file that hangs or crashes
-    its decoder costs one clip.
+    Each thread that reads has a decoder process of its own at that time, so that a file that hangs
+    or crashes its decoder costs one clip.
 
     Args:
         videos: videos to read from.
@@ -125,9 +126,7 @@ class VideoClipReader:
         self._videos = videos
         self._transform = evaluation_transform(preprocessing, "cpu")
         self._augmentation = augmentation
-        # Pool by process id. A forked process keeps its parent's pool, whose decoder process would
-        # be killed if the pool were garbage collected.
-        self._pools: dict[int, DecoderPool] = {}
+        self._idle: SimpleQueue[DecoderPool] = SimpleQueue()
 
     @property
     def num_views(self) -> int:
@@ -165,7 +164,8 @@ class VideoClipReader:
             """Return the positions of a request's frames in its clip."""
             return [positions[owners[request]][index] for index in requests[request].frames or ()]
 
-        for request, event in self._pool().decode(requests):
+        pool = self._idle_pool() or DecoderPool()
+        for request, event in pool.decode(requests):
             number = owners[request]
             if isinstance(event, Selected):
                 is_lost[number, lost(request)] = True
@@ -179,6 +179,7 @@ class VideoClipReader:
                     is_lost[number, lost(request)] = True
                 video_id = clips[number].video_id
                 faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
+        self._idle.put(pool)
         return Read(inputs, is_lost, tuple(faults.values()))
 
     def _prepare(self, images: Tensor, seed: int) -> Tensor:
@@ -187,16 +188,15 @@ class VideoClipReader:
             return self._augmentation(images, seed)
         return self._transform.resize(images)[:, 0]
 
-    def _pool(self) -> DecoderPool:
-        """Return this process's decoder pool."""
-        return self._pools.setdefault(os.getpid(), DecoderPool())
+    def _idle_pool(self) -> DecoderPool | None:
+        with contextlib.suppress(Empty):
+            return self._idle.get_nowait()
+        return None
 
     def close(self) -> None:
-        """Kill this process's decoder process; it starts again when needed."""
-        self._pool().close()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_pools": {}}
+        """Kill the decoder processes; they start again when needed."""
+        while (pool := self._idle_pool()) is not None:
+            pool.close()
 
 
 def index_videos(

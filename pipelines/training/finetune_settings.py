@@ -92,8 +92,8 @@ class FinetuneSettings(TrainSettings):
     chunk_frames: int = chunk_frames_setting("Frames per backbone call in validation.")
     num_workers: int | None = setting(
         None,
-        help="Processes that load clips ahead, per training process; by default one per core, at "
-        "most 8.",
+        help="Clips that are decoded at the same time, per training process; by default one per "
+        "core, at most 8.",
         check=at_least(0),
     )
     decoder: Decoder = decoder_setting("pyav: also for whole videos, in validation.")

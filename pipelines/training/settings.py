@@ -262,7 +262,7 @@ class TrainTemporalSettings(TrainSettings):
         "most half of the free memory; none: read them from the shards.",
     )
     num_workers: int = setting(
-        0, help="Processes that load batches ahead, if features are not copied.", check=at_least(0)
+        0, help="Threads that load batches ahead, if features are not copied.", check=at_least(0)
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Training learns, resumes with the same weights wherever it stopped, and keeps the best epoch."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_checkpoints_inside_an_epoch_change_nothing(
     assert _timeless(whole) == _timeless(again)
 
 
-def test_worker_processes_change_nothing(
+def test_threads_that_load_batches_change_nothing(
     tmp_path: Path, make_store: MakeStore, rows: list[VideoRow]
 ) -> None:
     store = make_store()
@@ -172,6 +173,21 @@ def test_worker_processes_change_nothing(
     _, one = _train(tmp_path / "one", store, rows, recipe)
     _, other = _train(tmp_path / "other", store, rows, recipe, num_workers=2)
     _assert_same_weights(one, other)
+
+
+def test_an_error_in_a_thread_that_loads_batches_ends_the_training(
+    tmp_path: Path,
+    make_store: MakeStore,
+    rows: list[VideoRow],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: ClipDataset, keys: object) -> None:
+        raise MemoryError("no memory for a batch")
+
+    monkeypatch.setattr(ClipDataset, "batch", fail)
+    with pytest.raises(MemoryError, match="no memory for a batch"):
+        _train(tmp_path / "run", make_store(), rows, Recipe(epochs=2), num_workers=2)
+    assert not [one for one in threading.enumerate() if one.name.startswith("batches")]
 
 
 @pytest.mark.parametrize("clips", [CLIPS, RandomClips(ALL_FRAMES)])
