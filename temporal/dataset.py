@@ -13,8 +13,8 @@ Which samples make a batch, and in which order, follows from lengths and seeds a
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..manifests.errors import StoppedError
 from .clips import (
     ALL_FRAMES,
     Clip,
@@ -39,6 +40,8 @@ from .clips import (
 
 BLOCK_BATCHES = 32  # training batches whose clips are sorted by length together
 MAX_FRAMES = 2**17  # per evaluation batch, padding included, unless one video alone has more
+
+POLL_SECONDS = 1.0
 
 Key = tuple[int, int]
 
@@ -103,6 +106,9 @@ class ClipReader(Protocol):
 
     def read(self, clips: Sequence[Clip]) -> Read:
         """Read clips, padded to the longest of them."""
+
+    def close(self) -> None:
+        """End what threads are reading, with an error there."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,10 @@ class ClipDataset:
             frames = generator_of(clips.shuffle_seed, 0, video_id).permutation(frames)
         return Sample(number, frames, view, positions)
 
+    def close(self) -> None:
+        """End what threads are reading, with an error there."""
+        self._reader.close()
+
     def batch(self, keys: Sequence[Key]) -> Batch:
         """Read samples as one batch, padded to the longest of them."""
         samples = [self.sample(key) for key in keys]
@@ -328,7 +338,11 @@ def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
 
 
 def load_batches(
-    dataset: ClipDataset, batches: Sequence[list[Key]], num_workers: int, device: torch.device
+    dataset: ClipDataset,
+    batches: Sequence[list[Key]],
+    num_workers: int,
+    device: torch.device,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Yield batches, in the given order; threads load them ahead.
 
@@ -342,6 +356,10 @@ def load_batches(
         num_workers: threads that load batches ahead, in pinned memory for a GPU; 0 to load them
             when they are asked for.
         device: device to which the batches will be copied.
+        should_stop: asked while a thread is waited for.
+
+    Raises:
+        StoppedError: `should_stop` says so, though a batch is not there yet.
     """
     if not num_workers:
         yield from map(dataset.batch, batches)
@@ -354,11 +372,17 @@ def load_batches(
 
     one_thread = partial(torch.set_num_threads, 1)
     pool = ThreadPoolExecutor(num_workers, "batches", initializer=one_thread)
+    ahead: deque[Future[Batch]] = deque()
     try:
         remaining = iter(batches)
-        ahead = deque(pool.submit(load, keys) for keys in islice(remaining, 2 * num_workers))
+        ahead.extend(pool.submit(load, keys) for keys in islice(remaining, 2 * num_workers))
         while ahead:
+            while not wait([ahead[0]], timeout=POLL_SECONDS).done:
+                if should_stop():
+                    raise StoppedError("stopped while a batch was loaded")
             yield ahead.popleft().result()
             ahead.extend(pool.submit(load, keys) for keys in islice(remaining, 1))
     finally:
+        if ahead:  # an early end does not wait for a video that hangs
+            dataset.close()
         pool.shutdown(cancel_futures=True)

@@ -50,6 +50,9 @@ class FeatureReader:
         """Return the number of a video's frames, T."""
         return self.store.num_frames(video_id)
 
+    def close(self) -> None:
+        """Do nothing: no reading of arrays hangs."""
+
     def read(self, clips: Sequence[Clip]) -> Read:
         """Read features [B, T, D] float32, padded with zeros.
 

@@ -202,13 +202,23 @@ def train(
         )[state.step :]
         # An empty share becomes a clip of weight 0, so that every process takes every step.
         shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
-        samples = load_batches(dataset, shares, num_workers, accelerator.device)
+        # Alone, the wait for a clip that hangs can end; several processes stop between steps.
+        is_alone = accelerator.num_processes == 1
+        should_stop = callbacks.should_stop if is_alone else lambda: False
+        samples = load_batches(dataset, shares, num_workers, accelerator.device, should_stop)
         losses: list[Tensor] = []
         trainer.network.train()
         then = time.perf_counter()
         for keys in batches:
             torch.manual_seed(_step_seed(recipe.seed, state, accelerator.process_index))
-            losses.append(_step(trainer, keys, samples, state))
+            before = replace(state, lost=list(state.lost))
+            try:
+                losses.append(_step(trainer, keys, samples, state))
+            except StoppedError:
+                state = before
+                _add_losses(losses, state, recipe)
+                _save_checkpoint(trainer, state, folder, checkpoints)
+                raise _stopped(folder, state, num_steps) from None
             state.step += 1
             action = CONTINUE
             if callbacks.should_stop():
@@ -218,10 +228,7 @@ def train(
                 action = SAVE if is_due else CONTINUE
             action = max_of(accelerator, action)
             if action != CONTINUE or len(losses) == PENDING_LOSSES or state.step == num_steps:
-                for loss in torch.stack(losses).tolist():
-                    _check_finite(loss, recipe, state.epoch)
-                    state.loss_sum += loss
-                losses.clear()
+                _add_losses(losses, state, recipe)
             now = time.perf_counter()
             state.seconds, then = state.seconds + now - then, now
             if action != CONTINUE:
@@ -329,6 +336,14 @@ def _save_checkpoint(
             "progress": asdict(total),
         }
         save_checkpoint(folder, (state.epoch, state.step), checkpoint, kept=policy.num_kept)
+
+
+def _add_losses(losses: list[Tensor], state: TrainState, recipe: Recipe) -> None:
+    """Add pending losses of steps to the epoch's sum, and clear them."""
+    for loss in torch.stack(losses).tolist() if losses else ():
+        _check_finite(loss, recipe, state.epoch)
+        state.loss_sum += loss
+    losses.clear()
 
 
 def _step(

@@ -127,6 +127,7 @@ class VideoClipReader:
         self._transform = evaluation_transform(preprocessing, "cpu")
         self._augmentation = augmentation
         self._idle: SimpleQueue[DecoderPool] = SimpleQueue()
+        self._busy: set[DecoderPool] = set()
 
     @property
     def num_views(self) -> int:
@@ -165,6 +166,7 @@ class VideoClipReader:
             return [positions[owners[request]][index] for index in requests[request].frames or ()]
 
         pool = self._idle_pool() or DecoderPool()
+        self._busy.add(pool)
         for request, event in pool.decode(requests):
             number = owners[request]
             if isinstance(event, Selected):
@@ -179,6 +181,7 @@ class VideoClipReader:
                     is_lost[number, lost(request)] = True
                 video_id = clips[number].video_id
                 faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
+        self._busy.discard(pool)
         self._idle.put(pool)
         return Read(inputs, is_lost, tuple(faults.values()))
 
@@ -194,9 +197,12 @@ class VideoClipReader:
         return None
 
     def close(self) -> None:
-        """Kill the decoder processes; they start again when needed."""
-        while (pool := self._idle_pool()) is not None:
-            pool.close()
+        """Kill the decoder processes; threads that read get a StoppedError."""
+        for pool in list(self._busy):
+            pool.stop()
+        self._busy.clear()
+        while (idle := self._idle_pool()) is not None:
+            idle.close()
 
 
 def index_videos(

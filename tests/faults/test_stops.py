@@ -1,6 +1,7 @@
 """Runs that stop early by themselves, and videos that are extracted again."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Vtnpipe, cli_environment
-from fault_harness import MARK, family
+from fault_harness import MARK, family, is_decoder
 from numbered_videos import write_video
 from vtnpipe.manifests.failures import read_failures
 from vtnpipe.manifests.feature_store import open_features
@@ -88,3 +89,44 @@ def test_a_video_that_hangs_or_crashes_or_is_missing_is_left_out_and_can_be_retr
     store = open_features(tmp_path / "f")
     assert [len(store[f"v{n}"].features) for n in range(7)] == [50] * 6 + [20]
     assert "nothing to do" in vtnpipe("extract", manifest, "f", *SLOW, "--retry", "all").stdout
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_finetuning_whose_decoder_hangs(
+    tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+) -> None:
+    """Long before the decoder's deadline."""
+    for number in range(4):
+        write_video(tmp_path / f"{number}.mp4", 50)
+    rows = [(f"v{n}", f"{n}.mp4", "xy"[n % 2], "train" if n < 2 else "val") for n in range(4)]
+    arguments = [
+        *("finetune", str(write_csv(rows)), "run", "--backbone", "toy_backbones:block_means"),
+        *("--weights", "none", "--from", "none", "--clip-frames", "4", "--clip-seconds", "0.3"),
+        *("--layers", "1", "--heads", "4", "--num-workers", "2", "--epochs"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vtnpipe", *arguments, "10000"],
+        cwd=tmp_path,
+        env=cli_environment(**{MARK: str(tmp_path)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    decoders = list(filter(is_decoder, family(str(tmp_path))))
+    assert decoders
+    for decoder in decoders:
+        decoder.suspend()
+    time.sleep(1)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=100)
+    assert process.returncode == 3, printed
+    assert time.monotonic() - begin < 30
+    assert "the same command resumes" in printed
+    num_epochs = len(metrics.read_text().splitlines())
+    (config,) = [line for line in printed.splitlines() if "saved a checkpoint" in line]
+    assert f"stopped in epoch {num_epochs + 1}" in config
