@@ -6,6 +6,7 @@ Dask or a decoder, so that `vtnpipe --help` is quick.
 
 import errno
 import gc
+import io
 import signal
 import sys
 import traceback
@@ -99,6 +100,9 @@ def main() -> NoReturn:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as set by `nohup`
             signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have letters that it cannot encode
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(prog_name="vtnpipe", standalone_mode=False) or EXIT_OK
     except click.ClickException as error:

@@ -44,6 +44,7 @@ def open_client(
 
     Args:
         settings: where the workers are; by default on this machine, listening on loopback only.
+            Dask's own configuration may require encryption, as `--tls` does.
         num_workers: worker processes of this machine.
         logs: folder of the batch jobs' logs.
         say: prints what is waited for.
@@ -77,7 +78,8 @@ def open_client(
                     "and the same command resumes"
                 ) from None
             return
-        security = _security() if settings.tls else None
+        is_required = bool(dask.config.get("distributed.comm.require-encryption", None))
+        security = _security() if settings.tls or is_required else None
         if settings.is_here:
             cluster = stack.enter_context(_local_cluster(num_workers, security))
             client = stack.enter_context(Client(cluster))
@@ -188,7 +190,8 @@ def _security(**files: str) -> Security:
         return Security(require_encryption=True, **files) if files else Security.temporary()
     except ImportError:
         raise SettingsError(
-            "--tls: needs the package cryptography; pip install cryptography"
+            "--tls, or require-encryption in Dask's configuration: needs the package cryptography; "
+            "pip install cryptography"
         ) from None
 
 

@@ -89,3 +89,19 @@ def test_tensorboard_has_curves_and_confusion(tmp_path: Path) -> None:
     image = events.Images("val/confusion")[-1]
     assert (image.width, image.height) == (400, 400)
     assert np.frombuffer(image.encoded_image_string[:8], np.uint8)[1:4].tobytes() == b"PNG"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_console_that_cannot_encode_a_name(tmp_path: Path, manifest: Path, encoding: str) -> None:
+    """The name is spelled out, and the command does not end with an error after its work."""
+    manifest.write_text(manifest.read_text() + "日本,bad.mp4,B,val\n")
+    (tmp_path / "bad.mp4").write_text("no video")
+    process = subprocess.run(
+        [sys.executable, "-m", "vtnpipe", "extract", str(manifest), "f", *MEANS],
+        cwd=tmp_path,
+        env=cli_environment(PYTHONIOENCODING=encoding),
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert rb"failed \u65e5\u672c: not-a-video" in process.stdout

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 from distributed.security import Security
@@ -260,3 +261,13 @@ def test_tls_admits_nobody_without_its_certificate() -> None:
             Client(scheduler.replace("tls://", "tcp://"), timeout=1).close()
         with pytest.raises((OSError, ValueError)):
             Client(scheduler, timeout=1, security=Security.temporary()).close()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_sites_configuration_may_require_encryption(num_workers: int) -> None:
+    with (
+        dask.config.set({"distributed.comm.require-encryption": True}),
+        open_client(num_workers=num_workers) as client,
+    ):
+        assert client.scheduler.address.startswith("tls://127.0.0.1:")
+        assert run_on_each_worker(client, len, [1, 2, 3]) == [3] * num_workers
