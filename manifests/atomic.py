@@ -47,7 +47,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, lost or read-only.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    # The name may be as long as the file system allows, so that only its beginning fits.
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         _fsync(temporary)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FeaturesError
+from .errors import FeaturesError, counted
 from .failures import TRANSIENT_REASONS, Failure, message_of_parts, notes_in
 from .feature_folder import FeatureFolder, read_extraction
 from .manifest import VideoRow
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
 from .times import frame_rate
 
+MAX_NAMED_IDS = 5  # in an error
 MAX_OPEN_MAPS = 256  # each open map holds a file descriptor
 MAPS_OF_OPEN_FILES = 0.25  # most, as a share of the process's limit of open files
 
@@ -131,7 +132,12 @@ class FeatureStore(Mapping[str, VideoFeatures]):
 
     def __getitem__(self, video_id: str) -> VideoFeatures:
         if video_id not in self:
-            raise KeyError(video_id)
+            some = ", ".join(map(repr, self._ids[:MAX_NAMED_IDS]))
+            more = ", …" if len(self._ids) > MAX_NAMED_IDS else ""
+            raise KeyError(
+                f"{self.folder.root} has no features of {video_id!r}; it has those of "
+                f"{counted(len(self), 'video')}: {some}{more}"
+            )
         parts = self._locations[video_id]
         frame_index, timestamps = self.times(video_id)
         status, reason = overall_status(self.entries[video_id])

@@ -18,6 +18,8 @@ from rich.text import Text
 from ..manifests.failures import Failure
 
 LINE_SECONDS = (10.0, 60.0)  # shortest and longest time between progress lines
+# A rate says how long the rest takes once it has settled.
+MIN_DONE, SETTLED_SECONDS, MAX_SECONDS = 0.01, 120.0, 1e4 * 3600
 LINE_SHARE = 0.05  # time between progress lines, as a share of the time since the start
 
 
@@ -257,7 +259,10 @@ class CountProgress:
             rate = self._done / max(1e-9, self._clock.seconds)
             self._bar.update(self._task, completed=self._done, total=total, rate=rate)
             if not self._console.is_terminal and self._clock.is_due():
-                left = f", {duration_text((total - self._done) / rate)} left" if rate > 0 else ""
+                left = ""
+                if self._done >= MIN_DONE * total or self._clock.seconds > SETTLED_SECONDS:
+                    seconds = (total - self._done) / max(1e-9, rate)
+                    left = f", {duration_text(seconds)} left" if seconds < MAX_SECONDS else ""
                 note = f"; {self._note}" if self._note else ""
                 say(
                     self._console,

@@ -1,7 +1,7 @@
 """`vtnpipe evaluate`: metrics of a model on a split, from stored features or from the videos."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, count
 from ..manifests.groups import BY_FILE, group_of
 from ..manifests.manifest import VideoRow
 from ..temporal.checkpoint import RunFolder
+from ..temporal.config import TaskType
 from ..temporal.distributed import accelerated
 from ..temporal.intervals import Comparison, compare, confidence_intervals
-from ..temporal.metrics import Counts, Metrics, task_metrics
+from ..temporal.metrics import Counts, Metrics, shown_names, task_metrics
 from .console import metric_text, metrics_text, say, say_some
 from .inference.evaluation import (
     EvaluateSettings,
@@ -38,6 +39,7 @@ class EvaluateReport:
     """Metrics of a split, also stored in MODEL/predictions/SPLIT.json.
 
     Attributes:
+        task: task of the model.
         metrics: metrics of the task.
         intervals: 95% confidence intervals by the metric's name.
         baselines: metrics of each baseline of the run by its name; empty for videos.
@@ -45,6 +47,7 @@ class EvaluateReport:
         counts: numbers of expected, scored, missing, partial and dropped videos.
     """
 
+    task: TaskType
     metrics: Metrics
     intervals: dict[str, tuple[float, float]]
     baselines: dict[str, Metrics]
@@ -53,8 +56,10 @@ class EvaluateReport:
 
     @property
     def values(self) -> dict[str, float | None]:
-        """Metrics by name, the most important first."""
-        return {name: getattr(self.metrics, name) for name in self.metrics.names}
+        """Metrics worth showing, by name, the most important first."""
+        num_classes = len(getattr(self.metrics, "per_class", ()))
+        names = shown_names(self.task, num_classes)
+        return {name: getattr(self.metrics, name) for name in names}
 
     @property
     def exit_code(self) -> int:
@@ -91,6 +96,8 @@ def evaluate(
     device = resolve_device(settings.device)
     config = read_config(files)
     is_manifest = _check_source(source, settings)
+    if not is_manifest and settings.manifest is None:
+        settings = _with_manifest_of_run(files, Path(source), settings, console)
     with accelerated(device, settings.precision) as accelerator:
         score = score_video_split if is_manifest else score_feature_split
         scored = score(files, config, source, settings, accelerator)
@@ -224,6 +231,29 @@ def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
     return is_manifest
 
 
+def _with_manifest_of_run(
+    files: RunFolder, features: Path, settings: EvaluateSettings, console: Console
+) -> EvaluateSettings:
+    """Return settings with the manifest that a run was trained with on these features, if any."""
+    stored = read_settings(files)
+    manifest, trained_on = stored.get("manifest"), stored.get("source")
+    if manifest is None or trained_on is None or not _is_same_folder(Path(trained_on), features):
+        return settings
+    if not Path(manifest).exists():
+        say(
+            console,
+            f"{manifest}, whose labels and splits {files.root} was trained with, is gone; those of "
+            f"{features} are used",
+        )
+        return settings
+    say(console, f"labels and splits: {manifest}, as in training; --manifest gives others")
+    return replace(settings, manifest=manifest)
+
+
+def _is_same_folder(one: Path, other: Path) -> bool:
+    return one.exists() and one.samefile(other)
+
+
 def _report(
     scored: ScoredSplit,
     config: NetworkConfig,
@@ -233,6 +263,7 @@ def _report(
     usable, logits, targets = scored.usable, scored.logits, scored.targets
     groups = settings.group and [group_of(row, settings.group) for row in usable.rows]
     return EvaluateReport(
+        task=config.temporal.task,
         metrics=task_metrics(logits, targets, config.class_names, config.temporal),
         intervals=confidence_intervals(
             logits,
@@ -294,6 +325,9 @@ def _print(
             f"split {settings.split} chose the {' and the '.join(report.chosen_on)}, so these "
             "metrics are optimistic; evaluate another split",
         )
+    per_class = getattr(report.metrics, "per_class", {})
+    if report.task == "classification" and sum(v is not None for v in per_class.values()) == 1:
+        say(console, f"split {settings.split} has one class only: its accuracy says little")
     counts = report.counts
     dropped = f", {counts.dropped} left out as partial" if counts.dropped else ""
     warning = "" if report.exit_code == EXIT_OK else "  <- not all of the split"

@@ -23,7 +23,7 @@ from ..manifests.lock import locked, planning_lock
 from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import Task, pending_tasks
 from .console import CountProgress, say, say_details
-from .dask_cluster.client import dashboard_text, open_client
+from .dask_cluster.client import dashboard_lines, open_client
 from .extraction.failure_limit import FailureLimit
 from .extraction.feature_spec import (
     NewExtraction,
@@ -184,7 +184,7 @@ def _run(
         if is_thread:
             stack.callback(release_worker)  # before the cluster waits for its tasks
         workers = workers or remote_workers(client, settings, new.device)
-        say(console, workers.description, dashboard_text(client))
+        say(console, workers.description, *dashboard_lines(client, is_here=settings.is_here))
         start = time.monotonic()
         try:
             with CountProgress("extract", "frames", num_frames, console) as progress:

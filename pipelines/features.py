@@ -8,6 +8,7 @@ Characters of an id that a file name cannot contain, such as `/`, are percent-en
 """
 
 import contextlib
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from .settings import above, at_least, check_settings, make_folder, setting
 
 MIN_COSINE = 0.99  # of stored and recomputed features; bfloat16 gives 0.9999
 NUM_LISTED = 5  # recomputed frames with the smallest cosines
+MAX_NAME_BYTES = 200  # file systems allow 255, with an extension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +202,12 @@ def verify_features(
     if num_missing:
         say(
             console,
-            f"{folder.root}: {num_missing:,} of {counted(len(tasks), 'task')} have no shard yet",
+            f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet",
         )
     if not faults:
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
         return _recompute(features, settings.recompute, console) if settings.recompute else EXIT_OK
-    count = f"{len(damaged):,} of {counted(len(shards), 'shard')}"
+    count = f"{len(damaged):,} of {len(shards):,} shards"
     if not damaged:
         result = f"{len(faults):,} faults, listed above, none of which --drop repairs"
     elif settings.drop:
@@ -296,10 +298,17 @@ def export_features(
 def file_name(video_id: str) -> str:
     """Return the name of a video's files, without extension.
 
+    A name that file systems would refuse as too long is cut, and ends in a hash of the id.
+
     >>> file_name("run/a b.mp4"), file_name("走る.mp4")
     ('run%2Fa%20b.mp4', '走る.mp4')
     """
-    return "".join(one if ord(one) > 127 else quote(one, safe="") for one in video_id)
+    name = "".join(one if ord(one) > 127 else quote(one, safe="") for one in video_id)
+    data = name.encode()
+    if len(data) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(video_id.encode()).hexdigest()[:16]
+    return f"{data[: MAX_NAME_BYTES - 17].decode(errors='ignore')}-{digest}"
 
 
 def _view_index(store: FeatureStore, view: str) -> int | None:

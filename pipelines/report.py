@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from ..extract.device import resolve_device
+from ..manifests.atomic import read_json
 from ..manifests.errors import EXIT_OK, SettingsError
 from ..manifests.feature_folder import FeatureFolder
 from ..manifests.feature_store import FeatureStore, open_features
@@ -40,7 +41,8 @@ class ReportSettings:
         metavar="FILE",
     )
     split: str | None = setting(
-        None, help="Split to show of a run; by default its validation split."
+        None,
+        help="Split to show of a run; by default the one evaluated last, or its validation split.",
     )
     source: str | None = setting(
         None,
@@ -141,7 +143,7 @@ def _run_section(
     """Return a run's section, its features if they are there, and notes on what is missing."""
     run_settings = read_settings(files)
     evaluation = EvaluateSettings(
-        split=settings.split or run_settings.get("val_split", "val"),
+        split=settings.split or _last_evaluated(files) or run_settings.get("val_split", "val"),
         manifest=settings.manifest or run_settings.get("manifest"),
         drop_partial=run_settings.get("drop_partial", False),
         device=resolve_device(settings.device),
@@ -163,14 +165,28 @@ def _run_section(
     predictions = _predictions(run, evaluation, notes)
     strips: tuple[list[VideoStrip], list[VideoStrip]] = ([], [])
     if predictions is not None and source is not None:
-        strips = _strips(run, predictions, settings, evaluation.device)
+        chosen = choose_videos(run.config, predictions, settings.videos)
+        strips = _strips(run, predictions, chosen, settings, evaluation.device)
         num_shown = len(strips[0]) + len(strips[1])
-        if num_shown < min(2 * settings.videos, len(predictions.video_ids)):
+        if num_shown < len(chosen[0]) + len(chosen[1]):
             notes.append(
                 f"only {num_shown} videos are shown; the others have no frames, or are not in "
                 f"{source}"
             )
     return run_section(files, run.config, predictions, strips, run_settings), store, notes
+
+
+def _last_evaluated(files: RunFolder) -> str | None:
+    """Return the split of the newest plain evaluation: no other clips, weights or order."""
+    found = sorted(
+        files.predictions.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for path in found:
+        settings = read_json(path, "evaluate again").get("settings", {})
+        split = settings.get("split")
+        if split is not None and EvaluateSettings(split=split).predictions_name == path.stem:
+            return str(split)
+    return None
 
 
 def _rows(manifest: Path | None) -> dict[str, VideoRow]:
@@ -247,15 +263,19 @@ def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) 
 
 
 def _strips(
-    run: _Run, predictions: Predictions, settings: ReportSettings, device: str
+    run: _Run,
+    predictions: Predictions,
+    chosen: tuple[list[int], list[int]],
+    settings: ReportSettings,
+    device: str,
 ) -> tuple[list[VideoStrip], list[VideoStrip]]:
-    """Return strips of the worst and of the best videos."""
+    """Return strips of the worst and of the best videos, of those that can be shown."""
     if run.store is not None:
         check_features(run.config, run.store.spec, run.store.folder.root)
     known = run.rows if run.store is None else run.rows.keys() & run.store.keys()
     worst, best = (
         [number for number in numbers if predictions.video_ids[number] in known]
-        for numbers in choose_videos(run.config, predictions, settings.videos)
+        for numbers in chosen
     )
     strips = video_strips(
         run.files,

@@ -15,7 +15,7 @@ from ..temporal.checkpoint import RunFolder, save_weights
 from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
 from ..temporal.distributed import Accelerator
 from ..temporal.feature_reader import FeatureReader, choose_place, num_table_bytes, preload
-from ..temporal.metrics import METRICS
+from ..temporal.metrics import shown_names
 from ..temporal.model import TemporalClassifier
 from ..temporal.splits import remedy_for_features
 from .console import say
@@ -167,7 +167,9 @@ def train_temporal(
             scores = baseline_metrics(
                 fitted.baselines, store, splits.validation.rows, splits.targets[1], names, config
             )
-            model_scores = {name: report.kept[name] for name in METRICS[config.task].names}
+            model_scores = {
+                name: report.kept[name] for name in shown_names(config.task, config.num_classes)
+            }
             say_baselines(session.console, model_scores, scores)
             if model.shortcut is not None:
                 blend = float(model.shortcut.blend)

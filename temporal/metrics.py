@@ -117,6 +117,16 @@ METRICS: dict[TaskType, type[Metrics]] = {
 }
 
 
+def shown_names(task: TaskType, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the metrics worth showing: top-5 is always 1 for up to five classes.
+
+    >>> shown_names("classification", 2)
+    ('top1', 'mean_class_accuracy', 'loss')
+    """
+    names: tuple[str, ...] = METRICS[task].names
+    return tuple(name for name in names if name != "top5" or num_classes > 5)
+
+
 def task_metrics(
     logits: Tensor, targets: Tensor, class_names: Sequence[str], config: TemporalConfig
 ) -> Metrics:

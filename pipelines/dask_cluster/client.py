@@ -136,10 +136,12 @@ def job_script(settings: ClusterSettings, logs: str) -> str:
     return script
 
 
-def dashboard_text(client: Any) -> str:
-    """Return the address of the dashboard, in words."""
-    needs = "" if importlib.util.find_spec("bokeh") else " (needs bokeh: pip install bokeh)"
-    return f"dashboard {client.dashboard_link}{needs}"
+def dashboard_lines(client: Any, *, is_here: bool) -> list[str]:
+    """Return the address of the dashboard; for workers elsewhere, also what it needs."""
+    if importlib.util.find_spec("bokeh"):
+        return [f"dashboard {client.dashboard_link}"]
+    hint = f"dashboard {client.dashboard_link} (needs bokeh: pip install bokeh)"
+    return [] if is_here else [hint]
 
 
 def _local_cluster(num_workers: int, security: Security | None) -> Any:

@@ -252,7 +252,7 @@ def _print(
         say(console, f"{folder.root}: nothing to do: all videos were extracted before ({counts})")
         return
     found = report.throughput
-    share = found.frames_per_second / max(1e-9, found.possible_frames_per_second)
+    share = min(1.0, found.frames_per_second / max(1e-9, found.possible_frames_per_second))
     stages = ", ".join(f"{stage} {spent:,.1f}" for stage, spent in found.seconds_by_stage.items())
     if console.is_terminal:
         rows = [

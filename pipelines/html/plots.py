@@ -42,13 +42,13 @@ class Line(NamedTuple):
         name: name in the legend.
         path: SVG path; empty for dots without a line.
         dots: a dot for each point; empty if there are more than `MAX_DOTS` points.
-        last: text of the last value, for the legend.
+        value: text of the last value, or of that at the chart's mark, for the legend.
     """
 
     name: str
     path: str
     dots: list[Mark]
-    last: str
+    value: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Chart:
         y_ticks: ticks of the y axis.
         lines: lines of a line chart or a scatter chart.
         bars: bars of a histogram.
+        mark: labeled vertical line.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Chart:
     y_ticks: list[Tick]
     lines: list[Line] = field(default_factory=list)
     bars: list[Mark] = field(default_factory=list)
+    mark: Tick | None = None
 
     width, height = WIDTH, HEIGHT
     left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
@@ -160,6 +162,7 @@ def line_chart(
     is_share: bool = False,
     is_whole: bool = False,
     from_zero: bool = False,
+    mark: tuple[float, str] | None = None,
 ) -> Chart | None:
     """Return a chart of lines; None if there are no points.
 
@@ -170,6 +173,7 @@ def line_chart(
         is_share: y is a share, shown in percent.
         is_whole: x is an integer.
         from_zero: start the y axis at 0.
+        mark: an x to mark by a line, whose values the legend shows, and its label.
     """
     drawn = {
         name: [(x, y) for x, y in points if y is not None and math.isfinite(y)]
@@ -191,8 +195,9 @@ def line_chart(
             Mark(*position, 0, 0, f"{name}, {x:g}: {number_text(y, is_share=is_share)}")
             for position, (x, y) in zip(positions, points, strict=True)
         ]
-        last = number_text(points[-1][1], is_share=is_share)
-        lines.append(Line(name, path, dots if len(dots) <= MAX_DOTS else [], last))
+        shown = [y for x, y in points if mark is not None and x == mark[0]] or [points[-1][1]]
+        value = number_text(shown[0], is_share=is_share)
+        lines.append(Line(name, path, dots if len(dots) <= MAX_DOTS else [], value))
     ends = "; ".join(
         f"{name} from {number_text(points[0][1], is_share=is_share)} to "
         f"{number_text(points[-1][1], is_share=is_share)}"
@@ -205,6 +210,7 @@ def line_chart(
         x_ticks=x_axis.ticks(is_whole=is_whole),
         y_ticks=y_axis.ticks(is_share=is_share),
         lines=lines,
+        mark=None if mark is None else Tick(x_axis(mark[0]), mark[1]),
     )
 
 

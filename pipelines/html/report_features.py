@@ -22,6 +22,8 @@ from .page import Table, cell, table
 from .plots import Chart, histogram, line_chart
 from .thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 
+MAX_CLASSES = 1000  # labels of a regression are not counted
+ORDER = {"train": 0, "val": 1, "test": 2}  # of splits; others follow
 MAX_FAILURES = 500  # rows of the page's table; failures.csv has all
 MAX_PARTIAL = 6  # partial videos shown with thumbnails
 MAX_TIMED_VIDEOS = 20_000  # videos in the histograms of durations and frame rates
@@ -53,6 +55,7 @@ class ExtractionSection:
     reasons: Table
     failures: Table
     partial: list[VideoStrip]
+    classes: Table
     charts: list[Chart | None]
     file_properties: Table
     limit: str
@@ -126,6 +129,7 @@ def extraction_section(
             f"{min(len(failures), MAX_FAILURES):,} of {len(failures):,} rows of failures.csv",
         ),
         partial=_partial_strips(store, rows, failures, num_frames),
+        classes=_class_table(rows.values()),
         charts=[
             histogram("Durations", [t[-1] - t[0] for t in times], x_label="seconds", unit="videos"),
             histogram(
@@ -144,6 +148,24 @@ def extraction_section(
         throughput=[_throughput_chart(throughput)] if throughput else [],
         stages=_stage_table(throughput),
         statistics=_statistics(store),
+    )
+
+
+def _class_table(rows: Iterable[VideoRow]) -> Table:
+    """Return the number of videos of each class, by split; without rows if labels are numbers."""
+    rows = list(rows)
+    labels = Counter(label for row in rows for label in row.label.split("|"))
+    if len(labels) > MAX_CLASSES:
+        return Table([], [])
+    splits = sorted({row.split for row in rows}, key=lambda split: (ORDER.get(split, 9), split))
+    counts = Counter((label, row.split) for row in rows for label in row.label.split("|"))
+    return table(
+        ", ".join(["Class", *(split.replace(",", " ") or "no split" for split in splits), "all"]),
+        [
+            (label or "–", *(counts[label, split] for split in splits), labels[label])
+            for label in sorted(labels)
+        ],
+        f"Videos of {counted(len(labels), 'class', 'classes')} by split, as in the manifest",
     )
 
 

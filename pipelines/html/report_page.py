@@ -10,6 +10,7 @@ import torch
 
 from ...extract.decode.protocol import DecodeRequest
 from ...extract.decode.sampling import Sampling
+from ...manifests.errors import counted
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow
 from ...manifests.plan import read_file_sizes
@@ -18,7 +19,7 @@ from ...temporal.baselines import NAMES
 from ...temporal.checkpoint import RunFolder, kept_epoch, read_epochs
 from ...temporal.feature_reader import check_finite
 from ...temporal.intervals import wilson_interval
-from ...temporal.metrics import METRICS
+from ...temporal.metrics import shown_names
 from ...temporal.tasks import decision, is_decided, probabilities, task_losses
 from ..console import metric_parts
 from ..inference.predictions import Predictions
@@ -58,6 +59,14 @@ class RunSection:
     settings: list[tuple[str, str]]
     spec: list[tuple[str, str]]
     strips_caption: str
+    worst_title: str
+
+
+_WORST_TITLES = {
+    "classification": "Wrong predictions with the largest loss",
+    "multi-label": "Wrong predictions with the largest loss",
+    "regression": "Videos with the largest loss",
+}
 
 
 def write_report(
@@ -110,8 +119,7 @@ def run_section(
     record = {} if predictions is None else predictions.record
     metrics, intervals = record.get("metrics", {}), record.get("intervals", {})
     counts = record.get("counts", {"expected": 0, "scored": 0, "missing": 0, "partial": 0})
-    names = METRICS[config.temporal.task].names if metrics else ()
-    parts = [metric_parts(name, metrics[name], intervals.get(name)) for name in names]
+    names = shown_names(config.temporal.task, len(config.class_names)) if metrics else ()
     confusion = None
     if "confusion" in metrics:
         matrix = np.array(metrics["confusion"], dtype=np.int64)
@@ -119,15 +127,13 @@ def run_section(
     worst, best = strips
     return RunSection(
         facts=_facts(config, epochs, record, settings.get("keep", "best")),
-        metrics=[
-            {"name": name, "value": value, "interval": f"95%: {interval}" if interval else ""}
-            for name, value, interval in parts
-        ],
+        metrics=[_card(name, metrics, intervals, counts["scored"]) for name in names],
         baselines=_baseline_table(config, record),
         counts=f"{counts['expected']:,} videos expected, {counts['scored']:,} scored, "
         f"{counts['missing']:,} missing, {counts['partial']:,} partial",
         has_gaps=counts["missing"] + counts["partial"] > 0,
-        curves=_curves(config, epochs),
+        curves=_curves(config, epochs, settings.get("keep", "best")),
+        worst_title=_WORST_TITLES[config.temporal.task],
         epochs=_epoch_table(epochs),
         confusion=confusion,
         pairs=_pair_table(confusion),
@@ -139,6 +145,25 @@ def run_section(
         spec=_setting_texts(config.spec.to_json()),
         strips_caption=ATTENTION_CAPTION if any(one.attention for one in worst + best) else "",
     )
+
+
+def _card(
+    name: str, metrics: dict[str, Any], intervals: dict[str, Any], num_scored: int
+) -> dict[str, str]:
+    """Return a metric's name, value, the counts behind it, and its interval, as text."""
+    label, value, interval = metric_parts(name, metrics[name], intervals.get(name))
+    count = counted(num_scored, "video")
+    if name in ("top1", "top5"):
+        count = f"{round(metrics[name] * num_scored):,} of {count}"
+    elif name in ("mean_class_accuracy", "mean_average_precision"):
+        num_classes = sum(one is not None for one in metrics["per_class"].values())
+        count = f"mean of {counted(num_classes, 'class', 'classes')}"
+    return {
+        "name": label,
+        "value": value,
+        "count": count,
+        "interval": f"95%: {interval}" if interval else "",
+    }
 
 
 def _facts(
@@ -180,7 +205,7 @@ def _baseline_table(config: NetworkConfig, record: dict[str, Any]) -> Table | No
     baselines = record.get("baselines")
     if not baselines:
         return None
-    names = METRICS[config.temporal.task].names
+    names = shown_names(config.temporal.task, len(config.class_names))
     rows = {"this model": record["metrics"]}
     rows |= {NAMES[name]: metrics for name, metrics in baselines.items()}
     cells = [
@@ -191,16 +216,23 @@ def _baseline_table(config: NetworkConfig, record: dict[str, Any]) -> Table | No
     return table(", ".join(["model", *heads]), cells, "The model beside its baselines")
 
 
-def _curves(config: NetworkConfig, epochs: list[dict[str, Any]]) -> list[Chart]:
+def _curves(config: NetworkConfig, epochs: list[dict[str, Any]], keep: str) -> list[Chart]:
     """Return charts of the losses, of the validation metrics and of the learning rate."""
+    if not epochs:
+        return []
+    kept = kept_epoch(epochs, keep)["epoch"]
 
     def points(name: str) -> list[tuple[float, float | None]]:
         return [(one["epoch"], one[name]) for one in epochs]
 
-    names = [name for name in METRICS[config.temporal.task].names if name != "loss"]
-    metrics = {metric_parts(name, None)[0]: points(name) for name in names}
+    names = shown_names(config.temporal.task, len(config.class_names))
+    metrics = {metric_parts(name, None)[0]: points(name) for name in names if name != "loss"}
     is_share = config.temporal.task != "regression"
-    options: dict[str, Any] = {"x_label": "epoch", "is_whole": True}
+    options: dict[str, Any] = {
+        "x_label": "epoch",
+        "is_whole": True,
+        "mark": (kept, f"epoch {kept}, whose weights the model has"),
+    }
     charts = [
         line_chart(
             "Loss", {"training": points("train_loss"), "validation": points("loss")}, **options
@@ -278,7 +310,9 @@ def _setting_texts(values: dict[str, Any]) -> list[tuple[str, str]]:
 def choose_videos(
     config: NetworkConfig, predictions: Predictions, count: int
 ) -> tuple[list[int], list[int]]:
-    """Return the numbers of the videos with the largest and with the smallest loss.
+    """Return the numbers of the worst and of the best videos, by their loss.
+
+    The worst are those with a wrong prediction; of a regression, those with the largest loss.
 
     Args:
         config: configuration of the model.
@@ -290,9 +324,21 @@ def choose_videos(
     """
     losses = task_losses(predictions.logits, predictions.targets, config.temporal)
     order = losses.argsort(descending=True, stable=True).tolist()
-    worst = order[: min(count, (len(order) + 1) // 2)]
-    best = order[len(worst) :][::-1][:count]
+    is_wrong = _is_wrong(config, predictions)
+    candidates = [number for number in order if is_wrong[number]]
+    worst = candidates[: min(count, (len(order) + 1) // 2)]
+    best = [number for number in reversed(order) if number not in set(worst)][:count]
     return worst, best
+
+
+def _is_wrong(config: NetworkConfig, predictions: Predictions) -> list[bool]:
+    """Return which predictions are wrong; of a regression, all count."""
+    logits, targets = predictions.logits, predictions.targets
+    if config.temporal.task == "classification":
+        return (logits.argmax(1) != targets).tolist()
+    if config.temporal.task == "multi-label":
+        return (is_decided(logits) != targets.bool()).any(1).tolist()
+    return [True] * len(targets)
 
 
 def video_strips(

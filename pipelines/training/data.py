@@ -31,7 +31,13 @@ class Splits:
     @property
     def gaps(self) -> list[str]:
         """Missing and partial videos of each split, in words."""
-        return [part.gaps for part in (self.train, self.validation) if part.gaps]
+        found = [part.gaps for part in (self.train, self.validation) if part.gaps]
+        if len(self.class_names) == 1:
+            found.append(
+                f"{self.class_names[0]!r} is the only class of split {self.train.split}: every "
+                "prediction is that class, and accuracy says nothing"
+            )
+        return found
 
     def digest(self, source: Any, row_state: Callable[[VideoRow], Any]) -> str:
         """Return the digest of the training data, 16 hexadecimal digits.

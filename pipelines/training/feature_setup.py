@@ -319,11 +319,11 @@ def say_baselines(
 
     Args:
         console: the console.
-        model: metrics of the model by name.
+        model: metrics of the model by name, those to show.
         scores: metrics of the baselines.
     """
     rows = {"this model": model}
     for name, metrics in scores.items():
-        rows[NAMES[name]] = {one: getattr(metrics, one) for one in metrics.names}
+        rows[NAMES[name]] = {one: getattr(metrics, one) for one in model}
     width = max(map(len, rows))
     say(console, *(f"  {name.ljust(width)}  {metrics_text(row)}" for name, row in rows.items()))

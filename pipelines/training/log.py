@@ -69,11 +69,9 @@ class TrainingLog:
             self._begun = now
         if not self._console.is_terminal and self._clock.is_due():
             left = self._seconds_left(now)
-            say(
-                self._console,
-                f"epoch {epoch + 1:3d}/{self._epochs}: step {done:,}/{total:,}, "
-                f"{duration_text(left)} left",
-            )
+            words = "" if left is None else f", {duration_text(left)} left"
+            step = f"epoch {epoch + 1:3d}/{self._epochs}: step {done:,}/{total:,}"
+            say(self._console, f"{step}{words}")
         self._bar.update(
             self._task,
             description=f"epoch {epoch + 1}/{self._epochs}"
@@ -82,9 +80,10 @@ class TrainingLog:
             total=total,
         )
 
-    def _seconds_left(self, epochs_done: float) -> float:
-        done = max(1e-9, epochs_done - (self._begun or 0.0))
-        return self._clock.seconds * (self._epochs - epochs_done) / done
+    def _seconds_left(self, epochs_done: float) -> float | None:
+        """Return the time that is left; None after the first step, which has no duration yet."""
+        done = epochs_done - (self._begun or 0.0)
+        return self._clock.seconds * (self._epochs - epochs_done) / done if done > 0 else None
 
     def on_epoch(self, report: EpochReport) -> None:
         """Print a line, and write TensorBoard events."""
@@ -112,9 +111,12 @@ class TrainingLog:
 
 def _line(report: EpochReport, epochs: int) -> str:
     waiting = f" ({report.waiting:.0%} waiting)" if report.waiting > SLOW_WAITING else ""
+    metrics = dict(report.metrics)
+    if report.confusion is not None and len(report.confusion) <= 5:
+        metrics.pop("top5", None)  # always 1
     return (
         f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  "
-        f"{metrics_text(report.metrics, '  ')}  {report.videos_per_second:,.0f} videos/s"
+        f"{metrics_text(metrics, '  ')}  {report.videos_per_second:,.0f} videos/s"
         f"{waiting}"
         f"{'  best' if report.is_best else ''}"
     )

@@ -45,10 +45,19 @@ def test_lines_of_other_tasks() -> None:
     assert prediction_lines(_config("regression"), found, 0) == ["label 1.5, predicted 1.25"]
 
 
-def test_no_video_is_among_the_worst_and_the_best() -> None:
+def test_only_wrong_predictions_are_among_the_worst() -> None:
     config = _config("classification")
-    logits = [[float(n), 0.0, 0.0] for n in range(5)]  # the larger, the better
+    logits = [[float(n), 1.5, 0.0] for n in range(5)]  # the first two are wrong
     found = _predictions(logits, torch.zeros(5, dtype=torch.long))
+    assert choose_videos(config, found, 1) == ([0], [4])
+    assert choose_videos(config, found, 4) == ([0, 1], [4, 3, 2])
+    several = _predictions([[1.0, -1.0], [1.0, 1.0]], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert choose_videos(_config("multi-label"), several, 4) == ([1], [0])
+
+
+def test_no_video_is_among_the_worst_and_the_best() -> None:
+    config = _config("regression")
+    found = _predictions([[float(4 - n)] for n in range(5)], torch.zeros(5))
     assert choose_videos(config, found, 1) == ([0], [4])
     assert choose_videos(config, found, 2) == ([0, 1], [4, 3])
     assert choose_videos(config, found, 9) == ([0, 1, 2], [4, 3])
