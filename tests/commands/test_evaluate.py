@@ -78,6 +78,34 @@ def test_a_split_without_labels_is_refused(folder: Path) -> None:
         evaluate(folder / "run", folder / "f", EvaluateSettings(manifest=str(folder / "bare.csv")))
 
 
+def test_the_manifest_of_the_training_is_that_of_the_evaluation(
+    folder: Path, tmp_path: Path
+) -> None:
+    """As its page then shows, which is that of the split evaluated last."""
+    shutil.copytree(folder / "f", tmp_path / "f")
+    rows = [row for row in (folder / "m.csv").read_text().splitlines() if "lost" not in row]
+    lines = [row.replace(",val", ",test") if n % 2 else row for n, row in enumerate(rows)]
+    (tmp_path / "own.csv").write_text("\n".join(lines) + "\n")
+    run_cli(tmp_path, "train-temporal", "f", "run", "--manifest", "own.csv", *SMALL)
+    ran = run_cli(tmp_path, "evaluate", "run", "f", "--split", "test")
+    assert "own.csv, as in training" in ran.stdout
+    ran = run_cli(tmp_path, "report", "run")
+    assert "has not been evaluated" not in ran.stdout
+    assert "split test, " in (tmp_path / "run/report.html").read_text()
+    (tmp_path / "own.csv").unlink()
+    ran = run_cli(tmp_path, "evaluate", "run", "f")
+    assert "is gone; those of f are used" in ran.stdout
+
+
+def test_a_single_class_is_told(tmp_path: Path) -> None:
+    labels = {split: {f"{split}{n}": "only" for n in range(6)} for split in ("train", "val")}
+    made_up_features(tmp_path / "f", labels)
+    ran = run_cli(tmp_path, "train-temporal", "f", "run", *SMALL)
+    assert "'only' is the only class of split train" in ran.stdout
+    assert "top-5" not in ran.stdout
+    assert "has one class only" in run_cli(tmp_path, "evaluate", "run", "f").stdout
+
+
 def test_invalid_input_raises(folder: Path) -> None:
     train_temporal(folder / "f", folder / "run", SETTINGS)
     manifest = folder / "m.csv"

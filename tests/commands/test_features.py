@@ -164,3 +164,15 @@ def test_views_and_dtypes(tmp_path: Path) -> None:
     with pytest.raises(FeaturesError, match="has no video_id 'x'"):
         export_features(tmp_path / "f", tmp_path / "o", ["x"])
     assert not (tmp_path / "o").exists()
+
+
+def test_long_ids_get_short_file_names(tmp_path: Path) -> None:
+    ids = ["走" * 100 + str(number) for number in range(2)] + ["a/" * 120]
+    made_up_features(tmp_path / "f", {"train": dict.fromkeys(ids, "x")})
+    report = export_features(tmp_path / "f", tmp_path / "out")
+    assert report.num_videos == 3
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) == 6
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert {record["video_id"] for record in records} == set(ids)
+    assert all(len(name.encode()) <= 210 for name in names)

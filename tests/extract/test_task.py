@@ -226,6 +226,14 @@ def test_the_outcome_of_a_video_in_parts(
     assert (outcome.status, outcome.reason, outcome.num_lost_frames) == (status, reason, num_lost)
 
 
+def test_the_message_of_a_video_in_parts_is_about_all_of_them() -> None:
+    noted = {**OK, "message": "its clock jumps; HDR"}
+    outcome = joined_outcome([_video(10, **part) for part in (noted, {**OK, "message": "HDR"})])
+    assert (outcome.status, outcome.message) == ("ok", "its clock jumps; HDR")
+    outcome = joined_outcome([_video(10, **part) for part in (OK, PARTIAL, FAILED)])
+    assert outcome.message == "13 of 13 frames are lost, in 2 of 3 parts; the first: p"
+
+
 def test_a_video_that_fails_after_frames_leaves_no_frames(
     tmp_path: Path, rows: list[VideoRow]
 ) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import operator
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from made_up_shards import video_part, write_parts, write_spec
 from vtnpipe.manifests.errors import FeaturesError
 from vtnpipe.manifests.feature_folder import FeatureFolder
-from vtnpipe.manifests.feature_store import FeatureStore, open_features
+from vtnpipe.manifests.feature_store import FeatureStore, num_noted, open_features
 from vtnpipe.manifests.shards import VideoPart, checksum
 
 OLD_FOLDER = Path(__file__).parents[1] / "fixtures/v0.1/features"
@@ -174,6 +175,36 @@ def test_many_shards_need_few_file_descriptors(
                 store[f"v{number}"].features, video_part("", 2, seed=number).features
             )
     assert _open_file_count() - before <= 5
+
+
+def test_a_low_limit_of_open_files_is_kept(
+    folder: FeatureFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda what: (16, 16))
+    for number in range(12):
+        write_parts(folder, f"000-{number:05}", video_part(f"v{number}", 2, seed=number))
+    store = open_features(folder.root)
+    before = _open_file_count()
+    assert len([store[video_id].features.sum() for video_id in store]) == 12
+    assert _open_file_count() - before <= 4
+
+
+def test_an_unknown_id_is_told_with_the_known_ones(folder: FeatureFolder) -> None:
+    write_parts(folder, "000-00000", *(video_part(f"v{number}", 2) for number in range(7)))
+    store = open_features(folder.root)
+    with pytest.raises(KeyError, match="no features of 'w'; it has those of 7 videos: 'v0', 'v1'"):
+        store["w"]
+    assert store.get("w") is None
+
+
+def test_videos_are_counted_by_note(folder: FeatureFolder) -> None:
+    parts = [
+        replace(video_part("a", 2), message="its clock jumps; HDR"),
+        replace(video_part("b", 2), message="HDR"),
+        video_part("c", 2),
+    ]
+    write_parts(folder, "000-00000", *parts)
+    assert num_noted(open_features(folder.root).entries) == {"its clock jumps": 1, "HDR": 2}
 
 
 def test_a_damaged_shard_is_refused(folder: FeatureFolder) -> None:
