@@ -49,7 +49,7 @@ class FrameParser:
         self._fields = _FieldParser(extradata)
         self._has_references = False
         self._shows = {
-            "h264": self._fields.shows_frame,
+            "h264": None if self._fields.is_progressive else self._fields.shows_frame,
             "hevc": self._shows_hevc,
             "vp8": _shows_vp8,
             "vp9": _shows_vp9,
@@ -85,11 +85,9 @@ class _FieldParser:
         headers = bytes(extradata or b"")
         for nal in _avcc_headers(headers) if self._length_size else _nal_units(headers, 0):
             self._read_header(nal)
-        self._has_headers = bool(self._sequence_of)
+        self.is_progressive = bool(self._sequence_of) and not self._frame_num_bits
 
     def shows_frame(self, packet: memoryview) -> bool:
-        if self._has_headers and not self._frame_num_bits:
-            return True  # a progressive stream
         for nal in _nal_units(bytes(packet), self._length_size):
             kind = nal[0] & 31
             if kind in (H264_SPS, H264_PPS):

@@ -36,7 +36,8 @@ class ClockContinuer:
         self._ahead: deque[Any] = deque()
         self._period = WRAPPING.get(container, 0)
         self._max_gap = int(MAX_GAP_SECONDS / time_base) if self._period else None
-        self._offset = 0
+        self._offset = 0  # of continued from unwrapped times
+        self._shift = 0  # of continued from stored times, at the last packet
         self._raw_dts: int | None = None  # of the last packet, in units as stored
         self._dts: int | None = None  # the same, unwrapped
         self._max_pts: int | None = None  # continued
@@ -45,26 +46,46 @@ class ClockContinuer:
 
     def __iter__(self) -> Iterator[Any]:
         while True:
-            self._ahead.extend(islice(self._packets, LOOKAHEAD_PACKETS - len(self._ahead)))
-            if not self._ahead:
+            packet = self._ahead.popleft() if self._ahead else next(self._packets, None)
+            if packet is None:
                 return
-            if self._is_jump():
-                self._continue_behind_jump()
-            packet = self._ahead.popleft()
-            pts, dts = self._unwrapped(packet)
-            if pts is not None and self._is_far(pts, dts):
-                pts = self._latest_until_jump(dts) + self._step
-            if packet.dts is not None:
-                if self._dts is not None and dts > self._dts:
-                    self._step = self._interval = dts - self._dts
-                self._raw_dts, self._dts = packet.dts, dts
-                packet.dts = dts + self._offset
-            if pts is not None:
-                packet.pts = pts + self._offset
-                if self._max_pts is None or packet.pts > self._max_pts:
-                    self._max_pts = packet.pts
-                    self._step = packet.duration or self._step
+            if not self._is_usual(packet):
+                self._ahead.appendleft(packet)
+                self._ahead.extend(islice(self._packets, LOOKAHEAD_PACKETS - len(self._ahead)))
+                if self._is_jump():
+                    self._continue_behind_jump()
+                self._ahead.popleft()
+            self._continue(packet)
             yield packet
+
+    def _is_usual(self, packet: Any) -> bool:
+        """Return whether the times of a packet simply follow those of the last one."""
+        pts, dts = packet.pts, packet.dts
+        if pts is None or dts is None or self._raw_dts is None or dts <= self._raw_dts:
+            return False
+        if self._max_gap is not None and max(dts - self._raw_dts, abs(pts - dts)) > self._max_gap:
+            return False
+        return not packet.is_keyframe or pts + self._shift > (self._max_pts or 0)
+
+    def _continue(self, packet: Any) -> None:
+        """Set the continued times of a packet."""
+        pts, dts = self._unwrapped(packet)
+        if pts is not None and self._is_far(pts, dts):
+            pts = self._latest_until_jump(dts) + self._step
+        if packet.dts is not None:
+            if self._dts is not None and dts > self._dts:
+                self._step = self._interval = dts - self._dts
+            self._raw_dts, self._dts = packet.dts, dts
+            self._shift = dts + self._offset - packet.dts
+            if self._shift:
+                packet.dts = dts + self._offset
+        if pts is not None:
+            pts += self._offset
+            if packet.pts != pts:
+                packet.pts = pts
+            if self._max_pts is None or pts > self._max_pts:
+                self._max_pts = pts
+                self._step = packet.duration or self._step
 
     def _signed(self, difference: int) -> int:
         """Return a difference of two timestamps on a clock that may have wrapped."""

@@ -93,7 +93,7 @@ def test_the_manifest_of_the_training_is_that_of_the_evaluation(
     assert "has not been evaluated" not in ran.stdout
     assert "split test, " in (tmp_path / "run/report.html").read_text()
     (tmp_path / "own.csv").unlink()
-    ran = run_cli(tmp_path, "evaluate", "run", "f")
+    ran = run_cli(tmp_path, "evaluate", "run", "f", code=1)  # whose manifest has a lost video
     assert "is gone; those of f are used" in ran.stdout
 
 

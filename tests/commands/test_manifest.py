@@ -72,13 +72,13 @@ def test_links_that_lead_nowhere_are_missing(tmp_path: Path, vtnpipe: Vtnpipe) -
 
 def test_classes_of_one_name_are_one(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
     """Sub-folders of macOS and Linux spell the same é differently."""
-    _touch(tmp_path / "set/caf\u00e9/a.mp4", tmp_path / "set/cafe\u0301/b.mp4")
+    _touch(tmp_path / "set/\u00e9/a.mp4", tmp_path / "set/e\u0301/b.mp4")
     assert "2 videos, 1 class" in vtnpipe("manifest", "build", "set", "-o", "m.csv").stdout
-    (tmp_path / "set/caf\u00e9/b.mp4").touch()
+    (tmp_path / "set/\u00e9/b.mp4").touch()
     ran = vtnpipe("manifest", "build", "set", "-o", "m.csv", code=2)
     assert "differ only in how Unicode composes" in ran.stderr
-    (tmp_path / "n.csv").write_text("video_id,path,label,split\na,a.mp4,cafe\u0301,\n")
-    assert read_manifest(tmp_path / "n.csv")[0].label == "caf\u00e9"
+    (tmp_path / "n.csv").write_text("video_id,path,label,split\na,a.mp4,e\u0301,\n")
+    assert read_manifest(tmp_path / "n.csv")[0].label == "\u00e9"
 
 
 def test_wrong_usage_exits_with_2(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
