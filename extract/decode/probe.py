@@ -380,7 +380,7 @@ def _beyond_end(
     rate, unit = rate_of(stream), float(time_base_of(stream))
     first = stream.start_time or 0
     last = first if last_pts is None else last_pts
-    if truncation.num_missing_bytes:
+    if truncation.num_missing_bytes or truncation.is_header_alone:
         seconds = (container.duration or 0) / US_PER_SECOND - (last - first) * unit
         by_header = max(stream.frames - num_packets, round(seconds * rate) - 1)
         # If the header tells, the missing bytes at the end may belong to no frame.

@@ -43,11 +43,13 @@ class Truncation(NamedTuple):
 
     Attributes:
         num_missing_bytes: bytes missing at the end, by the lengths that the file stores.
+        is_header_alone: whether the file has a header, but nothing of what it describes.
         has_hole: whether some bytes in the middle are not the part that must follow.
     """
 
     num_missing_bytes: int = 0
     has_hole: bool = False
+    is_header_alone: bool = False
 
 
 COMPLETE = Truncation()
@@ -100,7 +102,7 @@ def _mov(file: BinaryIO, size: int) -> Truncation:
     if {b"moof", b"moov"} <= kinds and position < size:
         return _hole(file, position, size)
     if b"moov" in kinds and not kinds & {b"mdat", b"moof"}:
-        return Truncation(1)
+        return Truncation(is_header_alone=True)
     return Truncation(has_hole=_has_gap(numbers))
 
 
@@ -343,6 +345,9 @@ def _gif(file: BinaryIO, size: int) -> Truncation:
     position = 13 + color_table_bytes(flags)
     for _ in range(MAX_PARTS):
         kind = _read(file, position, 1, size)
+        if kind == b"\0":  # some writers put one too many behind an image
+            position += 1
+            kind = _read(file, position, 1, size)
         if kind == b";" or position == size:  # only the trailer is missing
             return COMPLETE
         if kind == b"!":

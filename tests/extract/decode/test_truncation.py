@@ -48,3 +48,11 @@ def test_bytes_missing_in_the_middle_are_a_hole(tmp_path: Path) -> None:
     middle = len(data) // 2
     path.write_bytes(data[:middle] + data[middle + CUT_BYTES :])
     assert _find(path).has_hole
+
+
+def test_a_byte_too_many_behind_an_image_of_a_gif_is_no_hole(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.gif", 10, codec="gif")
+    data = path.read_bytes()
+    for ending, found in ((b"\0;", COMPLETE), (b"", COMPLETE), (b"\0\0x;", Truncation(0, True))):
+        path.write_bytes(data[:-1] + ending)
+        assert _find(path) == found
