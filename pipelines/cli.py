@@ -7,6 +7,7 @@ Dask or a decoder, so that `vtnpipe --help` is quick.
 import errno
 import gc
 import io
+import os
 import signal
 import sys
 import traceback
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
+from ..extract.cores import num_cpus
 from ..manifests.errors import (
     EXIT_BUG,
     EXIT_OK,
@@ -100,6 +102,9 @@ def main() -> NoReturn:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as set by `nohup`
             signal.signal(number, _interrupt)
+    cores = num_cpus()
+    if cores < (os.cpu_count() or 1):  # torch would start a thread for each core of the machine
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have letters that it cannot encode
             stream.reconfigure(errors="backslashreplace")

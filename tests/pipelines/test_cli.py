@@ -63,3 +63,18 @@ def test_an_error_that_no_check_foresaw_has_its_exit_code(
     for message in messages:
         assert message in ran.stderr
     assert ("Traceback" in ran.stderr) == (code == 70)
+
+
+@pytest.mark.parametrize(("num_present", "expected"), [(64, "3"), (3, "None")])
+def test_torch_gets_as_many_threads_as_the_quota_allows(num_present: int, expected: str) -> None:
+    program = (
+        "import os, vtnpipe.pipelines.cli as c\n"
+        f"c.num_cpus, os.cpu_count = lambda: 3, lambda: {num_present}\n"
+        "os.environ.pop('OMP_NUM_THREADS', None)\n"
+        "c.cli.main = lambda *arguments, **options: print(os.environ.get('OMP_NUM_THREADS'))\n"
+        "c.main()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == expected
