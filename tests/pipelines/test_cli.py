@@ -74,7 +74,6 @@ def test_torch_gets_as_many_threads_as_the_quota_allows(num_present: int, expect
         "c.cli.main = lambda *arguments, **options: print(os.environ.get('OMP_NUM_THREADS'))\n"
         "c.main()\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == expected
