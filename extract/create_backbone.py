@@ -4,16 +4,18 @@ The main process builds a backbone once (`build_backbone`) and writes its weight
 folder; every worker loads those (`backbone.load_backbone`).
 """
 
+import contextlib
 import difflib
 import hashlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import torch
@@ -107,11 +109,10 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 "give --weights none or --weights FILE"
             )
         return call_factory(name, returns=nn.Module, role="backbone", error_type=BackboneError)
-    if pretrained:
-        _avoid_retries()
     timm = _timm()
     try:
-        module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        with _one_try() if pretrained else contextlib.nullcontext():
+            module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:  # before ValueError: some of the hub's errors are both
         raise BackboneError(
             f"backbone {name!r}: cannot download from the Hugging Face hub ({first_line(error)}); "
@@ -140,19 +141,24 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
     return module
 
 
-def _avoid_retries() -> None:
+@contextlib.contextmanager
+def _one_try() -> Iterator[None]:
     """Let the Hugging Face hub use its cache alone if it cannot be reached; it would retry long.
 
     Its address is tried once. Behind a proxy, that tells nothing.
     """
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return
     hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    before = hub_constants.HF_HUB_OFFLINE
+    if not getproxies():
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        try:
+            socket.create_connection((hub.hostname, port), timeout=CONNECT_SECONDS).close()
+        except OSError:
+            hub_constants.HF_HUB_OFFLINE = True
     try:
-        with socket.create_connection((hub.hostname, hub.port or 443), timeout=CONNECT_SECONDS):
-            return
-    except OSError:
-        hub_constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = before
 
 
 @cache

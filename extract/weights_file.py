@@ -64,12 +64,13 @@ def load_weights_file(module: nn.Module, path: Path) -> str:
             f"weights {path}: contains no state dict of tensors; save model.state_dict()"
         )
     classifiers = _classifiers(module)
+    parts = {key.partition(".")[0] for key in own}
     faults: list[list[str]] = []
-    for name, prefix, found in sorted(candidates, key=lambda one: not _is_average(one[0], one[1])):
+    for name, prefix, found in sorted(candidates, key=lambda one: not _is_average(*one[:2])):
         state = {
             key: value
             for key, value in found.items()
-            if key in own or not (prefix or key.startswith(classifiers))
+            if key in own or not _is_other_module(key, prefix, parts, classifiers)
         }
         for key, tensor in own.items():  # torch saves them since version 0.4.1
             if key.endswith("num_batches_tracked"):
@@ -119,6 +120,14 @@ def _classifiers(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
 
 
+def _is_other_module(key: str, prefix: str, parts: set[str], classifiers: tuple[str, ...]) -> bool:
+    """Return whether a tensor is the classifier's; behind a prefix, also of a loss, for instance.
+
+    More layers of a module that the backbone has are no other module, but another backbone.
+    """
+    return key.startswith(classifiers) or bool(prefix and key.partition(".")[0] not in parts)
+
+
 def _read(path: Path) -> Any:
     """Return the content of a safetensors or PyTorch file, without running code in it."""
     try:
@@ -141,9 +150,10 @@ def _state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple
     """Yield (where, state dict) for the dicts of tensors in a checkpoint, the outermost first."""
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         return
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        yield name, content
-    elif depth < MAX_DEPTH:
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors:  # beside an epoch, perhaps
+        yield name, tensors
+    if depth < MAX_DEPTH:
         for key, value in content.items():
             yield from _state_dicts(value, f"{name}.{key}" if name else key, depth + 1)
 

@@ -29,8 +29,8 @@ VALIDATION_SHARE = 0.1  # of the training clips of a data set without a validati
 # Hidden folders, and those that desktops, archives and NAS systems make for trash, thumbnails and
 # snapshots.
 _SYSTEM_FOLDERS = re.compile(
-    r"\..*|@.*|#recycle|#snapshot|__MACOSX|\$RECYCLE\.BIN|RECYCLER|System Volume Information|"
-    r"lost\+found|FOUND\.\d+",
+    r"\..*|@eaDir|@tmp|@Recycle|@Recently-Snapshot|@__thumb|#recycle|#snapshot|__MACOSX|"
+    r"\$RECYCLE\.BIN|RECYCLER|System Volume Information|lost\+found|FOUND\.\d+",
     re.IGNORECASE,
 )
 SPLIT_WORDS = {"train": "train", "val": "val", "test": "test"}  # first letters of a word → split

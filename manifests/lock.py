@@ -23,7 +23,7 @@ from .feature_folder import FeatureFolder
 
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 BEAT_SECONDS, STALE_SECONDS = 10.0, 120.0
-GUARD_STALE_SECONDS, POLL_SECONDS = 30.0, 0.05
+GUARD_STALE_SECONDS, POLL_SECONDS = 10.0, 0.05
 
 
 class _NoFlockError(Exception):
@@ -44,7 +44,7 @@ class WritableFolder(Protocol):
 
 @contextlib.contextmanager
 def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]:
-    """Create the folder and hold its lock; the lock ends with the process, however that ends.
+    """Create the folder and hold its lock, which ends with the process as said above.
 
     Args:
         folder: the folder to write to.
@@ -121,6 +121,8 @@ def _open_locked(path: Path, mode: int) -> int:
         except OSError as error:
             os.close(descriptor)
             if error.errno in NO_FLOCK:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
                 raise _NoFlockError from None
             raise FeaturesError(
                 f"cannot lock {path} ({error.strerror}); two runs must not write to one folder at "
@@ -174,7 +176,6 @@ def _claimed(path: Path, mode: int) -> Iterator[None]:
         beat.join()
         with contextlib.suppress(OSError):  # the disk may be gone
             claim.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
 
 
 def _try_to_claim(path: Path, claim: Path) -> str:
@@ -186,28 +187,49 @@ def _try_to_claim(path: Path, claim: Path) -> str:
                     other.unlink()
                 elif not all(".shared-" in one.name for one in (claim, other)):
                     return other.read_text(errors="replace").partition("\n")[0] or "just started"
-        claim.write_text(f"process {os.getpid()} on {socket.gethostname()}\n{_processes()}")
+        try:
+            claim.write_text(f"process {os.getpid()} on {socket.gethostname()}\n{_processes()}")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                claim.unlink(missing_ok=True)
+            raise _not_writable(path.parent, error) from None
     return ""
 
 
 @contextlib.contextmanager
 def _guard(path: Path) -> Iterator[float]:
     """Hold a file that only one process can create, for a moment; yield the file system's time."""
+    seen, since = 0, time.monotonic()  # inode of another's guard, and when it was seen first
     while True:
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             break
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > GUARD_STALE_SECONDS:
-                    path.unlink()  # of a process that was killed at this point
+                if (found := path.stat().st_ino) != seen:
+                    seen, since = found, time.monotonic()
+                elif time.monotonic() - since > GUARD_STALE_SECONDS:
+                    _remove(path, seen)  # of a process that was killed at this point
             time.sleep(POLL_SECONDS)
         except OSError as error:
             raise _not_writable(path.parent, error) from None
     try:
-        yield path.stat().st_mtime
+        own = os.fstat(descriptor)
+        yield own.st_mtime
     finally:
-        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        _remove(path, own.st_ino)
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove a file unless another one has taken its place."""
+    aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}.tmp")
+    with contextlib.suppress(OSError):
+        path.rename(aside)  # only one process succeeds
+        if aside.stat().st_ino != inode:
+            aside.rename(path)
+        else:
+            aside.unlink()
 
 
 def _is_stale(claim: Path, now: float) -> bool:

@@ -228,3 +228,17 @@ def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> N
 
 def _relative(path: str, base: str) -> str:
     return path[len(base) + 1 :] if path.startswith(base + os.sep) else path
+
+
+def has_numbers_as_labels(rows: Sequence[VideoRow]) -> bool:
+    """Return whether labels are mostly distinct numbers, as for a regression."""
+    labels = {row.label for row in rows}
+    return len(labels) > len(rows) / 2 and all(map(_is_number, labels))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -76,8 +76,12 @@ def _findings(folder: Path) -> Iterator[Finding]:
     yield from _weights_cache()
     yield from _limits()
     yield from _file_system(folder)
-    temporary = Path(tempfile.gettempdir())
-    free = shutil.disk_usage(temporary).free
+    try:
+        temporary = Path(tempfile.gettempdir())
+        free = shutil.disk_usage(temporary).free
+    except OSError as error:
+        yield Finding("temporary files", f"no folder ({error.strerror}); set TMPDIR", False)
+        return
     yield Finding("temporary files", f"{_gib(free)} free in {temporary}", free > 2**30)
 
 

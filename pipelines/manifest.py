@@ -28,7 +28,7 @@ from ..manifests.annotations import (
 from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, ManifestError, SettingsError, counted
 from ..manifests.groups import check_group, group_of
-from ..manifests.manifest import VideoRow, nfc, read_manifest, write_manifest
+from ..manifests.manifest import VideoRow, has_numbers_as_labels, nfc, read_manifest, write_manifest
 from .console import say
 from .options import console_options, settings_options
 from .settings import between, check_settings, check_unset, setting
@@ -385,18 +385,9 @@ def _draw(rows: Sequence[VideoRow], groups: list[list[int]], settings: SplitSett
 
 def _classes(rows: Sequence[VideoRow]) -> list[list[str]]:
     """Return the classes of each row; one class for all if labels are mostly distinct numbers."""
-    labels = {row.label for row in rows}
-    if len(labels) > len(rows) / 2 and all(map(_is_number, labels)):
+    if has_numbers_as_labels(rows):
         return [[""] for _ in rows]
     return [row.label.split("|") for row in rows]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def show_manifest(manifest: str | Path) -> Iterator[str]:

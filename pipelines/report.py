@@ -1,6 +1,6 @@
 """`vtnpipe report`: one HTML page about a run, or about a feature folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _run_section(
     """Return a run's section, its features if they are there, and notes on what is missing."""
     run_settings = read_settings(files)
     evaluation = EvaluateSettings(
-        split=settings.split or _last_evaluated(files) or run_settings.get("val_split", "val"),
+        split=run_settings.get("val_split", "val") if settings.split is None else settings.split,
         manifest=settings.manifest or run_settings.get("manifest"),
         drop_partial=run_settings.get("drop_partial", False),
         device=resolve_device(settings.device),
@@ -162,6 +162,9 @@ def _run_section(
         store=store,
         rows=_rows(manifest),
     )
+    if settings.split is None:
+        others = (replace(evaluation, split=split) for split in _evaluated_splits(files))
+        evaluation = next((one for one in others if not _stored(run, one)[1]), evaluation)
     predictions = _predictions(run, evaluation, notes)
     strips: tuple[list[VideoStrip], list[VideoStrip]] = ([], [])
     if predictions is not None and source is not None:
@@ -176,17 +179,14 @@ def _run_section(
     return run_section(files, run.config, predictions, strips, run_settings), store, notes
 
 
-def _last_evaluated(files: RunFolder) -> str | None:
-    """Return the split of the newest plain evaluation: no other clips, weights or order."""
-    found = sorted(
-        files.predictions.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for path in found:
-        settings = read_json(path, "evaluate again").get("settings", {})
-        split = settings.get("split")
+def _evaluated_splits(files: RunFolder) -> list[str]:
+    """Return the splits of plain evaluations (no other clips, weights or order), newest first."""
+    found = []
+    for path in sorted(files.predictions.glob("*.json"), key=lambda path: -path.stat().st_mtime):
+        split = read_json(path, "evaluate again").get("settings", {}).get("split")
         if split is not None and EvaluateSettings(split=split).predictions_name == path.stem:
-            return str(split)
-    return None
+            found.append(str(split))
+    return found
 
 
 def _rows(manifest: Path | None) -> dict[str, VideoRow]:
@@ -220,12 +220,9 @@ def _source(
 
 def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> Predictions | None:
     """Return the split's stored predictions; None, with a note, if they are missing or outdated."""
-    stored = read_predictions(run.files.predictions, evaluation.predictions_name)
-    fault = f"split {evaluation.split} has not been evaluated"
-    if stored is not None:
-        fault = _why_outdated(stored, run, evaluation)
-        if not fault:
-            return stored
+    stored, fault = _stored(run, evaluation)
+    if not fault:
+        return stored
     source = run.source or "SOURCE"
     options = f" --manifest {evaluation.manifest}" if evaluation.manifest and run.store else ""
     notes.append(
@@ -233,6 +230,14 @@ def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> P
         f"{evaluation.split}{options}`, then report again"
     )
     return None
+
+
+def _stored(run: _Run, evaluation: EvaluateSettings) -> tuple[Predictions | None, str]:
+    """Return the split's stored predictions, and why they are not to be used, or ""."""
+    stored = read_predictions(run.files.predictions, evaluation.predictions_name)
+    if stored is None:
+        return None, f"split {evaluation.split} has not been evaluated"
+    return stored, _why_outdated(stored, run, evaluation)
 
 
 def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) -> str:

@@ -108,7 +108,7 @@ class ClipReader(Protocol):
         """Read clips, padded to the longest of them."""
 
     def close(self) -> None:
-        """End what threads are reading, with an error there."""
+        """Abort reads in progress; the threads that wait for them get a StoppedError."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class ClipDataset:
         return Sample(number, frames, view, positions)
 
     def close(self) -> None:
-        """End what threads are reading, with an error there."""
+        """Abort reads in progress; the threads that wait for them get a StoppedError."""
         self._reader.close()
 
     def batch(self, keys: Sequence[Key]) -> Batch:
@@ -383,6 +383,7 @@ def load_batches(
             yield ahead.popleft().result()
             ahead.extend(pool.submit(load, keys) for keys in islice(remaining, 1))
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
         if ahead:  # an early end does not wait for a video that hangs
             dataset.close()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()

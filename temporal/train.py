@@ -215,6 +215,8 @@ def train(
             try:
                 losses.append(_step(trainer, keys, samples, state))
             except StoppedError:
+                if not should_stop():  # the decoder pool's own, such as that it does not start
+                    raise
                 state = before
                 _add_losses(losses, state, recipe)
                 _save_checkpoint(trainer, state, folder, checkpoints)

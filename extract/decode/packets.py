@@ -77,7 +77,7 @@ class PacketReader:
         return self._packets
 
     def limit(self, window: Window, first: Any = None) -> None:
-        """Restrict the packets to a window; `first`: one that has been read and is its first."""
+        """Restrict the packets to a window; `first`: its first packet, if that has been read."""
         if first is not None:
             self._packets = itertools.chain([first], self._packets)
         elif (keyframe := window.keyframe) is not None:

@@ -43,8 +43,8 @@ class Truncation(NamedTuple):
 
     Attributes:
         num_missing_bytes: bytes missing at the end, by the lengths that the file stores.
+        has_hole: whether bytes in the middle do not belong to any part of the container.
         is_header_alone: whether the file has a header, but nothing of what it describes.
-        has_hole: whether some bytes in the middle are not the part that must follow.
     """
 
     num_missing_bytes: int = 0
@@ -383,4 +383,4 @@ def _read(file: BinaryIO, position: int, num_bytes: int, size: int) -> bytes:
     if not 0 <= position < size:
         return b""  # file systems refuse to seek very far beyond the end
     file.seek(position)
-    return file.read(num_bytes)
+    return file.read(min(num_bytes, size - position))

@@ -78,10 +78,10 @@ def open_client(
                     "and the same command resumes"
                 ) from None
             return
-        is_required = bool(dask.config.get("distributed.comm.require-encryption", None))
-        security = _security() if settings.tls or is_required else None
+        security = _security() if settings.tls or _needs_certificates() else None
+        protocol = "tls://" if security or _requires_encryption() else "tcp://"
         if settings.is_here:
-            cluster = stack.enter_context(_local_cluster(num_workers, security))
+            cluster = stack.enter_context(_local_cluster(num_workers, security, protocol))
             client = stack.enter_context(Client(cluster))
             client.wait_for_workers(1)
         else:
@@ -90,6 +90,17 @@ def open_client(
             client = stack.enter_context(Client(cluster))
             _wait_for_workers(client, len(cluster.plan), logs, say)
         yield client
+
+
+def _requires_encryption() -> bool:
+    return bool(dask.config.get("distributed.comm.require-encryption", None))
+
+
+def _needs_certificates() -> bool:
+    """Return whether Dask's configuration requires encryption, but has no certificates for it."""
+    names = ("ca-file", "scheduler.cert", "scheduler.key", "worker.cert", "worker.key")
+    files = [dask.config.get(f"distributed.comm.tls.{name}", None) for name in names]
+    return _requires_encryption() and not all(one and Path(one).exists() for one in files)
 
 
 def present_workers(client: Any) -> dict[str, Any]:
@@ -144,13 +155,13 @@ def dashboard_lines(client: Any, *, is_here: bool) -> list[str]:
     return [] if is_here else [hint]
 
 
-def _local_cluster(num_workers: int, security: Security | None) -> Any:
+def _local_cluster(num_workers: int, security: Security | None, protocol: str) -> Any:
     return LocalCluster(
         n_workers=num_workers,
         threads_per_worker=THREADS_PER_WORKER,
         processes=num_workers > 1,
         host=LOOPBACK,
-        protocol="tls://" if security else "tcp://",
+        protocol=protocol,
         security=security,
         dashboard_address=f"{LOOPBACK}:0",
         resources={GPU: 1},  # of no effect on a CPU: nothing asks for it

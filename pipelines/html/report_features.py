@@ -13,7 +13,7 @@ from ...manifests.errors import counted
 from ...manifests.failures import Failure, read_failures
 from ...manifests.feature_folder import FeatureSpec
 from ...manifests.feature_store import FeatureStore, num_noted
-from ...manifests.manifest import VideoRow
+from ...manifests.manifest import VideoRow, has_numbers_as_labels
 from ...manifests.plan import read_file_properties, read_file_sizes
 from ...manifests.times import frame_rate, seconds_edges
 from ..console import counts_text
@@ -22,7 +22,7 @@ from .page import Table, cell, table
 from .plots import Chart, histogram, line_chart
 from .thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 
-MAX_CLASSES = 1000  # labels of a regression are not counted
+MAX_CLASSES = 2000  # in the table of classes and splits
 ORDER = {"train": 0, "val": 1, "test": 2}  # of splits; others follow
 MAX_FAILURES = 500  # rows of the page's table; failures.csv has all
 MAX_PARTIAL = 6  # partial videos shown with thumbnails
@@ -152,10 +152,13 @@ def extraction_section(
 
 
 def _class_table(rows: Iterable[VideoRow]) -> Table:
-    """Return the number of videos of each class, by split; without rows if labels are numbers."""
+    """Return the number of videos of each class, by split.
+
+    Without rows if there are too many classes, or if most labels are distinct numbers.
+    """
     rows = list(rows)
     labels = Counter(label for row in rows for label in row.label.split("|"))
-    if len(labels) > MAX_CLASSES:
+    if len(labels) > MAX_CLASSES or has_numbers_as_labels(rows):
         return Table([], [])
     splits = sorted({row.split for row in rows}, key=lambda split: (ORDER.get(split, 9), split))
     counts = Counter((label, row.split) for row in rows for label in row.label.split("|"))

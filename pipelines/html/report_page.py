@@ -327,7 +327,7 @@ def choose_videos(
     is_wrong = _is_wrong(config, predictions)
     candidates = [number for number in order if is_wrong[number]]
     worst = candidates[: min(count, (len(order) + 1) // 2)]
-    best = [number for number in reversed(order) if number not in set(worst)][:count]
+    best = [number for number in reversed(order) if number not in worst][:count]
     return worst, best
 
 

@@ -167,21 +167,23 @@ class VideoClipReader:
 
         pool = self._idle_pool() or DecoderPool()
         self._busy.add(pool)
-        for request, event in pool.decode(requests):
-            number = owners[request]
-            if isinstance(event, Selected):
-                is_lost[number, lost(request)] = True
-            elif isinstance(event, Chunk):
-                decoded = [positions[number][index] for index in event.frame_index]
-                images = torch.from_numpy(event.images)
-                inputs[number, decoded] = self._prepare(images, clips[number].view)
-                is_lost[number, decoded] = False
-            elif isinstance(event, Outcome) and event.status != "ok":
-                if event.status == "failed":
+        try:
+            for request, event in pool.decode(requests):
+                number = owners[request]
+                if isinstance(event, Selected):
                     is_lost[number, lost(request)] = True
-                video_id = clips[number].video_id
-                faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
-        self._busy.discard(pool)
+                elif isinstance(event, Chunk):
+                    decoded = [positions[number][index] for index in event.frame_index]
+                    images = torch.from_numpy(event.images)
+                    inputs[number, decoded] = self._prepare(images, clips[number].view)
+                    is_lost[number, decoded] = False
+                elif isinstance(event, Outcome) and event.status != "ok":
+                    if event.status == "failed":
+                        is_lost[number, lost(request)] = True
+                    video_id = clips[number].video_id
+                    faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
+        finally:
+            self._busy.discard(pool)
         self._idle.put(pool)
         return Read(inputs, is_lost, tuple(faults.values()))
 
@@ -197,7 +199,7 @@ class VideoClipReader:
         return None
 
     def close(self) -> None:
-        """Kill the decoder processes; threads that read get a StoppedError."""
+        """Kill the decoder processes; threads that wait for them get a StoppedError."""
         for pool in list(self._busy):
             pool.stop()
         self._busy.clear()

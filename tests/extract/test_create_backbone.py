@@ -134,11 +134,10 @@ def test_layers_hold_each_parameter_once() -> None:
 def test_a_hub_that_cannot_be_reached_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, the hub's own client would retry for a minute."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("vtnpipe.extract.create_backbone.getproxies", dict)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
     with pytest.raises(BackboneError, match="cannot download from the Hugging Face hub"):
         create_module("vit_tiny_patch16_224", pretrained=True)
-    assert hub_constants.HF_HUB_OFFLINE
+    assert not hub_constants.HF_HUB_OFFLINE  # it may be reached later

@@ -117,6 +117,21 @@ def test_other_weights_are_refused_with_names_of_both_sides(tmp_path: Path) -> N
         load_weights_file(_model(), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_larger_model_does_not_pass_for_a_smaller_one(tmp_path: Path, prefix: str) -> None:
+    larger = _state("resnet50")
+    torch.save(_prefixed(prefix, larger), tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"layer1\.2\.conv1\.weight is not in the model"):
+        load_weights_file(timm.create_model("resnet26", num_classes=0), tmp_path / "w.pth")
+
+
+def test_numbers_beside_the_tensors_are_no_fault(tmp_path: Path) -> None:
+    torch.save({**STATE, "epoch": 3}, tmp_path / "w.pth")
+    module = _model()
+    assert load_weights_file(module, tmp_path / "w.pth") == ""
+    assert torch.equal(module.state_dict()["norm.weight"], STATE["norm.weight"])
+
+
 class _Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("evil",)

@@ -138,12 +138,27 @@ def test_a_holder_touches_its_claim(
             time.sleep(0.01)
 
 
-def test_a_guard_of_a_killed_process_is_removed(tmp_path: Path, claim: Path) -> None:
+def test_a_guard_of_a_killed_process_is_removed(
+    tmp_path: Path, claim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claim.unlink()
-    guard = tmp_path / ".lock.guard"
-    guard.touch()
-    old = time.time() - 2 * lock.GUARD_STALE_SECONDS
-    os.utime(guard, (old, old))
+    (tmp_path / ".lock.guard").touch()
+    monkeypatch.setattr(lock, "GUARD_STALE_SECONDS", 0.2)
     with locked(FeatureFolder(tmp_path)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, claim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim.unlink()
+
+    def write_text(self: Path, text: str) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(FeaturesError, match="No space left"), locked(FeatureFolder(tmp_path)):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -190,6 +190,20 @@ def test_an_error_in_a_thread_that_loads_batches_ends_the_training(
     assert not [one for one in threading.enumerate() if one.name.startswith("batches")]
 
 
+def test_an_error_of_the_decoder_pool_is_no_stop(
+    tmp_path: Path,
+    make_store: MakeStore,
+    rows: list[VideoRow],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: ClipDataset, keys: object) -> None:
+        raise StoppedError("the decoder process does not start")
+
+    monkeypatch.setattr(ClipDataset, "batch", fail)
+    with pytest.raises(StoppedError, match="the decoder process does not start"):
+        _train(tmp_path / "run", make_store(), rows, Recipe(epochs=2), num_workers=2)
+
+
 @pytest.mark.parametrize("clips", [CLIPS, RandomClips(ALL_FRAMES)])
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_gradient_accumulation_takes_the_same_steps(

@@ -56,3 +56,13 @@ def test_a_byte_too_many_behind_an_image_of_a_gif_is_no_hole(tmp_path: Path) -> 
     for ending, found in ((b"\0;", COMPLETE), (b"", COMPLETE), (b"\0\0x;", Truncation(0, True))):
         path.write_bytes(data[:-1] + ending)
         assert _find(path) == found
+
+
+def test_zeros_at_the_end_of_one_of_several_riff_chunks_are_no_hole(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 10, codec="mpeg4")
+    data = bytearray(path.read_bytes() + bytes(64))
+    data[4:8] = (len(data) - 8).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert _find(path) == COMPLETE
+    path.write_bytes(data + b"RIFF" + (4 + 8 + 8).to_bytes(4, "little") + b"AVIXJUNK" + bytes(12))
+    assert not _find(path).has_hole
