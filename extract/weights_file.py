@@ -65,7 +65,7 @@ def load_weights_file(module: nn.Module, path: Path) -> str:
         )
     classifiers = _classifiers(module)
     parts = {key.partition(".")[0] for key in own}
-    faults: list[list[str]] = []
+    faults: list[tuple[int, list[str]]] = []  # number of missing tensors, and all faults
     for name, prefix, found in sorted(candidates, key=lambda one: not _is_average(*one[:2])):
         state = {
             key: value
@@ -75,11 +75,11 @@ def load_weights_file(module: nn.Module, path: Path) -> str:
         for key, tensor in own.items():  # torch saves them since version 0.4.1
             if key.endswith("num_batches_tracked"):
                 state.setdefault(key, tensor)
-        faults.append(mismatches(own, state))
-        if not faults[-1]:
+        faults.append((len(own.keys() - state), mismatches(own, state)))
+        if not faults[-1][1]:
             module.load_state_dict(state)
             return _taken(name, prefix)
-    fewest = min(faults, key=len)
+    _, fewest = min(faults)
     raise BackboneError(
         f"weights {path} do not fit the backbone: {_some(fewest)}; give a checkpoint of this very "
         "model, or its name with --backbone"
