@@ -49,6 +49,7 @@ K = TypeVar("K")
 Requests = tuple[K, Sequence[Request | Outcome]]  # key and requests of a group
 
 QUEUED_REQUESTS = 2  # of a group: the next file is opened while the last frames are fetched
+POLL_SECONDS = 1.0
 START_SECONDS = 120.0  # until a process is ready
 MAX_STARTS = 3  # of a process that is killed before it is ready
 
@@ -220,6 +221,8 @@ class DecoderPool:
         limits: limits of each process.
         pin: registers memory of frames with a GPU: address and number of bytes → a function that
             undoes it. None without a GPU.
+        should_stop: asked every second while a process is waited for; if it returns True, the wait
+            ends with a StoppedError.
     """
 
     def __init__(
@@ -227,7 +230,9 @@ class DecoderPool:
         num_processes: int = 1,
         limits: Limits | None = None,
         pin: Callable[[int, int], Callable[[], None]] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._should_stop = should_stop
         self._limits = limits or Limits()
         self._pin = pin
         self._processes: list[_Process | None] = [None] * num_processes
@@ -385,7 +390,12 @@ class DecoderPool:
         if not any(one.events for one in active):
             timeout = min(self._deadline(one) for one in waiting.values()) - time.monotonic()
         handles: list[Any] = [*waiting, self._num_idle] if is_waiting else [*waiting]
-        ready = wait(handles, max(0.0, timeout))
+        until = time.monotonic() + timeout
+        while not (ready := wait(handles, max(0.0, min(timeout, POLL_SECONDS)))):
+            if (timeout := until - time.monotonic()) <= 0:
+                break
+            if self._should_stop():
+                raise StoppedError("stopped while a video was decoded")
         for connection in ready:
             if connection not in waiting:
                 continue
@@ -400,7 +410,7 @@ class DecoderPool:
             elif (outcome := group.handle(message)) is not None:
                 group.requests[group.number] = outcome
                 self._restart(group)
-        if ready or timeout <= 0:
+        if ready or any(one.events for one in active):
             return
         for group in waiting.values():
             if self._deadline(group) <= time.monotonic():

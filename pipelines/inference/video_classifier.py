@@ -6,7 +6,7 @@ chunked     the backbone in chunks of frames, then the temporal model once over 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -122,6 +122,7 @@ class VideoClassifier:
         chunk_frames: frames per backbone call; `chunked` only.
         num_decoder_processes: size of the decoder pool.
         shuffle_seed: seed of a random order of each clip's frames; None for their own order.
+        should_stop: asked while a decoder process is waited for, see `DecoderPool`.
     """
 
     network: VideoTransformerNetwork
@@ -129,6 +130,7 @@ class VideoClassifier:
     chunk_frames: int = 32
     num_decoder_processes: int = 1
     shuffle_seed: int | None = None
+    should_stop: Callable[[], bool] = never
 
     @torch.inference_mode()
     def __call__(self, videos: Sequence[VideoToClassify]) -> Iterator[Classified]:
@@ -141,7 +143,8 @@ class VideoClassifier:
             for clip, pieces in enumerate(video.clips)
             for _ in pieces
         ]
-        with DecoderPool(max(1, min(self.num_decoder_processes, len(requests)))) as pool:
+        num_processes = max(1, min(self.num_decoder_processes, len(requests)))
+        with DecoderPool(num_processes, should_stop=self.should_stop) as pool:
             if self.mode == "chunked":
                 found = _extract(self.network, requests, pool, self.chunk_frames)
             else:
@@ -300,6 +303,8 @@ def score_videos(
         ManifestError: no video can be decoded.
         StoppedError: `should_stop` returned True.
     """
+    if accelerator.num_processes == 1:  # several stop together, between videos
+        classify = replace(classify, should_stop=should_stop)
     with accelerator.autocast():
         results = _classify_together(classify, videos, accelerator, should_stop)
     found = {row: one.logits for row, one in enumerate(results) if one.logits is not None}

@@ -92,13 +92,15 @@ def test_a_video_that_hangs_or_crashes_or_is_missing_is_left_out_and_can_be_retr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_val", [2, 40])
 def test_a_signal_ends_a_finetuning_whose_decoder_hangs(
-    tmp_path: Path, write_csv: Callable[..., Path], vtnpipe: Vtnpipe
+    tmp_path: Path, write_csv: Callable[..., Path], num_val: int
 ) -> None:
-    """Long before the decoder's deadline."""
+    """Long before the decoder's deadline, in training and in validation."""
     for number in range(4):
         write_video(tmp_path / f"{number}.mp4", 50)
-    rows = [(f"v{n}", f"{n}.mp4", "xy"[n % 2], "train" if n < 2 else "val") for n in range(4)]
+    rows = [(f"v{n}", f"{n}.mp4", "xy"[n], "train") for n in range(2)]
+    rows += [(f"w{n}", f"{2 + n % 2}.mp4", "xy"[n % 2], "val") for n in range(num_val)]
     arguments = [
         *("finetune", str(write_csv(rows)), "run", "--backbone", "toy_backbones:block_means"),
         *("--weights", "none", "--from", "none", "--clip-frames", "4", "--clip-seconds", "0.3"),
@@ -128,5 +130,5 @@ def test_a_signal_ends_a_finetuning_whose_decoder_hangs(
     assert time.monotonic() - begin < 30
     assert "the same command resumes" in printed
     num_epochs = len(metrics.read_text().splitlines())
-    (config,) = [line for line in printed.splitlines() if "saved a checkpoint" in line]
-    assert f"stopped in epoch {num_epochs + 1}" in config
+    (line,) = [line for line in printed.splitlines() if "saved a checkpoint" in line]
+    assert f"stopped in epoch {num_epochs + 1}" in line
