@@ -44,7 +44,7 @@ class WritableFolder(Protocol):
 
 @contextlib.contextmanager
 def locked(folder: WritableFolder, *, is_shared: bool = False) -> Iterator[None]:
-    """Create the folder and hold its lock, which ends with the process as said above.
+    """Create the folder and hold its lock, which ends with the process.
 
     Args:
         folder: the folder to write to.
@@ -111,8 +111,7 @@ def _open_locked(path: Path, mode: int) -> int:
             if _is_at(path, descriptor):  # otherwise its last holder removed it just now
                 with contextlib.suppress(OSError):  # the lock holds even on a full disk
                     os.truncate(descriptor, 0)
-                    holder = f"process {os.getpid()} on {socket.gethostname()}"
-                    os.write(descriptor, holder.encode())
+                    os.write(descriptor, _this_process().encode())
                 return descriptor
         except BlockingIOError:
             found = os.read(descriptor, 1000).decode(errors="replace")
@@ -188,7 +187,7 @@ def _try_to_claim(path: Path, claim: Path) -> str:
                 elif not all(".shared-" in one.name for one in (claim, other)):
                     return other.read_text(errors="replace").partition("\n")[0] or "just started"
         try:
-            claim.write_text(f"process {os.getpid()} on {socket.gethostname()}\n{_processes()}")
+            claim.write_text(f"{_this_process()}\n{_processes()}")
         except OSError as error:
             with contextlib.suppress(OSError):
                 claim.unlink(missing_ok=True)
@@ -223,7 +222,7 @@ def _guard(path: Path) -> Iterator[float]:
 
 def _remove(path: Path, inode: int) -> None:
     """Remove a file unless another one has taken its place."""
-    aside = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}.tmp")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # not the name of a claim
     with contextlib.suppress(OSError):
         path.rename(aside)  # only one process succeeds
         if aside.stat().st_ino != inode:
@@ -244,6 +243,10 @@ def _is_stale(claim: Path, now: float) -> bool:
         except PermissionError:
             return False
     return now - claim.stat().st_mtime > STALE_SECONDS
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _processes() -> str:

@@ -149,6 +149,26 @@ def test_a_guard_of_a_killed_process_is_removed(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_guard_that_could_not_be_removed_is_no_claim(
+    tmp_path: Path, claim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim.unlink()
+    unlink = Path.unlink
+
+    def keep_guards(self: Path, missing_ok: bool = False) -> None:
+        if self.name.endswith(".tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", keep_guards)
+        with locked(FeatureFolder(tmp_path)):
+            pass
+    assert list(tmp_path.glob("*.tmp"))
+    with locked(FeatureFolder(tmp_path)):
+        assert list(tmp_path.glob(".lock.alone-*"))
+
+
 def test_a_claim_that_cannot_be_written_leaves_nothing(
     tmp_path: Path, claim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
