@@ -198,7 +198,7 @@ def _run(
                     on_workers=on_workers,
                 )
         except (KeyboardInterrupt, VtnpipeError) as error:
-            say(console, f"{len(reports):,} of {counted(len(tasks), 'task')} are finished")
+            say(console, f"{len(reports):,} of {len(tasks):,} tasks are finished")
             with contextlib.suppress(VtnpipeError, OSError):  # the first error is the one to tell
                 note_failures(plan.store, plan.rows)
             if isinstance(error, VtnpipeError) and not folder.extraction.exists():

@@ -200,10 +200,7 @@ def verify_features(
             path.unlink(missing_ok=True)
     num_missing = len(tasks) - len({path.stem for path in shards} & tasks.keys())
     if num_missing:
-        say(
-            console,
-            f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet",
-        )
+        say(console, f"{folder.root}: {num_missing:,} of {len(tasks):,} tasks have no shard yet")
     if not faults:
         say(console, f"{folder.root}: {len(shards):,} shards are sound")
         return _recompute(features, settings.recompute, console) if settings.recompute else EXIT_OK

@@ -204,7 +204,7 @@ def train(
         shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
         # Alone, the wait for a clip that hangs can end; several processes stop between steps.
         is_alone = accelerator.num_processes == 1
-        should_stop = callbacks.should_stop if is_alone else lambda: False
+        should_stop = callbacks.should_stop if is_alone else never
         samples = load_batches(dataset, shares, num_workers, accelerator.device, should_stop)
         losses: list[Tensor] = []
         trainer.network.train()

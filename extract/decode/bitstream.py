@@ -46,15 +46,16 @@ class FrameParser:
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:
         self._extradata = extradata
-        self._fields = _FieldParser(extradata)
         self._has_references = False
         self._shows = {
-            "h264": None if self._fields.is_progressive else self._fields.shows_frame,
             "hevc": self._shows_hevc,
             "vp8": _shows_vp8,
             "vp9": _shows_vp9,
             "gif": _shows_gif,
         }.get(codec)
+        if codec == "h264":
+            fields = _FieldParser(extradata)
+            self._shows = None if fields.is_progressive else fields.shows_frame
 
     def shows_frame(self, packet: object) -> bool:
         """Return whether a packet shows a frame; `packet` has the buffer protocol."""

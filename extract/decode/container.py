@@ -114,7 +114,7 @@ def check_file(path: str) -> str:
 
 
 def _raise_if_truncated(path: str, demuxers: str) -> None:
-    if demuxers == "mov" and (boxes := top_boxes(path)) >= {b"moof"} and b"moov" not in boxes:
+    if demuxers == "mov" and b"moof" in (boxes := top_boxes(path)) and b"moov" not in boxes:
         raise VideoError(
             "truncated",
             f"{path}: a segment of a fragmented MP4 without the header; give it with its init "

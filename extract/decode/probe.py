@@ -319,8 +319,8 @@ def probe(
                 path, truncation, container, stream, num_read, last_pts, max_pixels
             )
         is_ranked = not count_reason and len(every_pts) == num_packets
-        may_begin = is_ranked and window == WHOLE_FILE
-        may_begin = may_begin and not (num_jumps and container.format.name in SEEKABLE)
+        may_seek = not (num_jumps and container.format.name in SEEKABLE)
+        may_begin = is_ranked and may_seek and window == WHOLE_FILE
         curve = 0 if first_frame is None else int(first_frame.color_trc)
         notes = [JUMPS] if num_jumps else []
         if curve in HDR:
