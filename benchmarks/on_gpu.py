@@ -10,7 +10,8 @@ decoding    raw decoding in as many processes as there are cores: 240p, 720p, 10
 extract     clips and one long video of each size, ViT-B/16, and ResNet-50 at 240p, over the lower
             of the bare backbone and raw decoding
 parity      stored features against the plainest path in float32
-stage_two   train-temporal on stored features, clips/s; inference of 16 x 250 frames
+stage-two   see `stage_two_on_gpu.py`: clips/s of train-temporal on stored features; a training step
+            against LongformerModel's and against its kernels; inference; FlexAttention
 finetune    clips/s of the whole network
 
 Videos are H.264, copied packet by packet from a few drawn seconds. The last line of output is one
@@ -34,8 +35,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from stage_two_on_gpu import stage_two
 from torchvision.transforms import v2
-from train_temporal import made_up_store
 from vtnpipe.extract.backbone import compile_module
 from vtnpipe.extract.cores import num_cpus
 from vtnpipe.extract.create_backbone import create_module
@@ -46,10 +47,7 @@ from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 from vtnpipe.pipelines.finetune import finetune as run_finetune
 from vtnpipe.pipelines.inference.recompute import recompute_sample
-from vtnpipe.pipelines.train_temporal import train_temporal
 from vtnpipe.pipelines.training.finetune_settings import FinetuneSettings
-from vtnpipe.pipelines.training.settings import TrainTemporalSettings
-from vtnpipe.temporal.model import TemporalClassifier
 
 from extract import decoding_rate, draw, remux
 
@@ -238,48 +236,6 @@ def parity(machine: Machine) -> dict[str, Any]:
     return {"frames": len(cosines), "least cosine": round(min(cosines), 6)}
 
 
-def stage_two(machine: Machine) -> dict[str, Any]:
-    """Train on stored features, and infer whole videos."""
-    num_videos = 64 if machine.is_quick else 512
-    store = made_up_store(machine.folder / "made-up", num_videos)
-    rows = [
-        VideoRow(
-            video_id=name,
-            path="none.mp4",
-            label=f"c{n % 4}",
-            split="val" if n % 8 == 0 else "train",
-        )
-        for n, name in enumerate(store)
-    ]
-    write_manifest(rows, store.folder.manifest)
-    found: dict[str, Any] = {}
-    preset = "vit-b-vtn-1layer" if machine.is_quick else "vit-b-vtn"
-    precisions: tuple[Any, ...] = (
-        ("float32",) if machine.device == "cpu" else ("float32", "bfloat16")
-    )
-    for precision in precisions:
-        run = machine.folder / f"run-{precision}"
-        settings = TrainTemporalSettings(
-            recipe="paper",
-            preset=preset,
-            epochs=1 if machine.is_quick else 4,
-            device=machine.device,
-            precision=precision,
-        )
-        train_temporal(store.folder.root, run, settings)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        found[f"train-temporal, {precision}"] = lines[-1]
-    model = TemporalClassifier.from_preset(preset, num_classes=400)
-    model = model.to(machine.device).eval()
-    inputs = torch.randn(16, 250, model.config.feature_dim, device=machine.device)
-    positions = torch.arange(250, device=machine.device).expand(16, -1)
-    with torch.inference_mode():
-        found["inference, 16 videos of 250 frames, videos/s"] = machine.rate(
-            lambda: model(inputs, positions), 16
-        )
-    return found
-
-
 def finetune(machine: Machine) -> dict[str, Any]:
     """Train the whole network for a few steps."""
     rows = read_manifest(machine.manifest("240p", is_long=False))[: 8 if machine.is_quick else 64]
@@ -307,7 +263,9 @@ PARTS: dict[str, Callable[[Machine], dict[str, Any]]] = {
     "decoding": decoding,
     "extract": extraction,
     "parity": parity,
-    "stage_two": stage_two,
+    "stage-two": lambda machine: stage_two(
+        machine.folder, machine.device, machine.rate, is_quick=machine.is_quick
+    ),
     "finetune": finetune,
 }
 

@@ -2,6 +2,8 @@
 
     python benchmarks/train_temporal.py [--quick] [--only NAME ...] [--device cuda]
 
+loader      clips/s of the loader alone, from an array in RAM of 100,000 videos of 250 frames,
+            against a loop over clips; and of an epoch of a small model on them
 reading     an epoch from the shards, and from features copied to memory, against the same batches
             kept in memory
 end_to_end  vit-b-vtn: an epoch of stage two against one of the whole network from video, on clips
@@ -17,7 +19,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -42,11 +45,12 @@ from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.shards import VideoPart, write_shard
 from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.clips import ClipSampling, draw_clip
+from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.dataset import (
     Batch,
     ClipDataset,
     EvenClips,
-    Key,
+    Keys,
     RandomClips,
     training_batches,
 )
@@ -54,7 +58,7 @@ from vtnpipe.temporal.distributed import accelerated
 from vtnpipe.temporal.feature_reader import FeatureReader, preload
 from vtnpipe.temporal.inference import Scored
 from vtnpipe.temporal.model import TemporalClassifier
-from vtnpipe.temporal.optim import Recipe
+from vtnpipe.temporal.optim import FEATURES, Recipe
 from vtnpipe.temporal.presets import preset
 from vtnpipe.temporal.train import Callbacks, EpochReport, train
 
@@ -62,6 +66,7 @@ from extract import draw
 
 PRESET, NUM_CLASSES = "vit-b-vtn", 400
 NUM_FRAMES, FPS, DIM = 250, 25, 768
+SMALL_DIM = 192
 RECIPE = Recipe()
 
 
@@ -133,11 +138,12 @@ def made_up_store(root: Path, num_videos: int) -> FeatureStore:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Training:
-    """Training of a model on a data set, by the default recipe."""
+    """Training of a model on a data set."""
 
     model: TemporalClassifier
     dataset: ClipDataset
     accelerator: Any
+    recipe: Recipe = RECIPE
 
     def epoch(self) -> float:
         """Train one epoch; return its seconds without validation and checkpoint."""
@@ -148,7 +154,7 @@ class Training:
                 self.model,
                 self.model.config,
                 self.dataset,
-                replace(RECIPE, epochs=1),
+                replace(self.recipe, epochs=1),
                 RunFolder(Path(run)),
                 self.accelerator,
                 validate=lambda network, should_stop: Scored(logits),
@@ -179,11 +185,87 @@ def on_device(batch: Batch, device: str) -> Batch:
 class InMemory(ClipDataset):
     """Batches that were read before."""
 
-    kept: dict[tuple[Key, ...], Batch]
+    kept: dict[bytes, Batch]
 
-    def batch(self, keys: Sequence[Key]) -> Batch:
-        """Return a batch of the dictionary `kept`."""
-        return self.kept[tuple(keys)]
+    def batches(self, batches: Sequence[Keys]) -> Iterator[Batch]:
+        """Yield batches of the dictionary `kept`."""
+        for keys in batches:
+            yield self.kept[keys.tobytes()]
+
+
+class InOneArray(FeatureReader):
+    """Features of videos of equal length in RAM, without a feature folder."""
+
+    num_views = 1
+
+    @classmethod
+    def drawn(cls, num_videos: int) -> "InOneArray":
+        """Draw one frame, and repeat it."""
+        table = torch.empty(num_videos * NUM_FRAMES, SMALL_DIM, dtype=torch.float16)
+        table[:] = torch.randn(SMALL_DIM)
+        starts = {f"v{n}": n * NUM_FRAMES for n in range(num_videos)}
+        return cls(None, table, starts)  # type: ignore[arg-type]
+
+    def times(self, video_id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return frame_index and timestamps of any video."""
+        return np.arange(NUM_FRAMES), np.arange(NUM_FRAMES) / FPS
+
+
+def loader(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
+    """Measure clips/s of the loader, and of an epoch of a small model."""
+    num_videos, num_batches = (2_000, 100) if is_quick else (100_000, 1_000)
+    reader = InOneArray.drawn(num_videos)
+    video_ids, targets = list(reader.starts), torch.arange(num_videos) % 5
+    dataset = ClipDataset(reader, video_ids, targets, RandomClips(), position_fps=FPS)
+    begun = time.perf_counter()
+    batches = training_batches(dataset.lengths, RECIPE.batch_size, seed=0, epoch=0)
+    seconds_to_begin = time.perf_counter() - begun
+    batches = batches[:num_batches]
+    table = reader.table
+    assert table is not None
+
+    def loop_over_clips() -> None:
+        for keys in batches:
+            clips, positions = [], []
+            for number, epoch in keys.tolist():
+                times = reader.times(video_ids[number])[1]
+                frames = draw_clip(times, ClipSampling(), seed=epoch * num_videos + number)
+                clips.append(table[number * NUM_FRAMES + torch.from_numpy(frames)])
+                positions.append(torch.from_numpy(np.rint(times[frames] * FPS).astype(np.int64)))
+            torch.stack(clips), torch.stack(positions), targets[keys[:, 0]]
+
+    seconds = in_turn(
+        {
+            "the loader": lambda: deque(dataset.batches(batches), maxlen=0),
+            "a loop over clips": loop_over_clips,
+        },
+        rounds=1 if is_quick else 3,
+    )
+    num_clips = sum(map(len, batches))
+    config = TemporalConfig(
+        feature_dim=SMALL_DIM, num_classes=5, encoder="mean", head_dim=SMALL_DIM
+    )
+    found = {name: round(num_clips / median(one)) for name, one in seconds.items()}
+    epochs = {}
+    with accelerated(device, "float32") as accelerator:
+        for batch_size in (RECIPE.batch_size, 128):
+            recipe = Recipe(**FEATURES, epochs=1, batch_size=batch_size)
+            training = Training(
+                model=TemporalClassifier(config),
+                dataset=dataset,
+                accelerator=accelerator,
+                recipe=recipe,
+            )
+            epochs[f"batches of {batch_size}"] = round(num_videos / training.epoch())
+    return {
+        "the loader over a loop over clips": round(
+            found["the loader"] / found["a loop over clips"], 1
+        ),
+        "clips/s": found,
+        "clips/s of an epoch of a small model": epochs,
+        "seconds until the first batch": round(seconds_to_begin, 2),
+        "videos": num_videos,
+    }
 
 
 def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
@@ -203,16 +285,16 @@ def reading(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         trainings = {name: new_training(data, accelerator) for name, data in datasets.items()}
         in_memory.kept = {}
         lengths, seed = in_memory.lengths, RECIPE.seed
-        for keys in training_batches(lengths, RECIPE.batch_size, seed=seed, epoch=0):
+        batches = training_batches(lengths, RECIPE.batch_size, seed=seed, epoch=0)
+        for keys in batches:
             batch = datasets["copied"].batch(keys)
-            in_memory.kept[tuple(keys)] = on_device(batch, device)
+            in_memory.kept[keys.tobytes()] = on_device(batch, device)
         seconds = in_turn(
             {name: training.epoch for name, training in trainings.items()},
             rounds=1 if is_quick else 5,
         )
         alone = time.perf_counter()
-        for kept in in_memory.kept:
-            datasets["shards"].batch(kept)
+        deque(datasets["shards"].batches(batches), maxlen=0)
         alone = time.perf_counter() - alone
     least = median(seconds["the same batches in memory"])
     return {
@@ -245,9 +327,7 @@ def end_to_end(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
         return transform.normalize(transform(images)[:, 0])
 
     def train_from_video(is_frozen: bool) -> None:
-        clips = [
-            draw_clip(times, ClipSampling(), np.random.default_rng(n)) for n in range(num_clips)
-        ]
+        clips = [draw_clip(times, ClipSampling(), n) for n in range(num_clips)]
         images = torch.cat([frames_of(chosen) for chosen in clips])
         with torch.set_grad_enabled(not is_frozen):
             features = backbone(images).unflatten(0, (num_clips, -1))
@@ -338,7 +418,7 @@ def processes(folder: Path, is_quick: bool, device: str) -> dict[str, Any]:
     }
 
 
-PARTS = {"reading": reading, "end_to_end": end_to_end, "processes": processes}
+PARTS = {"loader": loader, "reading": reading, "end_to_end": end_to_end, "processes": processes}
 
 
 if __name__ == "__main__":

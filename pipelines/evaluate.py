@@ -224,9 +224,7 @@ def _check_source(source: str | Path, settings: EvaluateSettings) -> bool:
             f"--mode {settings.mode}: {source} is a feature folder, and that mode decodes the "
             "videos of a manifest; leave it out, or give a manifest"
         )
-    if is_manifest:
-        check_unset(settings, ["batch_size"], f"{source} is a manifest, whose videos are decoded")
-    else:
+    if not is_manifest:
         check_unset(settings, ["chunk_frames", "decoder"], f"{source} is a feature folder")
     return is_manifest
 

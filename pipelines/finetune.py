@@ -119,7 +119,7 @@ def finetune(
         network = initial.create(splits)
         config = network.config
         preset = choose_preset(settings, config.spec.backbone, config.temporal.feature_dim)
-        recipe = make_recipe(settings, preset, splits)
+        recipe = make_recipe(settings, preset, splits, device)
         network.unfreeze(settings.train_blocks)
         if settings.gradient_checkpointing:
             network.use_gradient_checkpointing()

@@ -165,16 +165,21 @@ def _from_features(
     fps = config.temporal.position_fps
     with accelerated(device, "float32") as accelerator:
         temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
-        for video_id in ids or list(store.entries):
-            parts = store.entries[video_id]
-            if video_id not in store:
-                yield Prediction(video_id, None, f"{parts[0].reason}: {parts[0].message}")
-                continue
-            (logits,) = logits_of_features(
-                temporal, store, [video_id], position_fps=fps, accelerator=accelerator
+        chosen = ids or list(store.entries)
+        stored = [video_id for video_id in dict.fromkeys(chosen) if video_id in store]
+        logits: dict[str, Tensor] = {}
+        if stored:
+            found = logits_of_features(
+                temporal, store, stored, position_fps=fps, accelerator=accelerator
             )
+            logits = dict(zip(stored, found, strict=True))
+    for video_id in chosen:
+        parts = store.entries[video_id]
+        if video_id in logits:
             messages = [part.message for part in parts if part.status != "ok"]
-            yield _prediction(video_id, logits, messages[0] if messages else "")
+            yield _prediction(video_id, logits[video_id], messages[0] if messages else "")
+        else:
+            yield Prediction(video_id, None, f"{parts[0].reason}: {parts[0].message}")
 
 
 def _from_videos(

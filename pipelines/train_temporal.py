@@ -88,7 +88,7 @@ def train_temporal(
         len(names),
         longest_seconds=lengths.longest_seconds,
     )
-    recipe = make_recipe(settings, preset, splits)
+    recipe = make_recipe(settings, preset, splits, device)
     files = RunFolder(Path(run))
     check_root(files, "train-temporal")
     with training_session(settings, device, files, console) as session:
@@ -148,9 +148,7 @@ def train_temporal(
             place,
             *splits.gaps,
         )
-        validator = Validator(
-            model, validation, splits.targets[1], recipe.batch_size, accelerator, num_workers
-        )
+        validator = Validator(model, validation, splits.targets[1], accelerator, num_workers)
         report = run_training(
             session,
             model,

@@ -1,6 +1,6 @@
 """Clip data set: clips as samples, their padded batches, and the order of the batches.
 
-A key (number, draw) names a sample: the number of its row, and one of the row's draws. In training
+A key names a sample: the number of its row, and one of the row's draws. In training
 the draw is the epoch, and the clip depends on (seed, epoch, video_id) alone; num_workers, the other
 rows and resuming a run do not change it. In evaluation the draws are the row's clips and views,
 whose logits are averaged.
@@ -15,7 +15,7 @@ Which samples make a batch, and in which order, follows from lengths and seeds a
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -28,29 +28,31 @@ from torch import Tensor
 from ..manifests.errors import StoppedError
 from .clips import (
     ALL_FRAMES,
-    Clip,
+    Clips,
     ClipSampling,
     Frames,
+    Ragged,
     Times,
-    draw_clip,
-    even_clip,
-    frame_positions,
+    TimeTable,
+    clip_positions,
+    draw_clips,
+    draw_views,
+    even_clips,
     generator_of,
 )
 
 BLOCK_BATCHES = 32  # training batches whose clips are sorted by length together
-MAX_FRAMES = 2**17  # per evaluation batch, padding included, unless one video alone has more
-
+BLOCK_FRAMES = 2**16  # frames of the clips that are chosen at once; they fit in a core's cache
 POLL_SECONDS = 1.0
 
-Key = tuple[int, int]
+Keys = npt.NDArray[np.int64]  # [B, 2]: number of a row, and draw, of each sample
 
 
 class Batch(NamedTuple):
     """Clips, padded to the longest of them.
 
     Attributes:
-        inputs: features [B, T, D] float32, or frames [B, T, 3, H, W] uint8.
+        inputs: features [B, T, D] of their stored dtype, or frames [B, T, 3, H, W] uint8.
         positions: [B, T] int64, frame positions.
         mask: [B, T] bool, True for frames, False for padding and for frames that could not be
             read; but a clip of which no frame could be read keeps True for all its frames.
@@ -104,8 +106,13 @@ class ClipReader(Protocol):
     def num_frames(self, video_id: str) -> int:
         """Return the number of a video's frames, T."""
 
-    def read(self, clips: Sequence[Clip]) -> Read:
-        """Read clips, padded to the longest of them."""
+    def read(self, clips: Clips, sizes: Sequence[int]) -> Iterator[Read]:
+        """Read batches of clips, each padded to its longest clip.
+
+        Args:
+            clips: clips of all batches.
+            sizes: number of clips in each batch.
+        """
 
     def close(self) -> None:
         """Abort reads in progress; the threads that wait for them get a StoppedError."""
@@ -138,22 +145,6 @@ class EvenClips:
     sampling: ClipSampling = ALL_FRAMES
     num_clips: int = 1
     shuffle_seed: int | None = None
-
-
-class Sample(NamedTuple):
-    """One clip of a row, before it is read.
-
-    Attributes:
-        number: number of the row in the data set.
-        frames: [t] indices of the frames among those of the row.
-        view: number of the view.
-        positions: [t] frame positions.
-    """
-
-    number: int
-    frames: npt.NDArray[np.int64]
-    view: int
-    positions: npt.NDArray[np.int64]
 
 
 class ClipDataset:
@@ -198,68 +189,91 @@ class ClipDataset:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Largest number of frames in a sample of each row, [N]."""
         most = self._clips.sampling.num_frames or np.iinfo(np.int64).max
-        frames = [min(most, self._reader.num_frames(video_id)) for video_id in self._ids]
-        return np.array(frames, dtype=np.int64)
+        return np.minimum(self._table.lengths, most)
 
-    def sample(self, key: Key) -> Sample:
-        """Choose the frames of a sample, without reading them."""
-        number, draw = key
-        video_id, clips = self._ids[number], self._clips
-        frame_index, timestamps = self._reader.times(video_id)
-        if isinstance(clips, RandomClips):
-            generator = generator_of(clips.seed, draw, video_id)
-            view = int(generator.integers(self._reader.num_views))
-            frames = draw_clip(timestamps, clips.sampling, generator)
-        else:
-            clip, view = divmod(draw, self._reader.num_views)
-            frames = even_clip(timestamps, clips.sampling, clip, clips.num_clips)
-        origin = frames[0] if clips.sampling.spacing == "linspace" else 0
-        positions = frame_positions(
-            timestamps[frames],
-            frame_index[frames],
-            position_fps=self._position_fps,
-            first=(float(timestamps[origin]), int(frame_index[origin])),
+    @cached_property
+    def _table(self) -> TimeTable:
+        return TimeTable.of(
+            self._ids, self._reader.times, with_frame_index=self._position_fps is None
         )
+
+    def samples(self, numbers: Frames, draws: Frames) -> tuple[Clips, Ragged]:
+        """Choose the frames of samples, without reading them; return them and their positions.
+
+        Args:
+            numbers: [B] numbers of the samples' rows.
+            draws: [B] their draws.
+        """
+        table, clips, num_views = self._table, self._clips, self._reader.num_views
+        if isinstance(clips, RandomClips):
+            views = draw_views(table, numbers, draws, num_views, clips.seed)
+            frames = draw_clips(table, numbers, draws, clips.sampling, clips.seed)
+        else:
+            clip, views = np.divmod(draws, num_views)
+            frames = even_clips(table, numbers, clip, clips.sampling, clips.num_clips)
+        is_linspace = clips.sampling.spacing == "linspace"
+        positions = clip_positions(
+            table, numbers, frames, self._position_fps, from_clip=is_linspace
+        )
+        video_ids = [self._ids[number] for number in numbers.tolist()]
         if isinstance(clips, EvenClips) and clips.shuffle_seed is not None:
-            frames = generator_of(clips.shuffle_seed, 0, video_id).permutation(frames)
-        return Sample(number, frames, view, positions)
+            parts = np.split(frames.values, frames.offsets[1:-1])
+            shuffled = [
+                generator_of(clips.shuffle_seed, video_id).permutation(part)
+                for video_id, part in zip(video_ids, parts, strict=True)
+            ]
+            frames = replace(frames, values=np.concatenate(shuffled))
+        return Clips(video_ids, frames, views), positions
 
     def close(self) -> None:
         """Abort reads in progress; the threads that wait for them get a StoppedError."""
         self._reader.close()
 
-    def batch(self, keys: Sequence[Key]) -> Batch:
+    def batch(self, keys: npt.ArrayLike) -> Batch:
         """Read samples as one batch, padded to the longest of them."""
-        samples = [self.sample(key) for key in keys]
-        positions, mask = pad([sample.positions for sample in samples])
-        rows = torch.tensor([sample.number for sample in samples])
-        inputs, is_lost, faults = self._reader.read(
-            [Clip(self._ids[sample.number], sample.frames, sample.view) for sample in samples]
-        )
-        is_read = torch.ones(len(samples), dtype=torch.bool)
-        if is_lost is not None:
-            is_read = (mask & ~is_lost).any(1)
-            # A clip of which no frame was read keeps its mask, over black frames, so that it has
-            # finite logits; it has no weight in the loss.
-            mask = mask & ~(is_lost & is_read[:, None])
-        targets = self.targets[rows]
-        return Batch(inputs, positions, mask, targets, rows, is_read, faults)
+        return next(self.batches([np.asarray(keys, dtype=np.int64)]))
+
+    def batches(self, batches: Sequence[Keys]) -> Iterator[Batch]:
+        """Read batches of samples; the frames of many batches are chosen at once."""
+        for block in self._blocks(batches):
+            numbers, draws = np.concatenate(block).T
+            clips, positions = self.samples(numbers, draws)
+            rows = torch.from_numpy(numbers.copy())
+            targets, is_read = self.targets[rows], torch.ones(len(rows), dtype=torch.bool)
+            sizes, end = [len(keys) for keys in block], 0
+            for size, read, (places, is_frame) in zip(
+                sizes, self._reader.read(clips, sizes), positions.padded(sizes), strict=True
+            ):
+                begin, end = end, end + size
+                yield _batch(
+                    read,
+                    positions=torch.from_numpy(places),
+                    mask=torch.from_numpy(is_frame),
+                    targets=targets[begin:end],
+                    rows=rows[begin:end],
+                    is_read=is_read[begin:end],
+                )
+
+    def _blocks(self, batches: Sequence[Keys]) -> Iterator[Sequence[Keys]]:
+        """Divide batches into blocks of at most `BLOCK_FRAMES` frames, or of one batch."""
+        begin, num_frames = 0, 0
+        for number, keys in enumerate(batches):
+            of_batch = int(self.lengths[keys[:, 0]].sum())
+            if number > begin and num_frames + of_batch > BLOCK_FRAMES:
+                yield batches[begin:number]
+                begin, num_frames = number, 0
+            num_frames += of_batch
+        yield batches[begin:]
 
 
-def pad(positions: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """Pad the positions of clips to the longest clip.
-
-    Args:
-        positions: [t] frame positions of each clip.
-
-    Returns:
-        Positions [B, T] int64, 0 for padding, and the mask [B, T] bool, True for frames.
-    """
-    lengths = torch.tensor([len(one) for one in positions])
-    padded = torch.zeros(len(positions), int(lengths.max()), dtype=torch.int64)
-    for row, one in zip(padded, positions, strict=True):
-        row[: len(one)] = torch.from_numpy(one)
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+def _batch(read: Read, *, mask: Tensor, is_read: Tensor, **others: Tensor) -> Batch:
+    """Return what was read as a batch, without the frames that were lost."""
+    if read.is_lost is not None:
+        is_read = (mask & ~read.is_lost).any(1)
+        # A clip of which no frame was read keeps its mask, over black frames, so that it has
+        # finite logits; it has no weight in the loss.
+        mask = mask & ~(read.is_lost & is_read[:, None])
+    return Batch(inputs=read.inputs, mask=mask, is_read=is_read, faults=read.faults, **others)
 
 
 def training_batches(
@@ -269,7 +283,7 @@ def training_batches(
     seed: int,
     epoch: int,
     drop_last: bool = False,
-) -> list[list[Key]]:
+) -> list[Keys]:
     """Return the batches of one training epoch: every clip once, similar lengths together.
 
     Clips are shuffled; blocks of `BLOCK_BATCHES` batches are sorted by length (stably, so that
@@ -279,7 +293,7 @@ def training_batches(
         lengths: [N] frames of each clip.
         batch_size: clips per batch; one batch may be smaller.
         seed: seed of the order.
-        epoch: epoch, which also becomes the draw of each key.
+        epoch: epoch, which is also the draw of each sample.
         drop_last: leave out a smaller batch, with clips that differ from epoch to epoch, unless it
             is the only one.
     """
@@ -293,37 +307,36 @@ def training_batches(
         order[start : start + block] = part[np.argsort(lengths[part], kind="stable")]
     starts = np.arange(0, len(order), batch_size)
     generator.shuffle(starts)
-    return [[(int(n), epoch) for n in order[start : start + batch_size]] for start in starts]
+    keys = np.stack([order, np.full(len(order), epoch)], axis=1)
+    return [keys[start : start + batch_size] for start in starts.tolist()]
 
 
 def evaluation_batches(
-    lengths: npt.NDArray[np.int64], num_draws: int, batch_size: int
-) -> list[list[Key]]:
+    lengths: npt.NDArray[np.int64], num_draws: int, max_tokens: int
+) -> list[Keys]:
     """Return the batches of an evaluation: all draws of every row, longest rows first.
-
-    Batches of long clips are smaller, so that none exceeds `MAX_FRAMES` unless one clip alone does.
 
     Args:
         lengths: [N] frames of a clip of each row.
         num_draws: draws per row.
-        batch_size: largest number of clips per batch.
+        max_tokens: largest number of frames in a batch, padding included; a longer clip is a batch
+            of its own.
 
-    >>> evaluation_batches(np.array([5, 9, 5]), 1, 2)
-    [[(1, 0), (0, 0)], [(2, 0)]]
+    >>> [keys.tolist() for keys in evaluation_batches(np.array([5, 9, 5]), 1, 18)]
+    [[[1, 0], [0, 0]], [[2, 0]]]
     """
-    batches: list[list[Key]] = []
-    longest = 0
-    for number in np.argsort(-lengths, kind="stable").tolist():
-        for draw in range(num_draws):
-            is_full = not batches or len(batches[-1]) == batch_size
-            if is_full or (len(batches[-1]) + 1) * longest > MAX_FRAMES:
-                batches.append([])
-                longest = int(lengths[number])
-            batches[-1].append((number, draw))
+    order = np.argsort(-lengths, kind="stable").repeat(num_draws)
+    keys = np.stack([order, np.tile(np.arange(num_draws), len(lengths))], axis=1)
+    batches: list[Keys] = []
+    begin = 0
+    while begin < len(keys):
+        end = begin + max(1, max_tokens // int(lengths[order[begin]]))
+        batches.append(keys[begin:end])
+        begin = end
     return batches
 
 
-def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
+def share_of(keys: Keys, index: int, num_shares: int) -> Keys:
     """Return one share of a batch; shares differ in size by at most one, and may be empty.
 
     Args:
@@ -331,15 +344,18 @@ def share_of(keys: list[Key], index: int, num_shares: int) -> list[Key]:
         index: number of the share, from 0.
         num_shares: number of shares.
 
-    >>> [share_of([(0, 0), (1, 0), (2, 0)], index, 2) for index in (0, 1)]
-    [[(0, 0), (1, 0)], [(2, 0)]]
+    >>> keys = np.array([[0, 0], [1, 0], [2, 0]])
+    >>> [share_of(keys, index, 2).tolist() for index in (0, 1)]
+    [[[0, 0], [1, 0]], [[2, 0]]]
     """
-    return [keys[n] for n in np.array_split(np.arange(len(keys)), num_shares)[index]]
+    size, num_larger = divmod(len(keys), num_shares)
+    begin = index * size + min(index, num_larger)
+    return keys[begin : begin + size + (index < num_larger)]
 
 
 def load_batches(
     dataset: ClipDataset,
-    batches: Sequence[list[Key]],
+    batches: Sequence[Keys],
     num_workers: int,
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
@@ -362,10 +378,10 @@ def load_batches(
         StoppedError: `should_stop` says so, though a batch is not there yet.
     """
     if not num_workers:
-        yield from map(dataset.batch, batches)
+        yield from dataset.batches(batches)
         return
 
-    def load(keys: list[Key]) -> Batch:
+    def load(keys: Keys) -> Batch:
         batch = dataset.batch(keys)
         is_here = device.type == "cuda" and batch.inputs.device.type == "cpu"
         return batch._replace(inputs=batch.inputs.pin_memory()) if is_here else batch

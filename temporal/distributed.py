@@ -16,9 +16,32 @@ from ..manifests.errors import SettingsError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
-__all__ = ["Accelerator", "Precision", "accelerated", "all_of", "max_of", "sum_of"]
+__all__ = [
+    "Accelerator",
+    "Precision",
+    "PrecisionChoice",
+    "accelerated",
+    "all_of",
+    "choose_precision",
+    "max_of",
+    "sum_of",
+]
+
+PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
+    """Return the precision of a training: by default bfloat16 on a GPU that has it, else float32.
+
+    >>> choose_precision("auto", "cpu"), choose_precision("bfloat16", "cpu")
+    ('float32', 'bfloat16')
+    """
+    if choice != "auto":
+        return choice
+    has_bfloat16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 @contextmanager

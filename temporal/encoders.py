@@ -160,7 +160,8 @@ class MeanEncoder(nn.Module):
             positions: [B, T]; ignored.
             mask: [B, T] bool, True for frames, False for padding.
         """
-        kept = features.masked_fill(~mask.unsqueeze(-1), 0.0)
-        counts = mask.sum(1, keepdim=True).clamp(min=1)
-        mean = kept.sum(1, dtype=torch.promote_types(features.dtype, torch.float32)) / counts
-        return mean.to(features.dtype)
+        precise = torch.promote_types(features.dtype, torch.float32)
+        weights = mask.to(precise) / mask.sum(1, keepdim=True).clamp(min=1)
+        with torch.autocast(features.device.type, enabled=False):
+            mean = weights[:, None] @ features.to(precise)
+        return mean[:, 0].to(features.dtype)

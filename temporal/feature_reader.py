@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.feature_store import FeatureStore
-from .clips import Clip, Frames, Times
+from .clips import Clips, Frames, Times
 from .dataset import Read
 
 Preload = Literal["auto", "none", "ram", "gpu"]
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+READ_FRAMES = 4096  # frames that are gathered from the table at once, unless a batch has more
 FITTING_SHARE = 0.5  # largest share of the free memory that copied features may take
 
 
@@ -53,29 +55,52 @@ class FeatureReader:
     def close(self) -> None:
         """Do nothing: no reading of arrays hangs."""
 
-    def read(self, clips: Sequence[Clip]) -> Read:
-        """Read features [B, T, D] float32, padded with zeros.
+    def read(self, clips: Clips, sizes: Sequence[int]) -> Iterator[Read]:
+        """Read batches of features [B, T, D] in the store's dtype, padded with zeros.
 
         They are on the device of the table, or on the CPU if they are read from the shards.
 
         Raises:
             FeaturesError: a feature in the shards is not finite; `preload` has checked the table.
         """
-        longest = max(len(frames) for _, frames, _ in clips)
         if self.table is None:
-            features = np.zeros((len(clips), longest, self.store.row_shape[-1]), np.float32)
-            for row, (video_id, frames, view) in zip(features, clips, strict=True):
-                row[: len(frames)] = _view(self.store.take(video_id, frames), view)
-            if not np.isfinite(features).all():
-                for (video_id, _, _), row in zip(clips, features, strict=True):
-                    check_finite(video_id, row, self.store)
-            return Read(torch.from_numpy(features))
-        rows = np.full((len(clips), longest), -1)
-        for row, (video_id, frames, view) in zip(rows, clips, strict=True):
-            row[: len(frames)] = (self.starts[video_id] + frames) * self.store.num_views + view
-        index = torch.from_numpy(rows).to(self.table.device)
-        read = self.table[index.clamp(min=0)].float()
-        return Read(read.masked_fill_((index < 0)[..., None], 0.0))
+            yield from map(self._from_shards, clips.batches(sizes))
+            return
+        _, frames, views = clips
+        starts = np.array([self.starts[video_id] for video_id in clips.video_ids])
+        rows = (frames.values + starts.repeat(frames.counts)) * self.num_views
+        rows += views.repeat(frames.counts)
+        bounds = frames.offsets[np.cumsum([0, *sizes])]
+        features, first, last, number = self.table[:0], 0, 0, 0
+        for size, (begin, end) in zip(sizes, pairwise(bounds.tolist()), strict=True):
+            if end > last:  # gather as many batches at once as make READ_FRAMES
+                most = int(bounds[bounds <= begin + READ_FRAMES].max())
+                first, last = begin, max(end, most)
+                index = torch.from_numpy(rows[first:last]).to(self.table.device)
+                features = self.table.index_select(0, index)
+            read = features[begin - first : end - first]
+            if frames.width is None:
+                read = _padded(read, frames.rows(number, number + size).mask)
+            yield Read(read.view(size, -1, read.shape[-1]))
+            number += size
+
+    def _from_shards(self, clips: Clips) -> Read:
+        """Read a batch from the shards."""
+        shape = clips.frames.mask.shape
+        features = np.zeros((*shape, self.store.row_shape[-1]), self.store.dtype)
+        for row, (video_id, frames, view) in zip(features, clips.each(), strict=True):
+            row[: len(frames)] = _view(self.store.take(video_id, frames), view)
+        if not np.isfinite(features).all():
+            for video_id, row in zip(clips.video_ids, features, strict=True):
+                check_finite(video_id, row, self.store)
+        return Read(torch.from_numpy(features))
+
+
+def _padded(features: Tensor, mask: npt.NDArray[np.bool_]) -> Tensor:
+    """Return the features [K, D] of clips, end to end, as a batch [B, T, D] padded with zeros."""
+    padded = features.new_zeros(*mask.shape, features.shape[-1])
+    padded[torch.from_numpy(mask).to(features.device)] = features
+    return padded
 
 
 def _view(features: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:

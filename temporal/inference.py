@@ -17,7 +17,7 @@ from .dataset import ClipDataset, evaluation_batches, load_batches
 from .distributed import Accelerator, all_of
 from .model import TemporalClassifier
 
-MAX_TOKENS = 16_384  # per forward pass over copies of one video, unless one copy alone has more
+MAX_TOKENS = 16_384  # per forward pass, padding included, unless one clip alone has more
 
 
 class Scored(NamedTuple):
@@ -44,8 +44,8 @@ def predict_logits(
     network: nn.Module,
     dataset: ClipDataset,
     *,
-    batch_size: int,
     accelerator: Accelerator,
+    max_tokens: int = MAX_TOKENS,
     num_workers: int = 0,
     should_stop: Callable[[], bool] = never,
 ) -> Tensor:
@@ -58,9 +58,9 @@ def predict_logits(
     Args:
         network: model as returned by `accelerator.prepare`; in evaluation mode afterwards.
         dataset: data set of `EvenClips`.
-        batch_size: clips per batch, in each process.
         accelerator: see `temporal/distributed.py`.
-        num_workers: processes that load batches ahead.
+        max_tokens: largest number of frames in a batch, in each process.
+        num_workers: threads that load batches ahead.
         should_stop: called after each batch; returns whether to stop.
 
     Raises:
@@ -68,7 +68,7 @@ def predict_logits(
     """
     network.eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
-    batches = evaluation_batches(dataset.lengths, dataset.num_draws, batch_size)
+    batches = evaluation_batches(dataset.lengths, dataset.num_draws, max_tokens)
     loader = load_batches(dataset, batches[rank::num_processes], num_workers, accelerator.device)
     sums: Tensor | None = None
     for _ in range(0, len(batches), num_processes):

@@ -117,8 +117,10 @@ class Recipe:
             for (scale, decay), one in groups.items()
         ]
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(learning)
-        return torch.optim.SGD(learning, momentum=self.momentum, nesterov=self.momentum > 0)
+            return torch.optim.AdamW(learning, fused=True)
+        return torch.optim.SGD(
+            learning, momentum=self.momentum, nesterov=self.momentum > 0, fused=True
+        )
 
     def num_steps(self, num_clips: int) -> int:
         """Return the number of steps of an epoch."""

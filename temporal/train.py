@@ -7,30 +7,28 @@ from (seed, epoch, step), so a checkpoint needs no generator state.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..manifests.atomic import write_lines
 from ..manifests.errors import ManifestError, SettingsError, StoppedError
 from .checkpoint import RunFolder, load_checkpoint, save_checkpoint
 from .config import TemporalConfig
-from .dataset import Batch, ClipDataset, Key, load_batches, share_of, training_batches
+from .dataset import ClipDataset, load_batches, training_batches
 from .distributed import Accelerator, all_of, max_of, sum_of
 from .inference import Scored, never
 from .metrics import Metrics, task_metrics
 from .optim import Recipe
-from .tasks import LossOptions, clip_weights, task_losses
+from .step import TrainStep
 
 CONTINUE, SAVE, STOP = range(3)
 PENDING_LOSSES = 16  # losses that stay on the device, since reading one waits for its step
+MAX_SAVING_SHARE = 0.05  # of the time that may go into saving weights after epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,8 @@ class CheckpointPolicy:
     """Checkpoint policy: the time between checkpoints, and the number that are kept.
 
     Attributes:
-        minutes: minutes between checkpoints inside an epoch; there is one after each epoch.
+        minutes: minutes between checkpoints inside an epoch; there is one after an epoch, too, if
+            saving then takes at most `MAX_SAVING_SHARE` of the time.
         num_kept: number of the newest checkpoints that are kept.
     """
 
@@ -109,32 +108,6 @@ class TrainState:
     waiting_seconds: float = 0.0
     lost: list[str] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Trainer:
-    """Model, optimizer and loss of a training, as prepared for this process.
-
-    `network` is the model as accelerate wraps it, `clip_weights` [N] the weight of each clip, and
-    `offsets` [N, C] what the loss adds to its logits.
-    """
-
-    model: nn.Module
-    network: nn.Module
-    optimizer: Any
-    scheduler: LambdaLR
-    config: TemporalConfig
-    recipe: Recipe
-    loss: LossOptions
-    clip_weights: Tensor
-    offsets: Tensor | None
-    accelerator: Accelerator
-
-    def shares(self, keys: list[Key]) -> list[list[Key]]:
-        """Return this process's clips of each part of a batch."""
-        num_parts, num_processes = self.recipe.gradient_accumulation, self.accelerator.num_processes
-        first, count = self.accelerator.process_index, num_parts * num_processes
-        return [share_of(keys, index, count) for index in range(first, count, num_processes)]
 
 
 def train(
@@ -186,11 +159,11 @@ def train(
         StoppedError: `callbacks.should_stop` returned True; a checkpoint has been written.
     """
     num_steps = recipe.num_steps(len(dataset))
-    trainer = _prepare(
-        model, config, dataset, recipe, accelerator, lr_scales or {}, num_steps, offsets
+    step = TrainStep(
+        model, config, dataset, recipe, accelerator, lr_scales=lr_scales or {}, offsets=offsets
     )
-    state = _resume(trainer, folder)
-    last_saved = time.monotonic()
+    run = _RunWriter(model, step, recipe, folder, accelerator, checkpoints)
+    state = run.resume()
 
     while state.epoch < recipe.epochs and not _has_plateaued(state.lines, recipe.patience):
         batches = training_batches(
@@ -201,143 +174,157 @@ def train(
             drop_last=recipe.drop_last,
         )[state.step :]
         # An empty share becomes a clip of weight 0, so that every process takes every step.
-        shares = [share or keys[:1] for keys in batches for share in trainer.shares(keys)]
+        shares = [
+            share if len(share) else keys[:1] for keys in batches for share in step.shares(keys)
+        ]
         # Alone, the wait for a clip that hangs can end; several processes stop between steps.
         is_alone = accelerator.num_processes == 1
         should_stop = callbacks.should_stop if is_alone else never
         samples = load_batches(dataset, shares, num_workers, accelerator.device, should_stop)
+        seeds = step.seeds(recipe.seed, state.epoch, num_steps)
         losses: list[Tensor] = []
-        trainer.network.train()
+        step.network.train()
         then = time.perf_counter()
         for keys in batches:
-            torch.manual_seed(_step_seed(recipe.seed, state, accelerator.process_index))
-            before = replace(state, lost=list(state.lost))
+            step.set_seed(seeds[state.step])
+            step.set_lr(recipe.lr_factor(state.epoch + state.step / num_steps))
             try:
-                losses.append(_step(trainer, keys, samples, state))
+                result = step(keys, samples)
             except StoppedError:
                 if not should_stop():  # the decoder pool's own, such as that it does not start
                     raise
-                state = before
                 _add_losses(losses, state, recipe)
-                _save_checkpoint(trainer, state, folder, checkpoints)
+                run.save_checkpoint(state)
                 raise _stopped(folder, state, num_steps) from None
+            losses.append(result.loss)
             state.step += 1
+            state.weight_sum += result.weight
+            state.waiting_seconds += result.waiting_seconds
+            state.lost += result.faults
             action = CONTINUE
             if callbacks.should_stop():
                 action = STOP
-            elif accelerator.is_main_process:
-                is_due = time.monotonic() - last_saved >= 60 * checkpoints.minutes
-                action = SAVE if is_due else CONTINUE
+            elif run.is_due_in_epoch():
+                action = SAVE
             action = max_of(accelerator, action)
             if action != CONTINUE or len(losses) == PENDING_LOSSES or state.step == num_steps:
                 _add_losses(losses, state, recipe)
             now = time.perf_counter()
             state.seconds, then = state.seconds + now - then, now
             if action != CONTINUE:
-                _save_checkpoint(trainer, state, folder, checkpoints)
-                last_saved = time.monotonic()
+                run.save_checkpoint(state)
             if action == STOP:
                 raise _stopped(folder, state, num_steps)
             callbacks.on_step(state.epoch, state.step, num_steps)
 
         try:
             # Unwrapped: DDP would make processes without a batch share their buffers, too.
-            scored = validate(accelerator.unwrap_model(trainer.network), callbacks.should_stop)
+            scored = validate(accelerator.unwrap_model(step.network), callbacks.should_stop)
         except StoppedError:
-            _save_checkpoint(trainer, state, folder, checkpoints)
+            run.save_checkpoint(state)
             raise _stopped(folder, state, num_steps) from None
         except ManifestError:  # no process can read any video
-            _save_checkpoint(trainer, state, folder, checkpoints)
+            run.save_checkpoint(state)
             raise
         targets = validation_targets if scored.rows is None else validation_targets[scored.rows]
         metrics = task_metrics(scored.logits, targets, class_names, config)
         _check_finite(metrics.loss, recipe, state.epoch)
         if accelerator.is_main_process:  # all processes have the same faults
             state.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
-        report = _epoch_report(trainer, state, metrics, len(targets), len(dataset), num_steps)
-        lines = [*state.lines, report.to_json()]
-        if accelerator.is_main_process:
-            write_lines(lines, folder.metrics)
-            if report.is_best or recipe.keep != "best":
-                save(folder.kept)
-            save(folder.last)
-        state = TrainState(epoch=state.epoch + 1, lines=lines)
-        _save_checkpoint(trainer, state, folder, checkpoints)
-        last_saved = time.monotonic()
+        report = _epoch_report(
+            accelerator, recipe, state, metrics, len(targets), len(dataset), num_steps
+        )
+        state = TrainState(epoch=state.epoch + 1, lines=[*state.lines, report.to_json()])
+        is_over = state.epoch == recipe.epochs or _has_plateaued(state.lines, recipe.patience)
+        run.end_epoch(state, save, is_best=report.is_best, is_over=is_over)
         callbacks.on_epoch(report)
     return state.lines
 
 
-def _prepare(
-    model: nn.Module,
-    config: TemporalConfig,
-    dataset: ClipDataset,
-    recipe: Recipe,
-    accelerator: Accelerator,
-    lr_scales: Mapping[str, float],
-    num_steps: int,
-    offsets: Tensor | None,
-) -> _Trainer:
-    network, optimizer = accelerator.prepare(model, recipe.make_optimizer(model, lr_scales))
-    loss = recipe.loss_options(dataset.targets, config)
-    weights = clip_weights(dataset.targets, config, loss)
-    if loss.class_weights is not None:
-        loss = replace(loss, class_weights=loss.class_weights.to(accelerator.device))
-    return _Trainer(
-        model=model,
-        network=network,
-        optimizer=optimizer,
-        # Not prepared: accelerate would step it once for each process.
-        scheduler=LambdaLR(optimizer.optimizer, lambda step: recipe.lr_factor(step / num_steps)),
-        config=config,
-        recipe=recipe,
-        loss=loss,
-        clip_weights=weights,
-        offsets=None if offsets is None else offsets.to(accelerator.device),
-        accelerator=accelerator,
-    )
+class _RunWriter:
+    """Writer of a run folder, of which only the first process writes.
 
+    Saving takes at most `MAX_SAVING_SHARE` of the time: of short epochs, not every one is saved.
+    The best epoch always is, if it is to be kept.
+    """
 
-def _resume(trainer: _Trainer, folder: RunFolder) -> TrainState:
-    """Load the newest checkpoint, if there is one, and return its position."""
-    checkpoint = load_checkpoint(folder)
-    state = TrainState()
-    if checkpoint is not None:
-        trainer.model.load_state_dict(checkpoint["model"])
-        trainer.optimizer.load_state_dict(checkpoint["optimizer"])
-        trainer.scheduler.load_state_dict(checkpoint["scheduler"])
-        if trainer.accelerator.scaler is not None:
-            trainer.accelerator.scaler.load_state_dict(checkpoint["scaler"])
-        state = TrainState(**checkpoint["progress"])
-        if not trainer.accelerator.is_main_process:  # the sums of all processes count once
-            state.loss_sum, state.weight_sum, state.lost = 0.0, 0.0, []
-    if trainer.accelerator.is_main_process:
-        # A killed run may have written lines after its last checkpoint.
-        write_lines(state.lines, folder.metrics)
-    return state
+    def __init__(
+        self,
+        model: nn.Module,
+        step: TrainStep,
+        recipe: Recipe,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        policy: CheckpointPolicy,
+    ) -> None:
+        self._model = model
+        self._step = step
+        self._recipe = recipe
+        self._folder = folder
+        self._accelerator = accelerator
+        self._policy = policy
+        self._is_main = bool(accelerator.is_main_process)
+        self._saved_at = time.monotonic()
+        self._saving_seconds = 0.0
 
+    def resume(self) -> TrainState:
+        """Load the newest checkpoint, if there is one, and return its position."""
+        checkpoint = load_checkpoint(self._folder)
+        state = TrainState()
+        if checkpoint is not None:
+            self._model.load_state_dict(checkpoint["model"])
+            self._step.load_optimizer(checkpoint["optimizer"])
+            if self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(checkpoint["scaler"])
+            state = TrainState(**checkpoint["progress"])
+            if not self._is_main:  # the sums of all processes count once
+                state.loss_sum, state.weight_sum, state.lost = 0.0, 0.0, []
+        if self._is_main:
+            # A killed run may have written lines after its last checkpoint.
+            write_lines(state.lines, self._folder.metrics)
+        return state
 
-def _save_checkpoint(
-    trainer: _Trainer, state: TrainState, folder: RunFolder, policy: CheckpointPolicy
-) -> None:
-    """Write a checkpoint, with the sums of all processes."""
-    accelerator = trainer.accelerator
-    total = replace(
-        state,
-        loss_sum=sum_of(accelerator, state.loss_sum),
-        weight_sum=sum_of(accelerator, state.weight_sum),
-        lost=_all_lost(accelerator, state),
-    )
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler
-        checkpoint = {
-            "model": trainer.model.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scheduler": trainer.scheduler.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "progress": asdict(total),
-        }
-        save_checkpoint(folder, (state.epoch, state.step), checkpoint, kept=policy.num_kept)
+    def is_due_in_epoch(self) -> bool:
+        """Return whether a checkpoint is due inside an epoch, in the first process."""
+        return self._is_main and time.monotonic() - self._saved_at >= 60 * self._policy.minutes
+
+    def save_checkpoint(self, state: TrainState) -> None:
+        """Write a checkpoint, with the sums of all processes."""
+        accelerator = self._accelerator
+        total = replace(
+            state,
+            loss_sum=sum_of(accelerator, state.loss_sum),
+            weight_sum=sum_of(accelerator, state.weight_sum),
+            lost=_all_lost(accelerator, state),
+        )
+        if self._is_main:
+            scaler = accelerator.scaler
+            checkpoint = {
+                "model": self._model.state_dict(),
+                "optimizer": self._step.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": asdict(total),
+            }
+            place, num_kept = (state.epoch, state.step), self._policy.num_kept
+            save_checkpoint(self._folder, place, checkpoint, kept=num_kept)
+        self._saved_at = time.monotonic()
+
+    def end_epoch(
+        self, state: TrainState, save: Callable[[Path], None], *, is_best: bool, is_over: bool
+    ) -> None:
+        """Write metrics, weights and a checkpoint, if it is time to."""
+        begun = time.monotonic()
+        is_kept = is_best or self._recipe.keep != "best"
+        is_due = is_over or self.is_due_in_epoch() or (is_best and self._recipe.keep == "best")
+        is_due |= MAX_SAVING_SHARE * (begun - self._saved_at) >= self._saving_seconds
+        if max_of(self._accelerator, self._is_main and is_due):
+            if self._is_main:
+                write_lines(state.lines, self._folder.metrics)  # of the epochs up to the weights'
+                if is_kept:
+                    save(self._folder.kept)
+                save(self._folder.last)
+            self.save_checkpoint(state)
+            self._saving_seconds = self._saved_at - begun
 
 
 def _add_losses(losses: list[Tensor], state: TrainState, recipe: Recipe) -> None:
@@ -348,59 +335,15 @@ def _add_losses(losses: list[Tensor], state: TrainState, recipe: Recipe) -> None
     losses.clear()
 
 
-def _step(
-    trainer: _Trainer, keys: list[Key], samples: Iterator[Batch], state: TrainState
-) -> Tensor:
-    """Take one optimizer step; return the sum of the losses of this process's clips.
-
-    The gradient is that of the batch's weighted mean loss, whatever the number of processes and
-    parts; a clip that could not be read has a loss of 0.
-    """
-    accelerator, recipe = trainer.accelerator, trainer.recipe
-    batch_weight = float(trainer.clip_weights[[number for number, _ in keys]].sum())
-    scale = accelerator.num_processes / batch_weight  # DDP averages over processes
-    summed = torch.zeros((), device=accelerator.device)
-    shares = trainer.shares(keys)
-    for number, share in enumerate(shares, 1):
-        begun = time.perf_counter()
-        batch = next(samples)
-        state.waiting_seconds += time.perf_counter() - begun
-        if share:
-            state.lost += batch.faults
-            state.weight_sum += float(trainer.clip_weights[batch.rows[batch.is_read]].sum())
-        is_last = number == len(shares)
-        with nullcontext() if is_last else accelerator.no_sync(trainer.network):
-            logits = trainer.network(*batch.on(accelerator.device))
-            targets = batch.targets.to(logits.device)
-            if trainer.offsets is not None:
-                logits = logits + trainer.offsets[batch.rows.to(logits.device)]
-            losses = task_losses(logits, targets, trainer.config, trainer.loss)
-            loss = (losses * batch.is_read.to(losses)).sum() * bool(share)
-            accelerator.backward(loss * scale)
-        summed += loss.detach()
-    if recipe.max_grad_norm is not None:
-        accelerator.clip_grad_norm_(trainer.network.parameters(), recipe.max_grad_norm)
-    trainer.optimizer.step()
-    trainer.scheduler.step()
-    trainer.optimizer.zero_grad()
-    return summed
-
-
-def _step_seed(seed: int, state: TrainState, process_index: int) -> int:
-    """Return the seed of a step's dropout."""
-    place = (seed, state.epoch, state.step, process_index)
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _epoch_report(
-    trainer: _Trainer,
+    accelerator: Accelerator,
+    recipe: Recipe,
     state: TrainState,
     metrics: Metrics,
     num_scored: int,
     num_clips: int,
     num_steps: int,
 ) -> EpochReport:
-    accelerator, recipe = trainer.accelerator, trainer.recipe
     last_step = state.epoch + (num_steps - 1) / num_steps
     weight_sum = sum_of(accelerator, state.weight_sum)
     return EpochReport(

@@ -26,7 +26,7 @@ from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import Failure
 from ...manifests.manifest import VideoRow
-from ...temporal.clips import Clip, Frames, Times
+from ...temporal.clips import Clips, Frames, Times
 from ...temporal.dataset import Read
 from ..console import CountProgress
 
@@ -142,12 +142,15 @@ class VideoClipReader:
         """Return T of a video."""
         return self._videos.num_frames(video_id)
 
-    def read(self, clips: Sequence[Clip]) -> Read:
-        """Return the frames of clips, [B, T, 3, h, w] uint8, padded with zeros."""
+    def read(self, clips: Clips, sizes: Sequence[int]) -> Iterator[Read]:
+        """Decode batches of clips, [B, T, 3, h, w] uint8, padded with zeros."""
+        yield from map(self._read, clips.batches(sizes))
+
+    def _read(self, clips: Clips) -> Read:
         requests: list[DecodeRequest] = []
         owners: list[int] = []  # number of the clip of each request
         positions: list[dict[int, int]] = []  # for each clip, frame index → position in the clip
-        for number, (video_id, frames, _) in enumerate(clips):
+        for number, (video_id, frames, _) in enumerate(clips.each()):
             frame_index = self._videos.times(video_id)[0][frames]
             positions.append(
                 {index: position for position, index in enumerate(frame_index.tolist())}
@@ -156,9 +159,9 @@ class VideoClipReader:
             requests += pieces
             owners += [number] * len(pieces)
         height, width = self._transform.preprocessing.input_size[1:]
-        longest = max(len(frames) for _, frames, _ in clips)
-        inputs = torch.zeros(len(clips), longest, 3, height, width, dtype=torch.uint8)
-        is_lost = torch.ones(len(clips), longest, dtype=torch.bool)
+        shape = clips.frames.mask.shape
+        inputs = torch.zeros(*shape, 3, height, width, dtype=torch.uint8)
+        is_lost = torch.ones(shape, dtype=torch.bool)
         faults: dict[int, str] = {}
 
         def lost(request: int) -> list[int]:
@@ -175,12 +178,12 @@ class VideoClipReader:
                 elif isinstance(event, Chunk):
                     decoded = [positions[number][index] for index in event.frame_index]
                     images = torch.from_numpy(event.images)
-                    inputs[number, decoded] = self._prepare(images, clips[number].view)
+                    inputs[number, decoded] = self._prepare(images, int(clips.views[number]))
                     is_lost[number, decoded] = False
                 elif isinstance(event, Outcome) and event.status != "ok":
                     if event.status == "failed":
                         is_lost[number, lost(request)] = True
-                    video_id = clips[number].video_id
+                    video_id = clips.video_ids[number]
                     faults.setdefault(number, f"{video_id}: {event.reason}: {event.message}")
         finally:
             self._busy.discard(pool)

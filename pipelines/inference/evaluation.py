@@ -101,9 +101,6 @@ class EvaluateSettings:
     precision: Precision = setting(
         "float32", help="Precision of the computation; weights stay float32."
     )
-    batch_size: int = setting(
-        16, help="Videos or clips per batch, from a feature folder.", check=at_least(1)
-    )
     mode: Literal["auto", "features", "chunked", "end-to-end"] = setting(
         "auto",
         help="auto: features of a feature folder, chunked for a manifest; end-to-end keeps all "
@@ -204,7 +201,6 @@ def score_feature_split(
         usable.video_ids,
         clips=clips,
         position_fps=config.temporal.position_fps,
-        batch_size=settings.batch_size,
         accelerator=accelerator,
     )
     baselines: dict[str, Tensor] = {}
@@ -239,7 +235,6 @@ def logits_of_features(
     *,
     clips: EvenClips | None = None,
     position_fps: float | None,
-    batch_size: int = 1,
     accelerator: Accelerator,
 ) -> Tensor:
     """Return the logits [N, C] of stored videos.
@@ -250,7 +245,6 @@ def logits_of_features(
         video_ids: ids of the videos.
         clips: clips whose logits are averaged; by default every frame at once.
         position_fps: positions per second, see `frame_positions`; None for frame indices.
-        batch_size: clips per batch, in each process.
         accelerator: see `temporal/distributed.py`.
 
     Raises:
@@ -263,7 +257,7 @@ def logits_of_features(
         clips or EvenClips(),
         position_fps=position_fps,
     )
-    return predict_logits(temporal, dataset, batch_size=batch_size, accelerator=accelerator)
+    return predict_logits(temporal, dataset, accelerator=accelerator)
 
 
 def score_video_split(

@@ -177,7 +177,7 @@ class VideoClassifier:
             first=video.first,
         )
         if self.shuffle_seed is not None:
-            order = generator_of(self.shuffle_seed, 0, video.name).permutation(len(inputs))
+            order = generator_of(self.shuffle_seed, video.name).permutation(len(inputs))
             inputs = inputs[torch.from_numpy(order)]
         batch_positions = torch.from_numpy(positions)[None].to(device)
         model = self.network.temporal if self.mode == "chunked" else self.network

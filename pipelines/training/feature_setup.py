@@ -242,9 +242,8 @@ class Validator:
         model: the model.
         dataset: validation videos.
         targets: their targets.
-        batch_size: videos per batch.
         accelerator: see `temporal/distributed.py`.
-        num_workers: processes that load batches ahead.
+        num_workers: threads that load batches ahead.
     """
 
     def __init__(
@@ -252,7 +251,6 @@ class Validator:
         model: TemporalClassifier,
         dataset: ClipDataset,
         targets: Tensor,
-        batch_size: int,
         accelerator: Accelerator,
         num_workers: int,
     ) -> None:
@@ -260,7 +258,6 @@ class Validator:
         self._dataset = dataset
         self._targets = targets
         self._options: dict[str, Any] = {
-            "batch_size": batch_size,
             "accelerator": accelerator,
             "num_workers": num_workers,
         }

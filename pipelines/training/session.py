@@ -17,11 +17,12 @@ from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
 from ...temporal.config import TemporalConfig
 from ...temporal.dataset import ClipDataset
-from ...temporal.distributed import Accelerator, accelerated
+from ...temporal.distributed import Accelerator, accelerated, choose_precision
 from ...temporal.inference import Scored
 from ...temporal.metrics import METRICS
 from ...temporal.optim import Recipe, named_recipe
 from ...temporal.presets import Preset
+from ...temporal.step import graph_obstacle
 from ...temporal.train import Callbacks, train
 from ..console import metric_text, say, say_details
 from ..settings import option_name
@@ -97,7 +98,8 @@ def training_session(
         FeaturesError: another run is writing to the folder.
     """
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerated(device, settings.precision))
+        precision = choose_precision(settings.precision, device)
+        accelerator = stack.enter_context(accelerated(device, precision))
         gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))
         is_main = accelerator.is_main_process
@@ -204,7 +206,7 @@ def read_settings(files: RunFolder) -> dict[str, Any]:
     return {RENAMED.get(key, key): value for key, value in found.items()}
 
 
-def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits) -> Recipe:
+def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits, device: str) -> Recipe:
     """Return the recipe for two splits: as given, else the named recipe's or the preset's.
 
     Raises:
@@ -217,6 +219,7 @@ def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits) -> Reci
         )
     names = [field.name for field in fields(Recipe) if hasattr(settings, field.name)]
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    given["precision"] = choose_precision(settings.precision, device)
     if settings.recipe_name == "paper":
         given = {"batch_size": preset.batch_size, "schedule": preset.schedule, **given}
     return named_recipe(
@@ -247,6 +250,9 @@ def describe_training(model: nn.Module, what: str, recipe: Recipe, accelerator: 
     )
     count, device = accelerator.num_processes, accelerator.device
     place = device.type if count > 1 else str(device)
+    if device.type == "cuda":
+        obstacle = graph_obstacle(model, recipe, accelerator)
+        place += f" (no CUDA graphs: {obstacle})" if obstacle else " (CUDA graphs)"
     return (
         f"{what}, {num_parameters / 1e6:.1f}M parameters{trainable}, in {recipe.precision}, "
         f"on {place}{f' x {count} processes' if count > 1 else ''}; {recipe.optimizer}, "

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...temporal.config import ENCODERS, PositionEmbedding, TaskType
-from ...temporal.distributed import Precision
+from ...temporal.distributed import PrecisionChoice
 from ...temporal.feature_reader import Preload
 from ...temporal.optim import (
     FEATURES,
@@ -17,7 +17,7 @@ from ...temporal.optim import (
     Schedule,
 )
 from ...temporal.presets import PRESETS
-from ...temporal.train import CheckpointPolicy
+from ...temporal.train import MAX_SAVING_SHARE, CheckpointPolicy
 from ..settings import (
     above,
     at_least,
@@ -165,8 +165,10 @@ class TrainSettings:
     class_weights: ClassWeights = setting(
         Recipe.class_weights, help="balanced: every class counts alike."
     )
-    precision: Precision = setting(
-        Recipe.precision, help="Precision of the computation; weights stay float32."
+    precision: PrecisionChoice = setting(
+        "auto",
+        help="Precision of the computation; weights stay float32. auto: bfloat16 on a GPU that has "
+        "it, else float32.",
     )
     patience: int | None = setting(
         Recipe.patience,
@@ -199,7 +201,8 @@ class TrainSettings:
     )
     checkpoint_minutes: float = setting(
         CheckpointPolicy.minutes,
-        help="Minutes between checkpoints inside an epoch; there is one after each epoch.",
+        help="Minutes between checkpoints inside an epoch; there is one after each epoch, too, "
+        f"unless saving would take more than {MAX_SAVING_SHARE:.0%} of the time.",
         check=at_least(0),
     )
     keep_checkpoints: int = setting(

@@ -158,7 +158,6 @@ def test_modes_that_do_not_fit_the_source_are_refused(folder: Path) -> None:
     for source, changes, message in (
         ("m.csv", {"mode": "features"}, "--mode features"),
         ("m.csv", {"manifest": "m.csv"}, "--manifest"),
-        ("m.csv", {"batch_size": 3}, "--batch-size 3"),
         ("f", {"mode": "chunked"}, "--mode chunked"),
         ("f", {"chunk_frames": 3}, "--chunk-frames 3"),
         ("f", {"decoder": "pyav"}, "--decoder pyav: .* is a feature folder"),

@@ -71,7 +71,7 @@ def test_two_processes_give_the_weights_and_metrics_of_one(tmp_path: Path) -> No
         }
         assert abs(first["train_loss"] - second["train_loss"]) < 1e-5
 
-    clips = ("--clips", 3, "--clip-frames", 4, "--clip-seconds", 1.0, "--batch-size", 8)
+    clips = ("--clips", 3, "--clip-frames", 4, "--clip-seconds", 1.0)
     run_cli(tmp_path, "evaluate", "one", "f", *clips)
     alone = {path.name: path.read_bytes() for path in (tmp_path / "one/predictions").iterdir()}
     printed = _together(tmp_path, "evaluate", "one", "f", *clips, "--device", "cpu")

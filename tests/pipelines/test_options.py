@@ -147,7 +147,7 @@ OPTIONS = {
     "demo": f"backbone config epochs events seeds {OUTPUT}",
     "doctor": "",
     "evaluate": f"""
-        batch-size bootstrap chunk-frames clip-frames clip-seconds clips config decoder device
+        bootstrap chunk-frames clip-frames clip-seconds clips config decoder device
         drop-partial group manifest mode precision protocol seed shuffle-frames split weights
         {OUTPUT}
     """,

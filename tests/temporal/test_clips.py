@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from vtnpipe.temporal.clips import ALL_FRAMES, ClipSampling, draw_clip, even_clip, frame_positions
+from vtnpipe.manifests.times import nearest
+from vtnpipe.temporal.clips import (
+    ALL_FRAMES,
+    ClipSampling,
+    Ragged,
+    TimeTable,
+    clip_positions,
+    draw_clip,
+    draw_clips,
+    draw_views,
+    even_clip,
+    even_clips,
+    frame_positions,
+)
 
 
 def test_the_frames_of_a_clip_are_evenly_spaced_in_time() -> None:
@@ -12,7 +25,7 @@ def test_the_frames_of_a_clip_are_evenly_spaced_in_time() -> None:
         times = np.arange(600) / fps
         starts = []
         for seed in range(50):
-            chosen = draw_clip(times, sampling, np.random.default_rng(seed))
+            chosen = draw_clip(times, sampling, seed)
             assert len(chosen) == 16
             steps = np.diff(times[chosen])
             np.testing.assert_allclose(steps, 0.32, atol=1 / fps + 1e-9)
@@ -21,14 +34,13 @@ def test_the_frames_of_a_clip_are_evenly_spaced_in_time() -> None:
 
 
 def test_a_clip_of_a_short_or_irregular_video_takes_no_frame_twice() -> None:
-    generator = np.random.default_rng(0)
     sampling = ClipSampling()
-    assert draw_clip(np.array([0.0]), sampling, generator).tolist() == [0]
-    assert draw_clip(np.array([0.0, 0.04]), sampling, generator).tolist() == [0, 1]
+    assert draw_clip(np.array([0.0]), sampling, 0).tolist() == [0]
+    assert draw_clip(np.array([0.0, 0.04]), sampling, 0).tolist() == [0, 1]
     few = np.arange(9) / 10  # less than a second, for a clip of 16 frames: all of them, once
-    assert draw_clip(few, sampling, generator).tolist() == list(range(9))
+    assert draw_clip(few, sampling, 0).tolist() == list(range(9))
     gap = np.array([0.0, 0.1, 0.2, 60.0, 60.1])  # no frame is near most of a clip's times
-    nearest = {tuple(draw_clip(gap, sampling, np.random.default_rng(n))) for n in range(40)}
+    nearest = {tuple(draw_clip(gap, sampling, n)) for n in range(40)}
     assert nearest <= {(0, 1, 2), (1, 2), (2,), (2, 3), (3,), (3, 4), (4,)}
     assert (2,) in nearest
     assert (3,) in nearest
@@ -37,16 +49,16 @@ def test_a_clip_of_a_short_or_irregular_video_takes_no_frame_twice() -> None:
 def test_jitter_moves_frames_and_drop_leaves_some_out() -> None:
     times = np.arange(1000) / 100
     moved = ClipSampling(num_frames=10, seconds=1.0, jitter=1.0)
-    gaps = [np.diff(draw_clip(times, moved, np.random.default_rng(n))) for n in range(50)]
+    gaps = np.concatenate([np.diff(draw_clip(times, moved, n)) for n in range(50)])
     assert np.min(gaps) < 4
     assert np.max(gaps) > 16
     assert np.mean(gaps) == pytest.approx(10, abs=0.5)
     dropping = ClipSampling(num_frames=10, seconds=1.0, drop=0.3)
-    counts = [len(draw_clip(times, dropping, np.random.default_rng(n))) for n in range(400)]
+    counts = [len(draw_clip(times, dropping, n)) for n in range(400)]
     assert np.mean(counts) == pytest.approx(7, abs=0.3)
-    kept = [draw_clip(times, ClipSampling(drop=1.0), np.random.default_rng(n)) for n in range(20)]
+    kept = [draw_clip(times, ClipSampling(drop=1.0), n) for n in range(20)]
     assert {len(frames) for frames in kept} == {1}
-    whole = draw_clip(times, ALL_FRAMES, np.random.default_rng(0))
+    whole = draw_clip(times, ALL_FRAMES, 0)
     assert whole.tolist() == list(range(1000))
 
 
@@ -95,7 +107,93 @@ def test_linspace_takes_the_frames_of_the_authors_decoder(num_frames: int, fps: 
     steps = torch.linspace(0, 5.12 * fps - 1, 16).long().numpy()
     starts = set()
     for seed in range(20):
-        drawn = draw_clip(times, clip, np.random.default_rng(seed))
+        drawn = draw_clip(times, clip, seed)
         starts.add(int(drawn[0]))
         assert np.abs(np.minimum(drawn[0] + steps, num_frames - 1) - drawn).max() <= 1
     assert (len(starts) > 1) == (num_frames > 5.12 * fps)
+
+
+def _table() -> TimeTable:
+    """Videos of 1 to 400 frames, regular or not."""
+    generator = np.random.default_rng(0)
+    videos = {}
+    for number in range(60):
+        steps = generator.random(int(generator.integers(1, 400))) + 0.01
+        regular = np.full(len(steps), 0.04)
+        timestamps = np.cumsum(steps if number % 2 else regular) + number
+        videos[f"v{number}"] = (np.arange(len(steps)) + 3, timestamps)
+    return TimeTable.of(list(videos), videos.__getitem__, with_frame_index=True)
+
+
+SAMPLINGS = [
+    ClipSampling(),
+    ClipSampling(num_frames=5, seconds=1.5, jitter=1.0, drop=0.3),
+    ClipSampling(num_frames=7, spacing="linspace"),
+    ALL_FRAMES,
+    ClipSampling(num_frames=None, drop=0.5),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_clip_does_not_depend_on_the_others_of_its_batch(sampling: ClipSampling) -> None:
+    table = _table()
+    videos = np.arange(60)
+    draws = np.full(60, 4)
+    clips = draw_clips(table, videos, draws, sampling, 7)
+    assert (clips.counts >= 1).all()
+    views = draw_views(table, videos, draws, 3, 7)
+    positions = clip_positions(table, videos, clips, 25.0)
+    for number in reversed(range(60)):
+        one, draw = np.array([number]), np.array([4])
+        frames = draw_clips(table, one, draw, sampling, 7).values
+        expected = clips.values[clips.offsets[number] : clips.offsets[number + 1]]
+        np.testing.assert_array_equal(frames, expected)
+        assert draw_views(table, one, draw, 3, 7)[0] == views[number]
+        start, length = table.starts[number], table.lengths[number]
+        times = table.timestamps[start : start + length]
+        assert frames.min() >= 0
+        assert frames.max() < length
+        chosen = frame_positions(
+            times[frames], frames, position_fps=25.0, first=(float(times[0]), 0)
+        )
+        found = positions.values[clips.offsets[number] : clips.offsets[number + 1]]
+        np.testing.assert_array_equal(found, chosen)
+
+
+def test_clips_take_the_nearest_frames() -> None:
+    """As `nearest` does for one video after the other."""
+    table = _table()
+    videos, sampling = np.arange(60), ClipSampling(num_frames=9, seconds=2.0)
+    clips = even_clips(table, videos, np.zeros(60, np.int64), sampling, 1)
+    for number in videos:
+        times = table.timestamps[table.starts[number] :][: table.lengths[number]]
+        span = min(2.0, float(times[-1] - times[0]))
+        start = float(times[0]) + 0.5 * (float(times[-1] - times[0]) - span)
+        expected = nearest(times, start + (np.arange(9) + 0.5 + 0.0) * span / 9)
+        found = clips.values[clips.offsets[number] : clips.offsets[number + 1]]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_random_numbers_are_uniform_and_independent() -> None:
+    """Starts of clips over many videos, epochs and seeds; views, likewise."""
+    table = TimeTable.of(
+        [f"v{n}" for n in range(2000)], lambda _: (np.arange(1001), np.arange(1001) / 10)
+    )
+    videos, sampling = np.arange(2000), ClipSampling(num_frames=1, seconds=0.0)
+    starts = [
+        draw_clips(table, videos, np.full(2000, draw), sampling, seed).values / 1000
+        for draw, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    for one in starts:
+        counts, _ = np.histogram(one, bins=10, range=(0, 1))
+        assert abs(counts - 200).max() < 60
+    correlations = np.corrcoef(starts)
+    assert abs(correlations[np.triu_indices(3, 1)]).max() < 0.08
+    views = draw_views(table, videos, np.zeros(2000, np.int64), 4, 0)
+    assert abs(np.bincount(views, minlength=4) - 500).max() < 90
+
+
+def test_clips_are_padded_to_the_longest() -> None:
+    rows = Ragged.of(np.arange(9), np.array([3, 5, 1]))
+    assert rows.offsets.tolist() == [0, 3, 8, 9]
+    assert rows.mask.tolist() == [[True] * n + [False] * (5 - n) for n in (3, 5, 1)]

@@ -15,7 +15,6 @@ from vtnpipe.temporal.dataset import (
     EvenClips,
     RandomClips,
     evaluation_batches,
-    pad,
     training_batches,
 )
 from vtnpipe.temporal.feature_reader import FeatureReader, num_table_bytes, preload
@@ -92,17 +91,17 @@ def test_a_training_draws_one_view_and_an_evaluation_uses_all(make_store: MakeSt
     random = _dataset(store, rows, RandomClips(ALL_FRAMES))
     seen = set()
     for epoch in range(20):
-        sample = random.sample((2, epoch))
-        seen.add(sample.view)
+        view = int(random.samples(np.array([2]), np.array([epoch]))[0].views[0])
+        seen.add(view)
         batch = random.batch([(2, epoch)])
-        expected = store["v02"].features[:, sample.view]
+        expected = store["v02"].features[:, view]
         np.testing.assert_array_equal(batch.inputs[0].numpy(), expected)
     assert seen == {0, 1, 2}
     even = _dataset(store, rows, EvenClips(ClipSampling(num_frames=4, seconds=1.0), 2))
     assert even.num_draws == 6
-    samples = [even.sample((2, draw)) for draw in range(6)]
-    assert [sample.view for sample in samples] == [0, 1, 2] * 2
-    assert len({tuple(sample.frames) for sample in samples}) == 2
+    samples, _ = even.samples(np.full(6, 2), np.arange(6))
+    assert samples.views.tolist() == [0, 1, 2] * 2
+    assert len({tuple(frames) for _, frames, _ in samples.each()}) == 2
     loaded = preload(store, [row.video_id for row in rows], "cpu")
     keys = [(n, draw) for n in (5, 0, 2) for draw in range(6)]
     copied = _dataset(store, rows, even._clips, loaded)
@@ -141,20 +140,15 @@ def test_a_feature_that_is_not_finite_is_an_error(make_store: MakeStore) -> None
         preload(store, ["v00", "bad"], "cpu")
 
 
-def test_clips_are_padded_to_the_longest() -> None:
-    positions, mask = pad([np.arange(3) + 4, np.arange(5), np.arange(1) + 9])
-    assert positions.tolist() == [[4, 5, 6, 0, 0], [0, 1, 2, 3, 4], [9, 0, 0, 0, 0]]
-    assert mask.tolist() == [[True] * n + [False] * (5 - n) for n in (3, 5, 1)]
-
-
 def test_training_batches_contain_every_clip_once_and_similar_lengths() -> None:
     lengths = np.random.default_rng(0).integers(10, 1000, 1003)
     first, again, other = (
         training_batches(lengths, 16, seed=0, epoch=epoch) for epoch in (0, 0, 1)
     )
-    assert first == again != other
-    assert sorted(number for keys in first for number, _ in keys) == list(range(1003))
-    assert {epoch for keys in other for _, epoch in keys} == {1}
+    assert all(map(np.array_equal, first, again))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(other))
+    assert sorted(np.concatenate(first)[:, 0]) == list(range(1003))
+    assert {epoch for keys in other for _, epoch in keys.tolist()} == {1}
     assert sorted(map(len, first)) == [11] + [16] * 62
     padding = [max(lengths[n] for n, _ in keys) * len(keys) for keys in first]
     assert sum(padding) < 1.1 * lengths.sum()  # 1.9 times it in random order
@@ -163,8 +157,23 @@ def test_training_batches_contain_every_clip_once_and_similar_lengths() -> None:
 
 
 def test_evaluation_batches_have_a_maximum_of_frames() -> None:
-    batches = evaluation_batches(np.array([10, 200_000, 50_000, 60_000]), 2, 4)
-    assert [key for keys in batches for key in keys] == [
-        *((1, 0), (1, 1), (3, 0), (3, 1), (2, 0), (2, 1), (0, 0), (0, 1))
+    batches = evaluation_batches(np.array([10, 200_000, 50_000, 60_000]), 2, 120_000)
+    assert np.concatenate(batches).tolist() == [
+        *([1, 0], [1, 1], [3, 0], [3, 1], [2, 0], [2, 1], [0, 0], [0, 1])
     ]
     assert [len(keys) for keys in batches] == [1, 1, 2, 2, 2]
+
+
+def test_batches_of_a_block_equal_those_read_alone(
+    make_store: MakeStore, rows: list[VideoRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    loaded = preload(store, [row.video_id for row in rows], "cpu")
+    keys = [[(3, 1), (0, 1), (9, 1)], [(7, 1)], [(2, 1), (5, 1)], [(11, 1)]]
+    for clips in (RandomClips(), RandomClips(ALL_FRAMES)):
+        dataset = _dataset(store, rows, clips, loaded)
+        expected = [dataset.batch(one) for one in keys]
+        for most in (1, 40, 10**6):
+            monkeypatch.setattr("vtnpipe.temporal.dataset.BLOCK_FRAMES", most)
+            found = list(dataset.batches([np.array(one) for one in keys]))
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)

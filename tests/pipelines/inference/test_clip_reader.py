@@ -23,8 +23,8 @@ from vtnpipe.pipelines.inference.clip_reader import IndexedVideos, VideoClipRead
 from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.train_temporal import train_temporal
 from vtnpipe.pipelines.training.settings import TrainTemporalSettings
-from vtnpipe.temporal.clips import Clip, ClipSampling
-from vtnpipe.temporal.dataset import Batch, ClipDataset, RandomClips
+from vtnpipe.temporal.clips import Clips, ClipSampling, Frames
+from vtnpipe.temporal.dataset import Batch, ClipDataset, RandomClips, Read
 from vtnpipe.temporal.feature_reader import FeatureReader
 
 MIXER = "toy_backbones:mixer"
@@ -41,6 +41,11 @@ def _index(tmp_path: Path, rows: list[VideoRow], sampling: Sampling = EVERY_FRAM
     index = index_videos(tmp_path / "index.safetensors", rows, QUIET)
     by_id = {row.video_id: row for row in rows}
     return IndexedVideos(rows=by_id, index=index, sampling=sampling)
+
+
+def _read(reader: VideoClipReader, *clips: tuple[str, Frames, int]) -> Read:
+    """Read one batch of clips: video_id, frames and view of each."""
+    return next(reader.read(Clips.of(clips), [len(clips)]))
 
 
 @pytest.mark.parametrize("backbone", [MIXER, "test_vit"])
@@ -62,7 +67,7 @@ def test_clips_give_the_logits_of_stored_features(
         root = tmp_path / feature_dtype
         folder = make_folder(root, backbone, feature_dtype=feature_dtype, frame_stride=2)
         extract_rows(folder, rows)
-        recipe: dict[str, Any] = {"epochs": 4, "batch_size": 3, "optimizer": "adamw", "lr": 0.01}
+        recipe: dict[str, Any] = {"epochs": 4, "batch_size": 3, "optimizer": "adamw", "lr": 0.005}
         train_temporal(
             root, tmp_path / "run", TrainTemporalSettings(**recipe, **SHAPE, shortcut="none")
         )
@@ -89,7 +94,7 @@ def test_frames_that_cannot_be_decoded_are_masked_and_reported(
 ) -> None:
     preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))
     reader = VideoClipReader(_index(tmp_path, rows), preprocessing, None)
-    whole = reader.read([Clip(f"v{n}", np.arange(4), 0) for n in range(3)])
+    whole = _read(reader, *((f"v{n}", np.arange(4), 0) for n in range(3)))
     assert whole.is_lost is not None
     assert not whole.is_lost.any()
     assert whole.faults == ()
@@ -124,7 +129,7 @@ def test_frames_of_an_abandoned_try_are_void(
     monkeypatch.setattr(DecoderPool, "decode", decode_twice)
     preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))
     reader = VideoClipReader(_index(tmp_path, rows), preprocessing, None)
-    found = reader.read([Clip("v0", np.arange(4), 0)])
+    found = _read(reader, ("v0", np.arange(4), 0))
     assert found.is_lost is not None
     assert found.is_lost.tolist() == [[True, False, False, False]]
 
@@ -140,7 +145,7 @@ def test_frames_come_in_the_order_of_the_clip_and_augmented_by_its_view(
     reader = VideoClipReader(videos, preprocessing, None)
     assert reader.num_frames("a") == CLIP_LENGTHS["a"]
     order = np.array([40, 3, 17, 4])
-    found = reader.read([Clip("a", order, 0), Clip("a", order[:2], 0)]).inputs
+    found = _read(reader, ("a", order, 0), ("a", order[:2], 0)).inputs
     numbers = [read_number(image.permute(1, 2, 0).numpy()) for image in found[0]]
     assert numbers == order.tolist()
     assert not found[1, 2:].any()  # padding
@@ -149,7 +154,7 @@ def test_frames_come_in_the_order_of_the_clip_and_augmented_by_its_view(
         size=(64, 64), short_sides=(64, 90), flip=True, interpolation="bilinear"
     )
     reader = VideoClipReader(videos, preprocessing, augmentation)
-    one, same, other = (reader.read([Clip("a", order, view)]).inputs for view in (1, 1, 2))
+    one, same, other = (_read(reader, ("a", order, view)).inputs for view in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

@@ -124,7 +124,7 @@ def test_the_recipe_is_the_named_ones_unless_given(features: Path) -> None:
     splits = _splits(features)
 
     def recipe(**values: Any) -> Recipe:
-        return make_recipe(TrainTemporalSettings(**values), preset, splits)
+        return make_recipe(TrainTemporalSettings(**values), preset, splits, "cpu")
 
     paper = recipe(recipe="paper", epochs=7)
     assert (paper.batch_size, paper.schedule, paper.epochs) == (32, "cosine", 7)
