@@ -186,7 +186,7 @@ def read_kinetics(path: Path) -> Iterator[AnnotatedClip]:
     Files are named YOUTUBE_ID_SSSSSS_EEEEEE (six digits each), in any folders; or by the YouTube id
     alone if they hold the whole video.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         reader = csv.DictReader(file)
         needed = ("youtube_id", "time_start", "time_end")
         if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
@@ -196,7 +196,7 @@ def read_kinetics(path: Path) -> Iterator[AnnotatedClip]:
             )
         for fields in reader:
             where = f"{path}:{reader.line_num}"
-            start, end = (_number(fields[name], where) for name in needed[1:])
+            start, end = (seconds_of(fields[name], where) for name in needed[1:])
             name = fields["youtube_id"]
             padded = f"{name}_{start:06.0f}_{end:06.0f}"
             yield AnnotatedClip(
@@ -249,7 +249,7 @@ def _with_validation(clips: Iterable[AnnotatedClip], recording: str) -> Iterator
 def _ucf101_clips(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
     for split in ("train", "test"):
         path = folder / f"{split}list{fold:02}.txt"
-        for number, line in _lines(path):
+        for number, line in text_lines(path):
             name = line.rsplit(" ", 1)[0] if line[-1].isdigit() else line
             label, _, rest = name.partition("/")
             if not rest:
@@ -275,7 +275,7 @@ def _hmdb51_clips(folder: Path, fold: int) -> Iterator[AnnotatedClip]:
         raise ManifestError(f"{folder}: no CLASS{ending}; give HMDB51's folder of splits")
     for path in paths:
         label = path.name.removesuffix(ending)
-        for number, line in _lines(path):
+        for number, line in text_lines(path):
             name, _, use = line.rpartition(" ")
             if use not in ("0", "1", "2"):
                 raise ManifestError(
@@ -294,7 +294,7 @@ def read_something_something(path: Path) -> Iterator[AnnotatedClip]:
 
     The class is the template without its brackets; files are named by id.
     """
-    for entry in _json(path, list):
+    for entry in read_json_of(path, list):
         try:
             name = str(entry["id"])
             label = str(entry.get("template", "")).replace("[", "").replace("]", "")
@@ -312,7 +312,7 @@ def read_activitynet(path: Path) -> Iterator[AnnotatedClip]:
     Each segment is a clip of the whole video, which is named v_ID or ID. A video without
     annotations is one clip without a label.
     """
-    database = _json(path, dict).get("database")
+    database = read_json_of(path, dict).get("database")
     if not isinstance(database, dict):
         raise ManifestError(f"{path}: no 'database'; give ActivityNet's JSON")
     for name, video in database.items():
@@ -321,7 +321,7 @@ def read_activitynet(path: Path) -> Iterator[AnnotatedClip]:
             split = split_named(video["subset"])
             annotations = []
             for one in video.get("annotations", ()):
-                start, end = (_number(s, f"{path}: {name!r}") for s in one["segment"])
+                start, end = (seconds_of(s, f"{path}: {name!r}") for s in one["segment"])
                 annotations.append((one["label"], start, end))
         except ManifestError:
             raise
@@ -355,7 +355,7 @@ def read_list(
     """
     lines = []
     pattern = r"(.*?\S)((?:[\s,]+\d+)+)" if is_multi_label else r"(.*\S)([\s,]+\d+)"
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         match = re.fullmatch(pattern, line)
         if match is None:
             raise ManifestError(
@@ -385,8 +385,8 @@ def read_class_names(path: Path) -> list[str]:
         ManifestError: the file cannot be read, or a number is missing.
     """
     if path.suffix.lower() != ".json":
-        return [line for _, line in _lines(path)]
-    value = _json(path, (list, dict))
+        return [line for _, line in text_lines(path)]
+    value = read_json_of(path, (list, dict))
     if isinstance(value, list):
         return [str(name) for name in value]
     try:
@@ -399,7 +399,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def open_text(path: Path) -> Iterator[Any]:
     """Yield an open UTF-8 text file.
 
     Raises:
@@ -420,16 +420,26 @@ def _open(path: Path) -> Iterator[Any]:
             raise ManifestError(f"{path}: not CSV ({error}); correct it") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text) of each line that is not blank."""
-    with _open(path) as file:
+def text_lines(path: Path, *, keep_tabs: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of each line that is not blank, without spaces at its ends.
+
+    Args:
+        path: path of the file.
+        keep_tabs: keep tabs at the ends, which separate empty fields.
+    """
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
-            if text := line.strip():
-                yield number, text
+            if line.strip():
+                yield number, line.strip("\r\n" if keep_tabs else None)
 
 
-def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
-    with _open(path) as file:
+def read_json_of(path: Path, kind: type | tuple[type, ...]) -> Any:
+    """Return the value of a JSON file, which must be of a kind.
+
+    Raises:
+        ManifestError: the file cannot be read, or holds something else.
+    """
+    with open_text(path) as file:
         try:
             value = json.load(file)
         except (ValueError, RecursionError) as error:
@@ -442,7 +452,12 @@ def _json(path: Path, kind: type | tuple[type, ...]) -> Any:
     return value
 
 
-def _number(text: Any, where: str) -> float:
+def seconds_of(text: Any, where: str) -> float:
+    """Return a time in seconds.
+
+    Raises:
+        ManifestError: it is not a number.
+    """
     try:
         number = float(text)
     except (TypeError, ValueError):

@@ -60,7 +60,9 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
     base = str(path.parent.absolute())  # symbolic links stay unresolved
     first_lines: dict[str, int] = {}
     rows: list[VideoRow] = []
-    for line, fields in _records(path):
+    for line, fields in read_records(
+        path, COLUMNS, SPAN_COLUMNS, what="manifest; make one with `vtnpipe manifest build`"
+    ):
         try:
             row = _parse_row(fields, base)
         except ManifestError as error:
@@ -77,14 +79,25 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
     return rows
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (number of the row's last line, column → text) for each row that is not blank."""
+def read_records(
+    path: Path, required: Sequence[str], optional: Sequence[str], *, what: str
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (number of the row's last line, column → text) for each row of a CSV that is not blank.
+
+    Args:
+        path: path of the file.
+        required: columns that it must have.
+        optional: columns that it may have.
+        what: what the file is, for the message if it is missing.
+
+    Raises:
+        ManifestError: the file is missing or not UTF-8, or a column is missing, repeated or
+            unknown.
+    """
     try:
         file = path.open(encoding="utf-8-sig", newline="")
     except FileNotFoundError:
-        raise ManifestError(
-            f"{path}: no such manifest; make one with `vtnpipe manifest build`"
-        ) from None
+        raise ManifestError(f"{path}: no such {what}") from None
     except OSError as error:
         raise ManifestError(f"cannot read {path} ({error.strerror}); give a CSV file") from None
     with file:
@@ -93,9 +106,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             header = next(reader, None)
             if header is None:
                 raise ManifestError(
-                    f"{path}: empty; the first line must be {','.join(COLUMNS)}[,start,end]"
+                    f"{path}: empty; the first line must be {','.join(required)}"
+                    f"[,{','.join(optional)}]"
                 )
-            _check_header(header, path)
+            _check_header(header, required, optional, path)
             for record in reader:
                 if not record:
                     continue
@@ -129,8 +143,10 @@ def _first_undecodable_line(path: Path) -> int:
     return 1
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    known = (*COLUMNS, *SPAN_COLUMNS)
+def _check_header(
+    header: list[str], required: Sequence[str], optional: Sequence[str], path: Path
+) -> None:
+    known = (*required, *optional)
     for name in header:
         if name not in known:
             raise ManifestError(
@@ -139,7 +155,7 @@ def _check_header(header: list[str], path: Path) -> None:
             )
         if header.count(name) > 1:
             raise ManifestError(f"{path}:1: column {name!r} appears more than once; keep one")
-    for name in COLUMNS:
+    for name in required:
         if name not in header:
             raise ManifestError(
                 f"{path}:1: column {name!r} is missing; add it (label and split may be left empty)"
@@ -153,7 +169,10 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
             raise ManifestError(f"{name} is empty; every row needs one")
         if "\0" in value:
             raise ManifestError(f"{name} {value!r} holds a NUL character; remove it")
-    start, end = (_parse_seconds(name, fields.get(name, "")) for name in SPAN_COLUMNS)
+    start, end = (
+        parse_seconds(name, fields[name]) if fields.get(name, "").strip() else None
+        for name in SPAN_COLUMNS
+    )
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
             f"end {end:g} is not after start {start or 0.0:g}; a "
@@ -170,15 +189,18 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
     )
 
 
-def _parse_seconds(name: str, text: str) -> float | None:
-    if not text.strip():
-        return None
+def parse_seconds(name: str, text: str) -> float:
+    """Return the seconds that a field of a CSV holds.
+
+    Raises:
+        ManifestError: it holds no number, or a negative one.
+    """
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
-        raise ManifestError(f"{name} {text!r} is not a time; give seconds >= 0, or leave it empty")
+        raise ManifestError(f"{name} {text!r} is not a time; give seconds, 0 or more")
     return seconds
 
 

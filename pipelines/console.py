@@ -120,12 +120,21 @@ _METRIC_NAMES = {
     "mean_class_accuracy": "mean class accuracy",
     "mean_average_precision": "mAP",
     "f1": "F1",
+    "frame_accuracy": "frame accuracy",
+    "frame_accuracy_without_background": "without background",
+    "frame_mean_average_precision": "mAP of frames",
+    "edit": "edit score",
+    "f1@10": "F1@10",
+    "f1@25": "F1@25",
+    "f1@50": "F1@50",
+    "map": "mAP of segments",
+    **{f"map@{overlap}": f"mAP@{overlap}" for overlap in (30, 40, 50, 60, 70)},
     "rmse": "RMSE",
     "mae": "MAE",
     "r2": "R²",
     "loss": "loss",
 }
-_SHARES = {"top1", "top5", "mean_class_accuracy", "mean_average_precision", "f1"}
+_NO_SHARES = {"rmse", "mae", "r2", "loss"}
 
 
 def metric_parts(
@@ -136,7 +145,7 @@ def metric_parts(
     >>> metric_parts("top1", 0.875, (0.7, 0.95))
     ('top-1', '87.5%', '70.0% to 95.0%')
     """
-    digits = ".1%" if name in _SHARES else ".4f"
+    digits = ".4f" if name in _NO_SHARES else ".1%"
     words = "" if interval is None else " to ".join(format(end, digits) for end in interval)
     return _METRIC_NAMES[name], "–" if value is None else format(value, digits), words
 

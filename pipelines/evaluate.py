@@ -16,8 +16,14 @@ from ..manifests.manifest import VideoRow
 from ..temporal.checkpoint import RunFolder
 from ..temporal.config import TaskType
 from ..temporal.distributed import accelerated
-from ..temporal.intervals import Comparison, compare, confidence_intervals
-from ..temporal.metrics import Counts, Metrics, shown_names, task_metrics
+from ..temporal.intervals import (
+    Comparison,
+    compare,
+    confidence_intervals,
+    resampled_intervals,
+)
+from ..temporal.metrics import Counts, FrameMetrics, Metrics, shown_names, task_metrics
+from ..temporal.segment_metrics import frame_metrics, frame_metrics_over
 from .console import metric_text, metrics_text, say, say_some
 from .inference.evaluation import (
     EvaluateSettings,
@@ -26,7 +32,9 @@ from .inference.evaluation import (
     score_video_split,
     weights_file,
 )
+from .inference.frame_evaluation import score_feature_frames, score_video_frames
 from .inference.predictions import Predictions, read_predictions, write_predictions
+from .inference.segmentation import FramePredictions, write_frame_predictions
 from .models.model_folder import NetworkConfig, model_digest, read_config
 from .options import settings_options
 from .settings import check_unset
@@ -59,7 +67,12 @@ class EvaluateReport:
         """Metrics worth showing, by name, the most important first."""
         num_classes = len(getattr(self.metrics, "per_class", ()))
         names = shown_names(self.task, num_classes)
-        return {name: getattr(self.metrics, name) for name in names}
+        return {name: self.metrics[name] for name in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values by name."""
+        baselines = {name: metrics.to_json() for name, metrics in self.baselines.items()}
+        return asdict(self) | {"metrics": self.metrics.to_json(), "baselines": baselines}
 
     @property
     def exit_code(self) -> int:
@@ -98,6 +111,11 @@ def evaluate(
     is_manifest = _check_source(source, settings)
     if not is_manifest and settings.manifest is None:
         settings = _with_manifest_of_run(files, Path(source), settings, console)
+    if not config.temporal.is_per_frame:
+        names = ["segments", "decoding", "transition_cost", "min_seconds"]
+        check_unset(settings, names, f"{model} is for {config.temporal.task}, not for frames")
+    if config.temporal.is_per_frame:
+        return _evaluate_frames(files, config, source, settings, device, console)
     with accelerated(device, settings.precision) as accelerator:
         score = score_video_split if is_manifest else score_feature_split
         scored = score(files, config, source, settings, accelerator)
@@ -112,7 +130,7 @@ def evaluate(
             "source": scored.source,
             "faults": scored.faults,
             "classes": config.class_names,
-            **asdict(report),
+            **report.to_json(),
         }
         predictions = Predictions(
             video_ids=scored.usable.video_ids,
@@ -121,6 +139,67 @@ def evaluate(
             record=record,
         )
         write_predictions(files.predictions, name, predictions, scored.usable.rows, config)
+    return report
+
+
+def _evaluate_frames(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: EvaluateSettings,
+    device: str,
+    console: Console,
+) -> EvaluateReport:
+    """Score a model of a task on frames, see `evaluate`; SPLIT.csv has the segments."""
+    names = ["clips", "shuffle_frames", "protocol", "clip_frames", "clip_seconds"]
+    check_unset(settings, names, f"{files.root} segments whole videos")
+    stored = read_settings(files)
+    if settings.segments is None:
+        known = stored.get("segments")
+        if known is None or not Path(known).exists():
+            raise SettingsError(
+                f"{files.root}: give --segments FILE, with the segments of the videos; those that "
+                "it was trained with are not there"
+            )
+        settings = replace(settings, segments=known)
+    is_single = config.temporal.background_class is not None
+    background = config.class_names[config.temporal.background_class or 0] if is_single else ""
+    with accelerated(device, settings.precision) as accelerator:
+        score = score_video_frames if Path(source).is_file() else score_feature_frames
+        scored = score(files, config, source, settings, accelerator, background)
+        is_main = accelerator.is_main_process
+    temporal, options = config.temporal, settings.decoding_options
+    logits = [video.logits for video in scored.videos]
+    groups = settings.group and [group_of(row, settings.group) for row in scored.usable.rows]
+    report = EvaluateReport(
+        task=temporal.task,
+        metrics=frame_metrics(logits, scored.targets, config.class_names, temporal, options),
+        intervals=resampled_intervals(
+            frame_metrics_over(logits, scored.targets, temporal, options),
+            len(logits),
+            num_resamples=settings.bootstrap,
+            seed=settings.seed,
+            groups=groups or None,
+        ),
+        baselines={},
+        chosen_on=_chosen_on(files, config, settings),
+        counts=scored.counts,
+    )
+    if is_main:
+        name = settings.predictions_name
+        _print(report, scored.faults, settings, name, console)
+        record = {
+            "settings": asdict(settings),
+            "model": model_digest(weights_file(files, settings)),
+            "source": scored.source,
+            "faults": scored.faults,
+            "classes": config.class_names,
+            **report.to_json(),
+        }
+        predictions = FramePredictions(videos=scored.videos, targets=scored.targets, record=record)
+        write_frame_predictions(
+            files.predictions, name, predictions, config.class_names, temporal, options
+        )
     return report
 
 
@@ -147,6 +226,12 @@ def compare_runs(
         raise SettingsError(
             "--group file: stored predictions have no paths; give a regular expression for the ids"
         )
+    config = read_config(RunFolder(Path(first)))
+    if config.temporal.is_per_frame:
+        raise SettingsError(
+            f"{first}: is for the task {config.temporal.task}, of which runs cannot be compared; "
+            "compare the intervals of their metrics"
+        )
     name = settings.predictions_name
     found = []
     for folder in (first, second):
@@ -157,7 +242,6 @@ def compare_runs(
                 f"{folder} FEATURES --split {settings.split}`"
             )
         found.append(predictions)
-    config = read_config(RunFolder(Path(first)))
     order = {video_id: number for number, video_id in enumerate(found[1].video_ids)}
     common = [n for n, video_id in enumerate(found[0].video_ids) if video_id in order]
     video_ids = [found[0].video_ids[number] for number in common]
@@ -276,13 +360,7 @@ def _report(
             for name, found in scored.baselines.items()
         },
         chosen_on=chosen_on,
-        counts=Counts(
-            expected=usable.num_expected,
-            scored=len(usable.rows),
-            missing=usable.num_missing,
-            partial=usable.num_partial,
-            dropped=usable.num_dropped,
-        ),
+        counts=usable.counts,
     )
 
 
@@ -308,7 +386,8 @@ def _print(
 ) -> None:
     file = f"predictions/{name}.json"
     say_some(console, [f"lost {fault}" for fault in faults], f" videos in {file}")
-    lines = list(_class_lines(report.metrics))
+    of_frames = isinstance(report.metrics, FrameMetrics)
+    lines = list((_segment_lines if of_frames else _class_lines)(report.metrics))
     say(console, *lines[:1])
     say_some(console, lines[1:], f" classes in {file}")
     clips = f", {settings.clips} clips per video" if settings.clips else ""
@@ -351,6 +430,17 @@ def _class_lines(metrics: Metrics) -> Iterator[str]:
         counts = zip(confusion[index] if confusion else (), classes, strict=False)
         found = ", ".join(f"{name} {n}" for n, name in sorted(counts, reverse=True)[:4] if n)
         yield f"{one.ljust(width)}  {share}  {found}".rstrip()
+
+
+def _segment_lines(metrics: Any) -> Iterator[str]:
+    """Yield the lines of a table of classes: frames, and segments at an overlap of 50%."""
+    width = max(12, *map(len, metrics.per_class))
+    heading = "accuracy" if metrics.confusion else "average precision"
+    yield f"{'class'.ljust(width)}  {heading}  segments: found of true, predicted"
+    for name, share in metrics.per_class.items():
+        num_true, num_predicted, num_found = metrics.segments[name]
+        value = ("–" if share is None else f"{share:.1%}").rjust(len(heading))
+        yield f"{name.ljust(width)}  {value}  {num_found:,} of {num_true:,}, {num_predicted:,}"
 
 
 @click.command("evaluate")

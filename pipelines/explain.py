@@ -17,13 +17,22 @@ from ..extract.device import resolve_device
 from ..manifests.errors import SettingsError
 from ..manifests.failures import VideoError
 from ..manifests.manifest import VideoRow
-from ..temporal.inference import even_spans, logits_without, prefix_logits
+from ..temporal.clips import Windows
+from ..temporal.inference import (
+    even_spans,
+    logits_without,
+    prefix_logits,
+    video_frame_logits,
+)
+from ..temporal.segmentation import VITERBI
 from ..temporal.tasks import log_odds, probabilities
 from .console import CountProgress, say
 from .html.attention import video_attention
 from .html.explain_figure import write_figure
 from .html.explain_page import Explanation, occlusion_lines, write_explanation
 from .html.thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
+from .html.timeline import timeline
+from .inference.segmentation import SegmentedVideo, segment_line, segment_video
 from .inference.video_classifier import VideoFeatures, extract_features
 from .models.network import VideoTransformerNetwork
 from .options import settings_options
@@ -125,7 +134,10 @@ def explain(
     (piece,) = extract_features(network, [request], chunk_frames=settings.chunk_frames)
     if not len(piece.timestamps):
         raise VideoError(piece.outcome.reason or "no-frames", piece.outcome.message)
-    explanation = _explain(network, piece.features.to(device), piece.outcome, settings, console)
+    if network.config.temporal.is_per_frame:
+        _check_frame_settings(settings, Path(model), output)
+    explain_one = _explain_frames if network.config.temporal.is_per_frame else _explain
+    explanation = explain_one(network, piece.features.to(device), piece.outcome, settings, console)
     if output is not None:
         _write(output, explanation, network, row, settings, console)
         say(console, f"{output}: {output.stat().st_size / 2**20:,.1f} MiB")
@@ -185,6 +197,57 @@ def _explain(
         drops=drops.numpy(),
     )
     say(console, *(f"  {line}" for line in occlusion_lines(explanation)))
+    return explanation
+
+
+def _check_frame_settings(settings: ExplainSettings, model: Path, output: Path | None) -> None:
+    """Refuse settings that have no meaning for a task on frames.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    check_unset(settings, ["prefixes", "occlusions", "top"], f"{model} segments videos")
+    if output is not None and output.suffix != ".html":
+        raise SettingsError(f"--output {output}: {model} segments videos; give a name in .html")
+
+
+@torch.inference_mode()
+def _explain_frames(
+    network: VideoTransformerNetwork,
+    video: VideoFeatures,
+    outcome: Outcome,
+    settings: ExplainSettings,
+    console: Console,
+) -> Explanation:
+    """Compute the segments of a video and the attention of [CLS], and print them."""
+    config, temporal = network.config, network.temporal
+    name = "video"
+    positions = video.positions(config.temporal.position_fps)
+    windows = Windows(num_frames=config.temporal.window_frames)
+    logits = video_frame_logits(temporal, video.features, positions, windows)
+    of_frames = SegmentedVideo(name, logits, video.timestamps, video.frame_index)
+    labels, segments = segment_video(of_frames, config.class_names, config.temporal, VITERBI)
+    explanation = Explanation(
+        task=config.temporal.task,
+        class_names=config.class_names,
+        top_class=0,
+        scores=probabilities(logits, config.temporal.task).mean(0),
+        outcome=outcome,
+        timestamps=video.timestamps,
+        frame_index=video.frame_index,
+        attention=video_attention(temporal, video),
+        segments=segments,
+        timeline=timeline(
+            "Prediction",
+            labels,
+            video.timestamps,
+            config.class_names,
+            config.temporal.background_class,
+        ),
+    )
+    if outcome.status != "ok":
+        say(console, f"partial: {outcome.reason}: {outcome.message}")
+    say(console, *map(segment_line, segments))
     return explanation
 
 

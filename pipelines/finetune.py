@@ -1,12 +1,15 @@
 """`vtnpipe finetune`: train backbone and temporal model together, on clips decoded on the fly."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from torch import Tensor, nn
 
 from ..extract.augmentation import Augmentation, default_short_sides
 from ..extract.cores import num_cpus_per_process
@@ -17,18 +20,23 @@ from ..manifests.failures import Failure, write_failures
 from ..manifests.manifest import read_manifest
 from ..temporal.checkpoint import RunFolder
 from ..temporal.dataset import ClipDataset, RandomClips
+from ..temporal.distributed import Accelerator
+from ..temporal.segment_metrics import frame_metrics
 from ..temporal.splits import rows_of_split
+from ..temporal.train import Validation
 from .console import say, say_failures
 from .inference.clip_reader import IndexedVideos, VideoClipReader, index_videos
 from .inference.video_classifier import (
     VideoClassifier,
+    VideoToClassify,
+    classify_all,
     clips_of_videos,
     score_videos,
     whole_videos,
 )
 from .models.model_folder import save_network, write_config
 from .options import settings_options
-from .training.data import describe_splits, read_splits
+from .training.data import Splits, describe_splits, read_splits
 from .training.finetune_settings import FinetuneSettings
 from .training.initial_model import initial_model
 from .training.session import (
@@ -109,11 +117,12 @@ def finetune(
         statuses = dict.fromkeys(videos.rows, "ok")
         statuses |= {one.video_id: one.status for one in failures}
         splits = read_splits(
-            rows,
+            all_rows,
             statuses,
             settings,
             what="frames",
             remedy=f"see {files.failures}",
+            times=lambda video_id: videos.times(video_id)[1],
             class_names=initial.class_names,
         )
         network = initial.create(splits)
@@ -135,6 +144,8 @@ def finetune(
         accelerator.wait_for_everyone()
         augmentation = _augmentation(settings, config.preprocessing, splits.class_names)
         sampling = clip_sampling(settings)
+        if config.temporal.is_per_frame:  # as dense as the frames of whole videos
+            sampling = replace(sampling, spacing="consecutive")
         num_workers = settings.num_workers
         if num_workers is None:
             num_workers = num_cpus_per_process(MAX_WORKERS)
@@ -146,7 +157,7 @@ def finetune(
             position_fps=config.temporal.position_fps,
         )
         validation_rows = splits.validation.rows
-        if settings.val_clips:
+        if settings.val_clips and not config.temporal.is_per_frame:
             to_score = clips_of_videos(validation_rows, videos, sampling, settings.val_clips)
         else:
             to_score = whole_videos(validation_rows, initial.sampling, settings.decoder)
@@ -170,14 +181,33 @@ def finetune(
             recipe,
             splits,
             train,
-            validate=lambda _, should_stop: score_videos(
-                classifier, to_score, accelerator, should_stop
-            ),
+            validate=partial(_validate, classifier, to_score, splits, accelerator),
             save=lambda path: save_network(network, network.backbone, path),
             num_workers=num_workers,
             lr_scales=network.lr_scales(settings.layer_decay),
         )
     return FinetuneReport(training=report, failures=failures)
+
+
+def _validate(
+    classifier: VideoClassifier,
+    videos: list[VideoToClassify],
+    splits: Splits,
+    accelerator: Accelerator,
+    network: nn.Module,
+    should_stop: Callable[[], bool],
+) -> Validation:
+    """Score the validation split, with the classifier's own network."""
+    config, targets = classifier.network.config, splits.targets[1]
+    if isinstance(targets, Tensor):
+        scored = score_videos(classifier, videos, accelerator, should_stop)
+        return Validation.of(scored, targets, config.class_names, config.temporal)
+    found = classify_all(classifier, videos, accelerator, should_stop)
+    labels = targets.at([one.times for one in found])
+    logits = [one.logits for one in found if one.logits is not None]
+    metrics = frame_metrics(logits, labels, config.class_names, config.temporal)
+    faults = [f"{one.name}: {one.fault}" for one in found if one.fault]
+    return Validation(metrics, len(logits), faults)
 
 
 def _augmentation(

@@ -23,11 +23,25 @@ from ..extract.device import resolve_device
 from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.feature_store import open_features
+from ..manifests.segments import Segment
 from ..temporal.checkpoint import RunFolder
 from ..temporal.distributed import accelerated
+from ..temporal.segmentation import Method
 from ..temporal.tasks import decision, probabilities
 from .console import say
 from .inference.evaluation import logits_of_features
+from .inference.segmentation import (
+    SegmentedVideo,
+    check_segments_output,
+    decoding_of,
+    decoding_setting,
+    frame_logits_of_features,
+    min_seconds_setting,
+    segment_line,
+    segment_video,
+    transition_cost_setting,
+    write_segments_output,
+)
 from .inference.video_classifier import VideoClassifier, VideoToClassify
 from .models.model_folder import NetworkConfig, check_features, read_config
 from .models.network import VideoTransformerNetwork, load_temporal
@@ -64,10 +78,14 @@ class PredictSettings:
     top: int = setting(5, help="Classes to print per video.", check=at_least(1))
     output: str | None = setting(
         None,
-        help="Also write a CSV: video, predicted, note, and each class's probability.",
+        help="Also write a CSV: video, predicted, note, and each class's probability. For a task "
+        "on frames, segments: .csv, .json (ActivityNet's), .txt (Audacity's) or a folder of those.",
         short="-o",
         metavar="FILE",
     )
+    decoding: Method = decoding_setting()
+    transition_cost: float = transition_cost_setting()
+    min_seconds: float = min_seconds_setting()
     decoder: Decoder = decoder_setting()
     device: str = device_setting()
 
@@ -89,13 +107,15 @@ class Prediction(NamedTuple):
 
     Attributes:
         video: path or id.
-        logits: [C]; None if nothing could be decoded.
+        logits: [C], or [T, C] of a task on frames; None if nothing could be decoded.
         note: why there are no logits, or which frames are missing, or "".
+        segments: segments of a task on frames, by their start.
     """
 
     video: str
     logits: Tensor | None
     note: str = ""
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,26 +157,34 @@ def predict(
         raise SettingsError(f"--mode {settings.mode}: give at least one VIDEO")
     output = None if settings.output is None else check_output(Path(settings.output))
     names = [str(video) for video in videos]
+    config = read_config(RunFolder(Path(model)))
+    if output is not None and config.temporal.is_per_frame:
+        check_segments_output(output, len(names) or None)
     if settings.features is not None:
-        files = RunFolder(Path(model))
-        config = read_config(files)
-        found = _from_features(files, config, names, settings.features, device)
+        found = _from_features(RunFolder(Path(model)), config, names, settings, device)
     else:
         network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
-        config = network.config
         found = _from_videos(network, names, settings)
     predictions = []
     for prediction in found:
         _print(prediction, config, settings.top, console)
         predictions.append(prediction)
-    if output is not None:
+    if output is not None and config.temporal.is_per_frame:
+        segments = {one.video: list(one.segments) for one in predictions if one.logits is not None}
+        write_segments_output(output, segments)
+    elif output is not None:
         _write(predictions, config, output)
     return PredictReport(predictions=predictions, class_names=config.class_names)
 
 
 def _from_features(
-    files: RunFolder, config: NetworkConfig, ids: Sequence[str], features: str, device: str
+    files: RunFolder,
+    config: NetworkConfig,
+    ids: Sequence[str],
+    settings: PredictSettings,
+    device: str,
 ) -> Iterator[Prediction]:
+    features = settings.features or ""
     store = open_features(features)
     check_features(config, store.spec, store.folder.root)
     for video_id in ids:
@@ -167,8 +195,15 @@ def _from_features(
         temporal = accelerator.prepare_model(load_temporal(files, config), evaluation_mode=True)
         chosen = ids or list(store.entries)
         stored = [video_id for video_id in dict.fromkeys(chosen) if video_id in store]
+        of_frames: dict[str, SegmentedVideo] = {}
         logits: dict[str, Tensor] = {}
-        if stored:
+        if stored and config.temporal.is_per_frame:
+            videos = frame_logits_of_features(
+                temporal, store, stored, config=config.temporal, accelerator=accelerator
+            )
+            of_frames = {one.video_id: one for one in videos}
+            logits = {name: one.logits for name, one in of_frames.items()}
+        elif stored:
             found = logits_of_features(
                 temporal, store, stored, position_fps=fps, accelerator=accelerator
             )
@@ -177,7 +212,9 @@ def _from_features(
         parts = store.entries[video_id]
         if video_id in logits:
             messages = [part.message for part in parts if part.status != "ok"]
-            yield _prediction(video_id, logits[video_id], messages[0] if messages else "")
+            note = messages[0] if messages else ""
+            of_frame = of_frames.get(video_id)
+            yield _prediction(video_id, logits[video_id], of_frame, note, config, settings)
         else:
             yield Prediction(video_id, None, f"{parts[0].reason}: {parts[0].message}")
 
@@ -200,14 +237,28 @@ def _from_videos(
     )
     for found in classify(videos):
         note = found.fault if found.logits is None else found.outcome.message
-        yield _prediction(found.name, found.logits, note)
+        of_frames = None
+        if found.logits is not None and found.times is not None and found.frame_index is not None:
+            of_frames = SegmentedVideo(found.name, found.logits, found.times, found.frame_index)
+        yield _prediction(found.name, found.logits, of_frames, note, network.config, settings)
 
 
-def _prediction(video: str, logits: Tensor | None, note: str) -> Prediction:
+def _prediction(
+    video: str,
+    logits: Tensor | None,
+    of_frames: SegmentedVideo | None,
+    note: str,
+    config: NetworkConfig,
+    settings: PredictSettings,
+) -> Prediction:
     """Return the prediction for a video; none if its logits are not finite."""
     if logits is not None and not logits.isfinite().all():
         return Prediction(video, None, "its logits are not finite: the model's weights are broken")
-    return Prediction(video, logits, note)
+    if logits is None or of_frames is None or not config.temporal.is_per_frame:
+        return Prediction(video, logits, note)
+    options = decoding_of(settings.decoding, settings.transition_cost, settings.min_seconds)
+    _, segments = segment_video(of_frames, config.class_names, config.temporal, options)
+    return Prediction(video, logits, note, tuple(segments))
 
 
 def _print(prediction: Prediction, config: NetworkConfig, top: int, console: Console) -> None:
@@ -215,6 +266,10 @@ def _print(prediction: Prediction, config: NetworkConfig, top: int, console: Con
     say(console, f"{prediction.video}{note}")
     logits, task, classes = prediction.logits, config.temporal.task, config.class_names
     if logits is None:
+        return
+    if config.temporal.is_per_frame:
+        lines = [segment_line(one) for one in prediction.segments]
+        say(console, *(lines or ["  no segment"]))
         return
     if task == "regression":
         say(console, f"  {decision(logits, classes, task)}")
@@ -229,7 +284,7 @@ def _write(predictions: list[Prediction], config: NetworkConfig, path: Path) -> 
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video", "predicted", "note", *classes))
-        for video, logits, note in predictions:
+        for video, logits, note, _ in predictions:
             if logits is None:
                 writer.writerow((video, "", note, *("" for _ in classes)))
                 continue

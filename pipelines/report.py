@@ -14,19 +14,23 @@ from ..manifests.errors import EXIT_OK, SettingsError
 from ..manifests.feature_folder import FeatureFolder
 from ..manifests.feature_store import FeatureStore, open_features
 from ..manifests.manifest import VideoRow, read_manifest
+from ..manifests.plan import read_file_sizes
 from ..temporal.checkpoint import RunFolder
 from ..temporal.tasks import read_targets
 from .console import say
 from .html.attention import VideoStrip
 from .html.report_features import extraction_section
 from .html.report_page import RunSection, choose_videos, run_section, video_strips, write_report
+from .html.timeline import choose_segmented_videos, segment_strips
 from .inference.evaluation import EvaluateSettings
 from .inference.predictions import Predictions, read_predictions
+from .inference.segmentation import FramePredictions, read_frame_predictions
 from .models.model_folder import NetworkConfig, check_features, model_digest, read_config
 from .options import settings_options
 from .settings import at_least, check_output, check_settings, check_unset, device_setting, setting
 from .training.session import read_settings
 
+DECODING_SETTINGS = ("decoding", "transition_cost", "min_seconds")
 RUN_SETTINGS = ("split", "source", "videos", "manifest")  # no effect on feature folders
 
 
@@ -167,7 +171,9 @@ def _run_section(
         evaluation = next((one for one in others if not _stored(run, one)[1]), evaluation)
     predictions = _predictions(run, evaluation, notes)
     strips: tuple[list[VideoStrip], list[VideoStrip]] = ([], [])
-    if predictions is not None and source is not None:
+    if isinstance(predictions, FramePredictions):
+        strips = _segment_strips(run, predictions, settings)
+    elif predictions is not None and source is not None:
         chosen = choose_videos(run.config, predictions, settings.videos)
         strips = _strips(run, predictions, chosen, settings, evaluation.device)
         num_shown = len(strips[0]) + len(strips[1])
@@ -177,6 +183,30 @@ def _run_section(
                 f"{source}"
             )
     return run_section(files, run.config, predictions, strips, run_settings), store, notes
+
+
+def _segment_strips(
+    run: _Run, predictions: FramePredictions, settings: ReportSettings
+) -> tuple[list[VideoStrip], list[VideoStrip]]:
+    """Return strips of the worst and of the best videos, with truth and prediction."""
+    used = EvaluateSettings(
+        **{name: predictions.record["settings"][name] for name in DECODING_SETTINGS}
+    )
+    config, decoding = run.config, used.decoding_options
+    worst, best = choose_segmented_videos(predictions, config.temporal, decoding, settings.videos)
+    ids = [predictions.video_ids[number] for number in worst + best]
+    sizes = {} if run.store is None else read_file_sizes(run.store.folder, ids)
+    strips = segment_strips(
+        predictions,
+        worst + best,
+        run.rows,
+        sizes,
+        config.temporal,
+        config.class_names,
+        decoding,
+        num_frames=settings.frames,
+    )
+    return strips[: len(worst)], strips[len(worst) :]
 
 
 def _evaluated_splits(files: RunFolder) -> list[str]:
@@ -218,7 +248,9 @@ def _source(
     return found
 
 
-def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> Predictions | None:
+def _predictions(
+    run: _Run, evaluation: EvaluateSettings, notes: list[str]
+) -> Predictions | FramePredictions | None:
     """Return the split's stored predictions; None, with a note, if they are missing or outdated."""
     stored, fault = _stored(run, evaluation)
     if not fault:
@@ -232,15 +264,20 @@ def _predictions(run: _Run, evaluation: EvaluateSettings, notes: list[str]) -> P
     return None
 
 
-def _stored(run: _Run, evaluation: EvaluateSettings) -> tuple[Predictions | None, str]:
+def _stored(
+    run: _Run, evaluation: EvaluateSettings
+) -> tuple[Predictions | FramePredictions | None, str]:
     """Return the split's stored predictions, and why they are not to be used, or ""."""
-    stored = read_predictions(run.files.predictions, evaluation.predictions_name)
+    read = read_frame_predictions if run.config.temporal.is_per_frame else read_predictions
+    stored = read(run.files.predictions, evaluation.predictions_name)
     if stored is None:
         return None, f"split {evaluation.split} has not been evaluated"
     return stored, _why_outdated(stored, run, evaluation)
 
 
-def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) -> str:
+def _why_outdated(
+    stored: Predictions | FramePredictions, run: _Run, evaluation: EvaluateSettings
+) -> str:
     """Return why stored predictions are not those of the run's model and data; "" if they are."""
     record, config = stored.record, run.config
     if (
@@ -263,6 +300,8 @@ def _why_outdated(stored: Predictions, run: _Run, evaluation: EvaluateSettings) 
     known = [run.rows[video_id] for video_id in stored.video_ids if video_id in run.rows]
     if len(known) < len(stored.video_ids):
         return "the stored predictions are of other videos"
+    if isinstance(stored, FramePredictions):
+        return ""
     targets = read_targets(known, config.class_names, config.temporal.task)
     return "" if torch.equal(targets, stored.targets) else "the labels have changed"
 

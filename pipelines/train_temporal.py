@@ -12,9 +12,11 @@ from ..manifests.errors import EXIT_OK
 from ..manifests.feature_store import FeatureStore, open_features
 from ..manifests.manifest import read_manifest
 from ..temporal.checkpoint import RunFolder, save_weights
+from ..temporal.clips import Windows
 from ..temporal.dataset import ClipDataset, EvenClips, RandomClips
 from ..temporal.distributed import Accelerator
 from ..temporal.feature_reader import FeatureReader, choose_place, num_table_bytes, preload
+from ..temporal.frame_labels import FrameLabels
 from ..temporal.metrics import shown_names
 from ..temporal.model import TemporalClassifier
 from ..temporal.splits import remedy_for_features
@@ -24,6 +26,7 @@ from .options import settings_options
 from .training.data import describe_splits, read_splits
 from .training.feature_setup import (
     Fitted,
+    FrameValidator,
     Validator,
     baseline_metrics,
     choose_lengths,
@@ -75,6 +78,7 @@ def train_temporal(
         settings,
         what="features",
         remedy=remedy_for_features(store.folder),
+        times=lambda video_id: store.times(video_id)[1],
         drop_partial=settings.drop_partial,
     )
     dim, names = store.row_shape[-1], splits.class_names
@@ -85,8 +89,9 @@ def train_temporal(
         preset,
         dim,
         splits.targets[0],
-        len(names),
+        names,
         longest_seconds=lengths.longest_seconds,
+        window_frames=lengths.longest_tokens if settings.segments else None,
     )
     recipe = make_recipe(settings, preset, splits, device)
     files = RunFolder(Path(run))
@@ -136,7 +141,13 @@ def train_temporal(
                     splits.targets[0],
                     RandomClips(lengths.sampling(clip_sampling(settings)), settings.seed),
                 ),
-                (splits.validation, splits.targets[1], EvenClips()),
+                (
+                    splits.validation,
+                    splits.targets[1],
+                    Windows(num_frames=config.window_frames)
+                    if config.is_per_frame
+                    else EvenClips(),
+                ),
             )
         )
         say(
@@ -148,7 +159,12 @@ def train_temporal(
             place,
             *splits.gaps,
         )
-        validator = Validator(model, validation, splits.targets[1], accelerator, num_workers)
+        validator: Validator | FrameValidator
+        targets = splits.targets[1]
+        if isinstance(targets, FrameLabels):
+            validator = FrameValidator(config, validation, targets, names, accelerator, num_workers)
+        else:
+            validator = Validator(model, validation, targets, names, accelerator, num_workers)
         report = run_training(
             session,
             model,
@@ -161,9 +177,10 @@ def train_temporal(
             num_workers=num_workers,
             offsets=fitted.offsets,
         )
-        if session.is_main:
+        if session.is_main and fitted.baselines is not None:
+            assert not isinstance(targets, FrameLabels)
             scores = baseline_metrics(
-                fitted.baselines, store, splits.validation.rows, splits.targets[1], names, config
+                fitted.baselines, store, splits.validation.rows, targets, names, config
             )
             model_scores = {
                 name: report.kept[name] for name in shown_names(config.task, config.num_classes)

@@ -5,17 +5,15 @@ their timestamps, so that a clip of 5.12 s has the same length at every frame ra
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Spacing = Literal["even", "linspace"]
-Times = npt.NDArray[np.float64]
-Frames = npt.NDArray[np.int64]
+from .time_table import Frames, Ragged, Times, TimeTable
+
+Spacing = Literal["even", "linspace", "consecutive"]
 
 # Counters of the random numbers of a sample.
 VIEW, START, SPARED, MOVES = range(4)
@@ -35,7 +33,8 @@ class ClipSampling:
             of it. With 1, a frame lies anywhere in its equal piece of the clip.
         spacing: `even`, the middles of equal pieces of the clip; or `linspace`, as in PySlowFast:
             frames count from the clip's first one, and so do positions; a clip that is longer than
-            its video repeats the last frame.
+            its video repeats the last frame; or `consecutive` frames, whatever their times, for
+            which `seconds` and `jitter` have no meaning: positions count from the first one.
         drop: probability with which each frame of a clip is left out; at least one frame stays.
     """
 
@@ -47,151 +46,6 @@ class ClipSampling:
 
 
 ALL_FRAMES = ClipSampling(num_frames=None)
-
-
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Rows of different lengths, end to end: row b is values[offsets[b] : offsets[b + 1]].
-
-    Attributes:
-        values: [K].
-        offsets: [B + 1].
-    """
-
-    values: Frames
-    offsets: Frames
-
-    @property
-    def counts(self) -> Frames:
-        """Length of each row, [B]."""
-        return self.offsets[1:] - self.offsets[:-1]
-
-    @cached_property
-    def width(self) -> int | None:
-        """Length of all rows; None if they differ."""
-        width = int(self.offsets[1]) if len(self.offsets) > 1 else 0
-        return width if bool((self.counts == width).all()) else None
-
-    @property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """Where a row has values if it is padded to the longest one, [B, T]."""
-        counts = self.counts
-        return np.arange(int(counts.max())) < counts[:, None]
-
-    def rows(self, begin: int, end: int) -> "Ragged":
-        """Return the rows [begin, end)."""
-        offsets = self.offsets[begin : end + 1]
-        return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
-
-    def padded(self, sizes: Iterable[int]) -> Iterator[tuple[Frames, npt.NDArray[np.bool_]]]:
-        """Yield batches of rows, padded with 0 to their longest one, [B, T], and their masks.
-
-        Args:
-            sizes: number of rows in each batch.
-        """
-        end = 0
-        if self.width is not None:
-            values = self.values.reshape(-1, self.width)
-            is_value = np.ones(values.shape, dtype=bool)
-        for size in sizes:
-            begin, end = end, end + size
-            if self.width is not None:
-                yield values[begin:end], is_value[begin:end]
-                continue
-            rows = self.rows(begin, end)
-            mask = rows.mask
-            padded = np.zeros(mask.shape, dtype=rows.values.dtype)
-            padded[mask] = rows.values
-            yield padded, mask
-
-    @classmethod
-    def of(cls, values: Frames, counts: Frames) -> "Ragged":
-        """Create rows of given lengths [B]."""
-        return cls(values, np.concatenate(([0], np.cumsum(counts))))
-
-
-class Clips(NamedTuple):
-    """Clips to read: frames of videos.
-
-    Attributes:
-        video_ids: id of each clip's video, [B].
-        frames: numbers of the frames among those that the reader has of a video, in the order in
-            which they are to be returned.
-        views: [B] numbers of stored views; for frames that are decoded, seeds of an augmentation.
-    """
-
-    video_ids: list[str]
-    frames: Ragged
-    views: Frames
-
-    def rows(self, begin: int, end: int) -> "Clips":
-        """Return the clips [begin, end)."""
-        video_ids, views = self.video_ids[begin:end], self.views[begin:end]
-        return Clips(video_ids, self.frames.rows(begin, end), views)
-
-    def batches(self, sizes: Iterable[int]) -> Iterator["Clips"]:
-        """Yield the clips of each batch, given the number of clips in each."""
-        end = 0
-        for size in sizes:
-            begin, end = end, end + size
-            yield self.rows(begin, end)
-
-    def each(self) -> Iterator[tuple[str, Frames, int]]:
-        """Yield video_id, frames and view of each clip."""
-        parts = np.split(self.frames.values, self.frames.offsets[1:-1])
-        yield from zip(self.video_ids, parts, self.views.tolist(), strict=True)
-
-    @classmethod
-    def of(cls, clips: Iterable[tuple[str, Frames, int]]) -> "Clips":
-        """Create clips of video_id, frames and view of each."""
-        video_ids, frames, views = zip(*clips, strict=True)
-        counts = np.array([len(one) for one in frames])
-        return cls(list(video_ids), Ragged.of(np.concatenate(frames), counts), np.array(views))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TimeTable:
-    """Times of N videos, end to end, to choose the frames of many clips at once.
-
-    Attributes:
-        starts: [N] number of a video's first frame.
-        lengths: [N] number of its frames.
-        timestamps: [F] seconds, increasing in each video.
-        frame_index: [F]; None if positions are not counted in frames.
-        seeds: [N] uint64, hashes of the ids.
-    """
-
-    starts: Frames
-    lengths: Frames
-    timestamps: Times
-    frame_index: Frames | None
-    seeds: npt.NDArray[np.uint64]
-
-    @classmethod
-    def of(
-        cls,
-        video_ids: Sequence[str],
-        times: Callable[[str], tuple[Frames, Times]],
-        *,
-        with_frame_index: bool = False,
-    ) -> "TimeTable":
-        """Create the table from the frame_index and timestamps of each video."""
-        found = [times(video_id) for video_id in video_ids]
-        lengths = np.array([len(one) for _, one in found], dtype=np.int64)
-        indices = [one for one, _ in found] if with_frame_index else []
-        return cls(
-            starts=np.cumsum(lengths) - lengths,
-            lengths=lengths,
-            timestamps=np.concatenate([np.empty(0), *(one for _, one in found)]),
-            frame_index=np.concatenate(indices) if indices else None,
-            seeds=np.array([zlib.crc32(one.encode()) for one in video_ids], dtype=np.uint64),
-        )
-
-    def rates(self, videos: Frames) -> Times:
-        """Return frames per second of videos [B]; 1 if undefined, as in `times.frame_rate`."""
-        starts, lengths = self.starts[videos], self.lengths[videos]
-        spans = self.timestamps[starts + lengths - 1] - self.timestamps[starts]
-        return np.where(spans > 0, (lengths - 1) / np.where(spans > 0, spans, 1.0), 1.0)
 
 
 def draw_clips(
@@ -219,6 +73,10 @@ def draw_clips(
         clips = _all_frames(table.lengths[videos])
     elif sampling.spacing == "linspace":
         clips = _linspace(table, videos, sampling, _uniform(keys, START))
+    elif sampling.spacing == "consecutive":
+        rooms = np.maximum(0, table.lengths[videos] - num_frames) + 1
+        starts = (_uniform(keys, START) * rooms).astype(np.int64)
+        clips = consecutive_frames(table, videos, starts, num_frames)
     else:
         starts, spans = _rooms(table, videos, sampling, _uniform(keys, START))
         moves: float | Times = 0.0
@@ -267,6 +125,70 @@ def even_clips(
     shares = numbers / (num_clips - 1) if num_clips > 1 else np.full(len(videos), 0.5)
     starts, spans = _rooms(table, videos, sampling, shares)
     return _evenly(table, videos, sampling.num_frames, starts, spans, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows of consecutive frames that cover a video, to give logits to each of its frames.
+
+    Attributes:
+        num_frames: number of frames of a window; None for whole videos.
+    """
+
+    num_frames: int | None = None
+
+    @property
+    def overlap(self) -> int:
+        """Number of frames that a window shares with the next one."""
+        return (self.num_frames or 0) // 3
+
+    def counts(self, lengths: Frames) -> Frames:
+        """Return the number of windows of videos of L frames, [N]."""
+        if self.num_frames is None:
+            return np.ones_like(lengths)
+        step = self.num_frames - self.overlap
+        return 1 + np.maximum(0, -(-(lengths - self.num_frames) // step))
+
+    def starts(self, lengths: Frames, numbers: Frames) -> Frames:
+        """Return the first frames of windows [B], given their videos' lengths and their numbers.
+
+        The last window ends with its video.
+
+        >>> Windows(num_frames=6).starts(np.full(4, 15), np.arange(4)).tolist()
+        [0, 4, 8, 9]
+        """
+        if self.num_frames is None:
+            return np.zeros_like(numbers)
+        step = self.num_frames - self.overlap
+        return np.minimum(numbers * step, np.maximum(0, lengths - self.num_frames))
+
+    def weights(self, start: int, count: int, length: int) -> Times:
+        """Return the weight of each frame of a window in the mean over windows, [count].
+
+        It is 0 in the third of an overlap that is next to where the window cuts the video, since
+        there the model sees too little of what is around a frame.
+
+        >>> Windows(num_frames=9).weights(0, 9, 20).tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+        """
+        weights = np.ones(count)
+        cut = self.overlap // 3
+        if start and cut:
+            weights[:cut] = 0.0
+        if start + count < length and cut:
+            weights[-cut:] = 0.0
+        return weights
+
+
+def consecutive_frames(
+    table: TimeTable, videos: Frames, starts: Frames, num_frames: int | None
+) -> Ragged:
+    """Return clips of consecutive frames, at most `num_frames` each, from given first frames."""
+    counts = table.lengths[videos] - starts
+    if num_frames is not None:
+        counts = np.minimum(counts, num_frames)
+    clips = _all_frames(counts)
+    return Ragged(clips.values + np.repeat(starts, counts), clips.offsets)
 
 
 def draw_clip(timestamps: Times, sampling: ClipSampling, seed: int) -> Frames:

@@ -8,8 +8,9 @@ from ..manifests.user_module import is_factory
 
 # Besides hf:NAME and package.module:factory.
 ENCODERS = ("longformer", "full", "uniform", "attentive", "mean")
-TaskType = Literal["classification", "multi-label", "regression"]
-PositionEmbedding = Literal["learned", "sinusoidal", "none"]
+TaskType = Literal["classification", "multi-label", "regression", "frames", "frames-multi-label"]
+FRAME_TASKS: tuple[TaskType, ...] = ("frames", "frames-multi-label")
+PositionEmbedding = Literal["learned", "sinusoidal", "convolution", "none"]
 Shortcut = Literal["none", "mean", "motion"]
 
 
@@ -35,7 +36,9 @@ class TemporalConfig:
         attention_window: number of tokens that a token attends to besides itself, half to each
             side; even.
         intermediate_dim: dimensions inside each layer's feed-forward network.
-        position_embedding: learned rows, the fixed sinusoids of arXiv 1706.03762, or none.
+        position_embedding: learned rows, the fixed sinusoids of arXiv 1706.03762, or none; or a
+            depthwise convolution of the tokens over time (arXiv 2102.10882), which tells a token
+            what precedes and follows it, wherever it is in the video.
         max_positions: rows of the learned position embedding; the last two belong to [CLS] and to
             padding, and positions of frames are taken modulo the number of the others.
         position_fps: positions per second; None if positions are frame indices.
@@ -44,6 +47,10 @@ class TemporalConfig:
         head: `mlp`, or `package.module:factory`.
         head_dim: dimensions inside the MLP head.
         head_dropout: dropout inside the MLP head.
+        window_frames: for a task on frames, number of frames of the windows in which longer videos
+            are processed; None for whole videos.
+        background_class: for the task `frames`, number of the class of frames that no segment
+            covers.
         target_mean: mean of the training labels, for regression.
         target_std: standard deviation of the training labels, for regression.
 
@@ -71,8 +78,15 @@ class TemporalConfig:
     head: str = "mlp"
     head_dim: int = 768
     head_dropout: float = 0.5
+    window_frames: int | None = None
+    background_class: int | None = None
     target_mean: float = 0.0
     target_std: float = 1.0
+
+    @property
+    def is_per_frame(self) -> bool:
+        """Whether the model gives logits for each frame."""
+        return self.task in FRAME_TASKS
 
     @property
     def token_dim(self) -> int:

@@ -28,18 +28,17 @@ from torch import Tensor
 from ..manifests.errors import StoppedError
 from .clips import (
     ALL_FRAMES,
-    Clips,
     ClipSampling,
-    Frames,
-    Ragged,
-    Times,
-    TimeTable,
+    Windows,
     clip_positions,
+    consecutive_frames,
     draw_clips,
     draw_views,
     even_clips,
     generator_of,
 )
+from .frame_labels import FrameLabels
+from .time_table import Clips, Frames, Ragged, Times, TimeTable
 
 BLOCK_BATCHES = 32  # training batches whose clips are sorted by length together
 BLOCK_FRAMES = 2**16  # frames of the clips that are chosen at once; they fit in a core's cache
@@ -56,7 +55,7 @@ class Batch(NamedTuple):
         positions: [B, T] int64, frame positions.
         mask: [B, T] bool, True for frames, False for padding and for frames that could not be
             read; but a clip of which no frame could be read keeps True for all its frames.
-        targets: [B] or [B, C], see `temporal/tasks.py`.
+        targets: [B] or [B, C], see `temporal/tasks.py`; for tasks on frames [B, T] or [B, T, C].
         rows: [B] int64, index of each clip's row in the data set.
         is_read: [B] bool, False for a clip of which no frame could be read.
         faults: videos that could not be read completely, and why.
@@ -153,7 +152,7 @@ class ClipDataset:
     Args:
         reader: reader of the clips.
         video_ids: ids of the rows to use, all of which the reader must have.
-        targets: [N] or [N, C] targets of the rows, see `temporal/tasks.py`.
+        targets: [N] or [N, C] targets of the rows, see `temporal/tasks.py`; or labels of frames.
         clips: training or evaluation clips.
         position_fps: positions per second of the model, see `frame_positions`.
 
@@ -165,8 +164,8 @@ class ClipDataset:
         self,
         reader: ClipReader,
         video_ids: Sequence[str],
-        targets: Tensor,
-        clips: RandomClips | EvenClips,
+        targets: Tensor | FrameLabels,
+        clips: RandomClips | EvenClips | Windows,
         *,
         position_fps: float | None,
     ) -> None:
@@ -180,15 +179,32 @@ class ClipDataset:
         return len(self._ids)
 
     @property
-    def num_draws(self) -> int:
-        """Number of samples per row in an evaluation."""
-        assert isinstance(self._clips, EvenClips)
-        return self._clips.num_clips * self._reader.num_views
+    def num_draws(self) -> Frames:
+        """Number of samples of each row in an evaluation, [N]."""
+        assert not isinstance(self._clips, RandomClips)
+        if isinstance(self._clips, Windows):
+            return self._clips.counts(self._table.lengths) * self._reader.num_views
+        return np.full(len(self), self._clips.num_clips * self._reader.num_views)
+
+    def window(self, row: int, draw: int) -> tuple[int, Times]:
+        """Return first frame and weights [T] of a sample of a row, of an evaluation by windows."""
+        assert isinstance(self._clips, Windows)
+        length = self._table.lengths[[row]]
+        number = np.array([draw // self._reader.num_views])
+        start = int(self._clips.starts(length, number)[0])
+        return start, self._clips.weights(start, int(self.lengths[row]), int(length[0]))
+
+    @property
+    def num_frames(self) -> Frames:
+        """Number of frames of each row, [N]."""
+        return self._table.lengths
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Largest number of frames in a sample of each row, [N]."""
-        most = self._clips.sampling.num_frames or np.iinfo(np.int64).max
+        clips = self._clips
+        most = clips.num_frames if isinstance(clips, Windows) else clips.sampling.num_frames
+        most = most or np.iinfo(np.int64).max
         return np.minimum(self._table.lengths, most)
 
     @cached_property
@@ -209,12 +225,14 @@ class ClipDataset:
             views = draw_views(table, numbers, draws, num_views, clips.seed)
             frames = draw_clips(table, numbers, draws, clips.sampling, clips.seed)
         else:
-            clip, views = np.divmod(draws, num_views)
-            frames = even_clips(table, numbers, clip, clips.sampling, clips.num_clips)
-        is_linspace = clips.sampling.spacing == "linspace"
-        positions = clip_positions(
-            table, numbers, frames, self._position_fps, from_clip=is_linspace
-        )
+            number, views = np.divmod(draws, num_views)
+            if isinstance(clips, Windows):
+                starts = clips.starts(table.lengths[numbers], number)
+                frames = consecutive_frames(table, numbers, starts, clips.num_frames)
+            else:
+                frames = even_clips(table, numbers, number, clips.sampling, clips.num_clips)
+        from_clip = isinstance(clips, Windows) or clips.sampling.spacing != "even"
+        positions = clip_positions(table, numbers, frames, self._position_fps, from_clip=from_clip)
         video_ids = [self._ids[number] for number in numbers.tolist()]
         if isinstance(clips, EvenClips) and clips.shuffle_seed is not None:
             parts = np.split(frames.values, frames.offsets[1:-1])
@@ -239,20 +257,33 @@ class ClipDataset:
             numbers, draws = np.concatenate(block).T
             clips, positions = self.samples(numbers, draws)
             rows = torch.from_numpy(numbers.copy())
-            targets, is_read = self.targets[rows], torch.ones(len(rows), dtype=torch.bool)
+            is_read = torch.ones(len(rows), dtype=torch.bool)
             sizes, end = [len(keys) for keys in block], 0
-            for size, read, (places, is_frame) in zip(
-                sizes, self._reader.read(clips, sizes), positions.padded(sizes), strict=True
+            for size, read, (places, is_frame), targets in zip(
+                sizes,
+                self._reader.read(clips, sizes),
+                positions.padded(sizes),
+                self._targets(rows, clips.frames, sizes),
+                strict=True,
             ):
                 begin, end = end, end + size
                 yield _batch(
                     read,
                     positions=torch.from_numpy(places),
                     mask=torch.from_numpy(is_frame),
-                    targets=targets[begin:end],
+                    targets=targets,
                     rows=rows[begin:end],
                     is_read=is_read[begin:end],
                 )
+
+    def _targets(self, rows: Tensor, frames: Ragged, sizes: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the targets of each batch: of its clips, or of their frames."""
+        if isinstance(self.targets, Tensor):
+            yield from self.targets[rows].split(list(sizes))
+            return
+        begins = torch.from_numpy(self._table.starts)[rows].split(list(sizes))
+        for begin, (numbers, _) in zip(begins, frames.padded(sizes), strict=True):
+            yield self.targets.values[begin[:, None] + torch.from_numpy(numbers)]
 
     def _blocks(self, batches: Sequence[Keys]) -> Iterator[Sequence[Keys]]:
         """Divide batches into blocks of at most `BLOCK_FRAMES` frames, or of one batch."""
@@ -311,22 +342,23 @@ def training_batches(
     return [keys[start : start + batch_size] for start in starts.tolist()]
 
 
-def evaluation_batches(
-    lengths: npt.NDArray[np.int64], num_draws: int, max_tokens: int
-) -> list[Keys]:
+def evaluation_batches(lengths: Frames, num_draws: Frames, max_tokens: int) -> list[Keys]:
     """Return the batches of an evaluation: all draws of every row, longest rows first.
 
     Args:
         lengths: [N] frames of a clip of each row.
-        num_draws: draws per row.
+        num_draws: [N] draws of each row.
         max_tokens: largest number of frames in a batch, padding included; a longer clip is a batch
             of its own.
 
-    >>> [keys.tolist() for keys in evaluation_batches(np.array([5, 9, 5]), 1, 18)]
-    [[[1, 0], [0, 0]], [[2, 0]]]
+    >>> batches = evaluation_batches(np.array([5, 9, 5]), np.array([1, 1, 2]), 18)
+    >>> [keys.tolist() for keys in batches]
+    [[[1, 0], [0, 0]], [[2, 0], [2, 1]]]
     """
-    order = np.argsort(-lengths, kind="stable").repeat(num_draws)
-    keys = np.stack([order, np.tile(np.arange(num_draws), len(lengths))], axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    draws = [np.arange(count) for count in num_draws[order].tolist()]
+    order = order.repeat(num_draws[order])
+    keys = np.stack([order, np.concatenate(draws)], axis=1)
     batches: list[Keys] = []
     begin = 0
     while begin < len(keys):

@@ -1,5 +1,8 @@
 """Temporal encoders: tokens [B, T, W], positions and mask [B, T] → one vector per clip, [B, W].
 
+An encoder for tasks on frames also has a method `frame_states`, which takes the same and returns a
+vector per frame, [B, T, W].
+
     longformer  VTN's encoder: frames attend within windows, [CLS] to all frames; linear in T
     full        the same with exact attention of every token to every other; quadratic in T
     uniform     the same with equal attention to all tokens: does attention matter?
@@ -25,8 +28,20 @@ def build_encoder(config: TemporalConfig) -> nn.Module:
     """Create the encoder that a configuration names, with random weights.
 
     Raises:
-        SettingsError: a user module's factory fails, or the module does not return [B, D].
+        SettingsError: a user module's factory fails, or the module does not return [B, D]; or the
+            task is on frames, and the encoder has no states of them.
     """
+    module = _build(config)
+    if config.is_per_frame and not hasattr(module, "frame_states"):
+        raise SettingsError(
+            f"--task {config.task} with --encoder {config.encoder}: it gives no state for each "
+            "frame; give longformer, full, uniform, hf:NAME, or a module with a method "
+            "frame_states(tokens, positions, mask)"
+        )
+    return module
+
+
+def _build(config: TemporalConfig) -> nn.Module:
     if config.encoder in ("longformer", "full", "uniform"):
         return ClsEncoder(config)
     if config.encoder == "attentive":
@@ -42,18 +57,25 @@ def build_encoder(config: TemporalConfig) -> nn.Module:
         return module
     features = torch.zeros(1, 2, config.token_dim)
     positions, mask = torch.arange(2)[None], torch.ones(1, 2, dtype=torch.bool)
-    check_output(module, config.token_dim, f"encoder {config.encoder!r}", features, positions, mask)
+    inputs, name = (features, positions, mask), f"encoder {config.encoder!r}"
+    if config.is_per_frame and hasattr(module, "frame_states"):
+        check_output(module, [1, 2, config.token_dim], name, *inputs, method="frame_states")
+    else:
+        check_output(module, [1, config.token_dim], name, *inputs)
     return module
 
 
-def check_output(module: nn.Module, dim: int, what: str, *inputs: Tensor) -> None:
-    """Run a user module on one clip, and refuse it if it does not return [1, dim].
+def check_output(
+    module: nn.Module, shape: list[int], what: str, *inputs: Tensor, method: str = "forward"
+) -> None:
+    """Run a user module on one clip, and refuse it if it does not return a tensor of a shape.
 
     Args:
         module: the user module.
-        dim: number of elements that it must return.
+        shape: shape that it must return.
         what: name of the module, for messages.
         inputs: inputs of one clip.
+        method: name of the method to run.
 
     Raises:
         SettingsError: the module fails, or returns anything else.
@@ -61,7 +83,7 @@ def check_output(module: nn.Module, dim: int, what: str, *inputs: Tensor) -> Non
     was_training = module.training
     try:
         with torch.no_grad():
-            output = module.eval()(*inputs)
+            output = getattr(module.eval(), method)(*inputs)
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
         raise SettingsError(
@@ -71,8 +93,8 @@ def check_output(module: nn.Module, dim: int, what: str, *inputs: Tensor) -> Non
         ) from error
     module.train(was_training)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != [1, dim]:
-        raise SettingsError(f"{what} returned {found} for one clip; it must return [1, {dim}]")
+    if found != shape:
+        raise SettingsError(f"{what} returned {found} for one clip; it must return {shape}")
 
 
 class ClsEncoder(nn.Module):
@@ -99,6 +121,11 @@ class ClsEncoder(nn.Module):
         """
         state: Tensor = self.model(self.cls_token, features, positions, mask)
         return state
+
+    def frame_states(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector per frame, [B, T, D]; for the arguments see `forward`."""
+        states: Tensor = self.model(self.cls_token, features, positions, mask, cls_only=False)
+        return states[:, 1:]
 
     def cls_attention(self, features: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Return the attention of [CLS] to itself and to each frame, [B, L, H, 1 + T].

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..manifests.errors import FeaturesError, SettingsError
 from ..manifests.feature_store import FeatureStore
-from .clips import Clips, Frames, Times
 from .dataset import Read
+from .time_table import Clips, Frames, Times
 
 Preload = Literal["auto", "none", "ram", "gpu"]
 

@@ -49,6 +49,14 @@ class HfEncoder(nn.Module):
             positions: [B, T]; ignored.
             mask: [B, T] bool, True for frames, False for padding.
         """
+        return self._states(tokens, mask)[:, 0]
+
+    def frame_states(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return one vector per frame, [B, T, W]; for the arguments see `forward`."""
+        return self._states(tokens, mask)[:, 1:]
+
+    def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the final states of [CLS] and the frames, [B, 1 + T, W]."""
         B, T, _ = tokens.shape
         if T >= MAX_TOKENS:
             raise SettingsError(
@@ -61,8 +69,8 @@ class HfEncoder(nn.Module):
         if self._has_global_attention:
             options["global_attention_mask"] = F.pad(torch.ones_like(mask[:, :1]), (0, T)).long()
         output = self.model(inputs_embeds=tokens, attention_mask=mask.long(), **options)
-        state: Tensor = output.last_hidden_state[:, 0]
-        return state
+        states: Tensor = output.last_hidden_state[:, : 1 + T]
+        return states
 
     @torch.no_grad()
     def _check(self, config: TemporalConfig) -> None:

@@ -52,11 +52,9 @@ def confidence_intervals(
     num_videos, members = len(logits), _members(len(logits), groups)
     metrics = metrics_over(logits, targets, config)
     values = metrics(np.arange(num_videos))
-    found = {
-        name: interval
-        for name, interval in _resampled(metrics, members, num_resamples, seed).items()
-        if np.isfinite(interval).all()
-    }
+    found = resampled_intervals(
+        metrics, num_videos, num_resamples=num_resamples, seed=seed, groups=groups
+    )
     if config.task == "classification":
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
         for name, hits in (("top1", best[:, 0]), ("top5", best.any(1))):
@@ -71,6 +69,32 @@ def confidence_intervals(
         if name in found and found[name][0] == found[name][1]:
             found[name] = wilson_interval(values[name], len(members))
     return {name: found[name] for name in values if name in found}
+
+
+def resampled_intervals(
+    metrics: Callable[[Index], dict[str, float]],
+    num_videos: int,
+    *,
+    num_resamples: int,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Return the percentile interval of each metric over resampled groups of videos.
+
+    Args:
+        metrics: returns the metrics over videos by their numbers, see `metrics_over`.
+        num_videos: number of videos.
+        num_resamples: number of resamples; 0 for no intervals.
+        seed: seed of the resamples.
+        groups: [N] group of each video; None if all are independent.
+
+    Returns:
+        Name of the metric → (low, high); without metrics that are undefined in all resamples.
+    """
+    if not num_resamples:
+        return {}
+    found = _resampled(metrics, _members(num_videos, groups), num_resamples, seed)
+    return {name: ends for name, ends in found.items() if np.isfinite(ends).all()}
 
 
 def _members(num_videos: int, groups: Sequence[str] | None) -> list[Index]:

@@ -36,6 +36,7 @@ from .config import TemporalConfig
 
 CLS_TYPE, FRAME_TYPE = 1, 0  # token types
 LAYER_NORM_EPS = 1e-12  # value of the paper's authors, in the embeddings and in all layers
+KERNEL_SIZE = 15  # frames that the convolution of a position embedding sees
 INIT_STD = 0.02  # value of the paper's authors, for embeddings and weights
 
 Run = Callable[..., Tensor]  # calls its first argument with the others
@@ -59,6 +60,9 @@ class FrameEmbeddings(nn.Module):
             self.position_embeddings = nn.Embedding(
                 config.max_positions, config.token_dim, padding_idx=padding
             )
+        if self.kind == "convolution":
+            D = config.token_dim
+            self.convolution = nn.Conv1d(D, D, KERNEL_SIZE, padding="same", groups=D)
         self.token_type_embeddings = nn.Embedding(2, config.token_dim)
         self.LayerNorm = nn.LayerNorm(config.token_dim, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
@@ -68,19 +72,25 @@ class FrameEmbeddings(nn.Module):
                 if module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx])
 
-    def forward(self, cls: Tensor | None, features: Tensor, positions: Tensor) -> Tensor:
+    def forward(
+        self, cls: Tensor | None, features: Tensor, positions: Tensor, mask: Tensor
+    ) -> Tensor:
         """Compute the tokens of a batch.
 
         Args:
             cls: [1, 1, D], the learned [CLS]; None for tokens of frames only.
             features: [B, T, D], of any floating dtype.
             positions: [B, T] int, frame positions.
+            mask: [B, T] bool, True for frames, False for padding.
 
         Returns:
             [B, 1 + T, D], or [B, T, D] without [CLS], in the dtype of the parameters.
         """
         B, T, _ = features.shape
         types = self.token_type_embeddings.weight
+        if self.kind == "convolution":
+            frames = features.to(types.dtype) * mask[..., None]
+            features = frames + self.convolution(frames.transpose(1, 2)).transpose(1, 2)
 
         def blocks() -> Iterator[Tensor]:
             if cls is not None:
@@ -184,7 +194,7 @@ class Longformer(nn.Module):
         run: Run = _call
         if self.training and self.gradient_checkpointing:
             run = partial(checkpoint, use_reentrant=False)
-        tokens = self.embeddings(cls, features, positions)
+        tokens = self.embeddings(cls, features, positions, mask)
         mask = F.pad(mask, (1, 0), value=True)
         layers: Any = self.encoder["layer"]
         for layer in layers[:-1]:
@@ -209,7 +219,7 @@ class Longformer(nn.Module):
         Returns:
             [B, L, H, 1 + T], the attention to [CLS] itself first.
         """
-        tokens = self.embeddings(cls, features, positions)
+        tokens = self.embeddings(cls, features, positions, mask)
         mask = F.pad(mask, (1, 0), value=True)
         layers: Any = self.encoder["layer"]
         found = [layers[0].cls_weights(tokens, mask)]

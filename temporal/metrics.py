@@ -6,7 +6,7 @@ torchmetrics.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,8 +38,23 @@ class Counts:
     dropped: int
 
 
+class _Metrics:
+    """Base of the metrics of all tasks: metrics[name] is the value of one of `names`."""
+
+    names: ClassVar[tuple[str, ...]]
+    is_better_lower: ClassVar[bool] = False
+
+    def __getitem__(self, name: str) -> float | None:
+        found: float | None = getattr(self, name)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values by name."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
 @dataclass(frozen=True, kw_only=True)
-class ClassificationMetrics:
+class ClassificationMetrics(_Metrics):
     """Metrics of a classification, over videos; all but the loss are in [0, 1].
 
     Attributes:
@@ -53,8 +68,7 @@ class ClassificationMetrics:
         confusion: [C][C]; `confusion[i][j]` counts videos of class i predicted as class j.
     """
 
-    names: ClassVar = ("top1", "top5", "mean_class_accuracy", "loss")
-    is_better_lower: ClassVar = False
+    names = ("top1", "top5", "mean_class_accuracy", "loss")
 
     top1: float
     top5: float
@@ -65,7 +79,7 @@ class ClassificationMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelMetrics:
+class MultiLabelMetrics(_Metrics):
     """Metrics of a multi-label classification, over videos and classes; in [0, 1] but for the loss.
 
     Attributes:
@@ -78,8 +92,7 @@ class MultiLabelMetrics:
         per_class: class → average precision; None for a class that does not occur.
     """
 
-    names: ClassVar = ("mean_average_precision", "f1", "loss")
-    is_better_lower: ClassVar = False
+    names = ("mean_average_precision", "f1", "loss")
 
     mean_average_precision: float
     f1: float
@@ -88,7 +101,7 @@ class MultiLabelMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionMetrics:
+class RegressionMetrics(_Metrics):
     """Metrics of a regression, over videos.
 
     Attributes:
@@ -100,8 +113,8 @@ class RegressionMetrics:
         loss: mean loss.
     """
 
-    names: ClassVar = ("rmse", "mae", "r2", "loss")
-    is_better_lower: ClassVar = True
+    names = ("rmse", "mae", "r2", "loss")
+    is_better_lower = True
 
     rmse: float
     mae: float
@@ -109,22 +122,85 @@ class RegressionMetrics:
     loss: float
 
 
-Metrics = ClassificationMetrics | MultiLabelMetrics | RegressionMetrics
+# Overlaps, in percent, from which on a predicted segment counts as found (F1, average precision).
+F1_OVERLAPS = (10, 25, 50)
+MAP_OVERLAPS = (30, 40, 50, 60, 70)
+_OF_SEGMENTS = (
+    *(f"f1@{overlap}" for overlap in F1_OVERLAPS),
+    "map",
+    *(f"map@{overlap}" for overlap in MAP_OVERLAPS),
+    "loss",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameMetrics(_Metrics):
+    """Metrics of segmented videos, over frames or segments; all but the loss are in [0, 1].
+
+    See `temporal/segment_metrics.py` for their definitions.
+
+    Attributes:
+        names: names of the metrics of the task `frames`, the decisive one first.
+        values: value of each metric by name; None if it is undefined.
+        per_class: class → share of its frames that are predicted rightly; None for a class that
+            does not occur.
+        segments: class → number of true segments, of predicted ones, and of those that match at an
+            overlap of 50%.
+        confusion: [C][C]; `confusion[i][j]` counts frames of class i predicted as class j.
+    """
+
+    names = (
+        *("frame_accuracy", "frame_accuracy_without_background", "edit"),
+        *_OF_SEGMENTS,
+    )
+
+    values: dict[str, float | None]
+    per_class: dict[str, float | None]
+    segments: dict[str, tuple[int, int, int]]
+    confusion: list[list[int]] | None = None
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.values[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all values by name."""
+        found = asdict(self)
+        return {**found.pop("values"), **found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameMultiLabelMetrics(FrameMetrics):
+    """Metrics of the task `frames-multi-label`; `per_class` has average precisions over frames."""
+
+    names = ("frame_mean_average_precision", *_OF_SEGMENTS)
+
+
+Metrics = ClassificationMetrics | MultiLabelMetrics | RegressionMetrics | FrameMetrics
 METRICS: dict[TaskType, type[Metrics]] = {
     "classification": ClassificationMetrics,
     "multi-label": MultiLabelMetrics,
     "regression": RegressionMetrics,
+    "frames": FrameMetrics,
+    "frames-multi-label": FrameMultiLabelMetrics,
 }
 
 
 def shown_names(task: TaskType, num_classes: int) -> tuple[str, ...]:
-    """Return the names of the metrics worth showing: top-5 is always 1 for up to five classes.
+    """Return the names of the metrics worth showing, see `is_shown`.
 
     >>> shown_names("classification", 2)
     ('top1', 'mean_class_accuracy', 'loss')
     """
     names: tuple[str, ...] = METRICS[task].names
-    return tuple(name for name in names if name != "top5" or num_classes > 5)
+    return tuple(name for name in names if is_shown(name, num_classes))
+
+
+def is_shown(name: str, num_classes: int) -> bool:
+    """Return whether a metric is worth showing.
+
+    Top-5 is always 1 for up to five classes, and `map` is the mean of those at each overlap.
+    """
+    return not name.startswith("map@") and (name != "top5" or num_classes > 5)
 
 
 def task_metrics(

@@ -1,7 +1,8 @@
 """Temporal model: frame features in, class logits out.
 
 An encoder computes one vector per clip, and a head computes logits from it; with the default
-encoder and head, this is the temporal half of VTN (arXiv 2102.00719, section 3).
+encoder and head, this is the temporal half of VTN (arXiv 2102.00719, section 3). For a task on
+frames, the head takes the encoder's state of each frame instead.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ class TemporalClassifier(nn.Module):
     Attributes:
         config: configuration of the model.
         input: features [B, T, D] → tokens [B, T, W].
-        encoder: tokens, positions and mask → [B, W].
+        encoder: tokens, positions and mask → [B, W]; its `frame_states` → [B, T, W].
         head: [B, W] → [B, C].
         shortcut: linear probe that adds to the logits; None without one.
     """
@@ -64,10 +65,17 @@ class TemporalClassifier(nn.Module):
             mask: [B, T] bool, True for frames, False for padding; None if there is no padding.
 
         Returns:
-            [B, C] logits; for regression [B, 1] float64, in the unit of the labels.
+            [B, C] logits, or [B, T, C] of a task on frames; for regression [B, 1] float64, in the
+            unit of the labels.
         """
         features, positions, mask = self._inputs(features, positions, mask)
-        logits: Tensor = self.head(self.encoder(self.input(features), positions, mask))
+        tokens = self.input(features)
+        if self.config.is_per_frame:
+            states: Tensor = self.encoder.frame_states(tokens, positions, mask)  # type: ignore[operator]
+            states = states.flatten(0, 1)
+            of_frames: Tensor = self.head(states)
+            return of_frames.view(*tokens.shape[:2], -1)
+        logits: Tensor = self.head(self.encoder(tokens, positions, mask))
         if self.shortcut is not None and not (self.training and self.shortcut.is_held_out):
             logits = self.shortcut(logits, features, mask)
         if self.config.task == "regression":
@@ -179,5 +187,5 @@ def build_head(config: TemporalConfig) -> nn.Module:
     if torch.get_default_device().type == "meta":
         return module
     state = torch.zeros(1, config.token_dim)
-    check_output(module, config.num_classes, f"head {config.head!r}", state)
+    check_output(module, [1, config.num_classes], f"head {config.head!r}", state)
     return module

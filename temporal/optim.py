@@ -50,6 +50,7 @@ class Recipe:
         max_grad_norm: largest norm of all gradients together; None for no clipping.
         label_smoothing: share of each target that is spread over all classes.
         class_weights: `balanced` makes every class count alike.
+        smoothing_loss: weight of the loss of neighboring frames' differences, see `LossOptions`.
         patience: epochs without improvement after which training stops; None for never.
         keep: the epoch that becomes the run's model: `last`, or `best` on the validation split.
         drop_last: leave out a last batch with fewer clips, as the authors do, if there are others.
@@ -69,6 +70,7 @@ class Recipe:
     max_grad_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    smoothing_loss: float = 0.15
     patience: int | None = None
     keep: Literal["best", "last"] = "last"
     drop_last: bool = True
@@ -132,6 +134,7 @@ class Recipe:
         """Return the loss options, given all training targets."""
         is_balanced = self.class_weights == "balanced"
         return LossOptions(
+            smoothing=self.smoothing_loss if config.is_per_frame else 0.0,
             label_smoothing=self.label_smoothing,
             class_weights=balanced_class_weights(targets, config) if is_balanced else None,
         )
@@ -146,10 +149,17 @@ FEATURES: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "drop_last": False,
 }
+# The same for tasks on frames, whose clips are whole videos or long windows.
+FEATURES_OF_FRAMES: dict[str, Any] = {**FEATURES, "lr": 2e-3, "batch_size": 4}
 
 
 def named_recipe(
-    name: RecipeName, given: Mapping[str, Any], *, num_clips: int, num_validation_videos: int
+    name: RecipeName,
+    given: Mapping[str, Any],
+    *,
+    num_clips: int,
+    num_validation_videos: int,
+    is_per_frame: bool = False,
 ) -> Recipe:
     """Return a recipe for two splits: the given values, and the named recipe's for all others.
 
@@ -162,10 +172,12 @@ def named_recipe(
         given: values of fields of `Recipe`, by name.
         num_clips: number of training clips per epoch.
         num_validation_videos: number of validation videos.
+        is_per_frame: whether the task is on frames.
     """
     values = {"keep": "auto" if given.get("patience") is not None else "last", **given}
     if name == "features":
-        values = {**FEATURES, "keep": "auto", **given}
+        own = FEATURES_OF_FRAMES if is_per_frame else FEATURES
+        values = {**own, "keep": "auto", **given}
         num_steps = Recipe(**{**values, "keep": "last"}).num_steps(num_clips)
         least, most = EPOCHS_FOR_STEPS
         epochs = min(most, max(least, math.ceil(NUM_STEPS / num_steps)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..manifests.errors import ManifestError
 from ..manifests.feature_folder import FeatureFolder
 from ..manifests.manifest import VideoRow
+from .metrics import Counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,17 @@ class UsableRows:
     def num_missing(self) -> int:
         """Number of rows without features, or frames."""
         return self.num_expected - len(self.rows) - self.num_dropped
+
+    @property
+    def counts(self) -> Counts:
+        """Numbers of videos behind the metrics of the split."""
+        return Counts(
+            expected=self.num_expected,
+            scored=len(self.rows),
+            missing=self.num_missing,
+            partial=self.num_partial,
+            dropped=self.num_dropped,
+        )
 
     @property
     def gaps(self) -> str:

@@ -21,6 +21,7 @@ from .cuda_graphs import CudaGraphs, graph_length
 from .dataset import Batch, ClipDataset, Keys, share_of
 from .distributed import Accelerator
 from .encoders import ClsEncoder
+from .frame_labels import FrameLabels
 from .model import TemporalClassifier
 from .optim import Recipe
 from .tasks import clip_weights, task_losses
@@ -80,8 +81,14 @@ class TrainStep:
         self._config = config
         self._recipe = recipe
         self._accelerator = accelerator
-        loss = recipe.loss_options(dataset.targets, config)
-        self._clip_weights = clip_weights(dataset.targets, config, loss).numpy()
+        targets = dataset.targets
+        if isinstance(targets, FrameLabels):
+            labeled = targets.values[targets.is_labeled]
+            loss = recipe.loss_options(labeled, config)
+            self._clip_weights = np.ones(len(targets), dtype=np.float32)
+        else:
+            loss = recipe.loss_options(targets, config)
+            self._clip_weights = clip_weights(targets, config, loss).numpy()
         if loss.class_weights is not None:
             loss = replace(loss, class_weights=loss.class_weights.to(accelerator.device))
         self._loss = loss
@@ -163,7 +170,8 @@ class TrainStep:
             if self._offsets is not None:
                 inputs.append(self._offsets[batch.rows])
             if self.graphs is not None:
-                losses.append(self.graphs(*_padded(inputs)))
+                num_with_time = 4 if self._config.is_per_frame else 3
+                losses.append(self.graphs(*_padded(inputs, num_with_time)))
                 break
             there = [one.to(self._accelerator.device, non_blocking=True) for one in inputs]
             is_last = number == len(shares)
@@ -199,7 +207,7 @@ class TrainStep:
         logits = self.network(features, positions, mask)
         if offsets is not None:
             logits = logits + offsets
-        losses = task_losses(logits, targets, self._config, self._loss)
+        losses = task_losses(logits, targets, self._config, self._loss, mask)
         loss = (losses * is_counted).sum()
         scaled, scaler = loss * scale, self._accelerator.scaler
         (scaled if scaler is None else scaler.scale(scaled)).backward()
@@ -221,19 +229,14 @@ class TrainStep:
             parameter.grad = None
 
 
-def _padded(inputs: list[Tensor]) -> list[Tensor]:
-    """Pad features, positions and mask along time, so that few shapes occur."""
+def _padded(inputs: list[Tensor], num_with_time: int) -> list[Tensor]:
+    """Pad the first inputs [B, T, ...] along time, so that few shapes occur."""
     num_frames = inputs[0].shape[1]
     missing = graph_length(num_frames) - num_frames
     if not missing:
         return inputs
-    features, positions, mask, *others = inputs
-    return [
-        F.pad(features, (0, 0, 0, missing)),
-        F.pad(positions, (0, missing)),
-        F.pad(mask, (0, missing)),
-        *others,
-    ]
+    padded = [F.pad(one, (*[0, 0] * (one.ndim - 2), 0, missing)) for one in inputs[:num_with_time]]
+    return padded + inputs[num_with_time:]
 
 
 def graph_obstacle(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> str | None:

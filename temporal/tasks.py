@@ -4,6 +4,9 @@
   entropy.
 - multi-label: a label is any number of classes, `a|b`. Targets [N, C] float32 of 0 and 1, logits
   [N, C]; the loss is the binary cross entropy, averaged over classes.
+- frames, frames-multi-label: labels are segments. Targets [B, T] int64 or [B, T, C] float32 as in
+  `temporal/frame_labels.py`, logits [B, T, C]; the loss is the mean, over the labeled frames of a
+  clip, of the loss of a classification or multi-label classification.
 - regression: a label is a number. Targets [N] and outputs [N, 1], float64, in the unit of the
   labels; the loss is the squared error, in units of the training labels' variance.
 """
@@ -133,26 +136,38 @@ class LossOptions:
         label_smoothing: share of a target that is spread over all classes.
         class_weights: [C] weight of a class's videos (classification), or of a class's presence
             relative to its absence (multi-label); None for equal weights.
+        smoothing: for tasks on frames, weight of the truncated mean squared difference of the
+            log-probabilities of neighboring frames (Y. Abu Farha and J. Gall, MS-TCN, arXiv
+            1903.01945, equation 6).
     """
 
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
+    smoothing: float = 0.0
 
 
 PLAIN = LossOptions()
+MAX_LOG_STEP = 4.0  # of MS-TCN's authors
 
 
 def task_losses(
-    logits: Tensor, targets: Tensor, config: TemporalConfig, options: LossOptions = PLAIN
+    logits: Tensor,
+    targets: Tensor,
+    config: TemporalConfig,
+    options: LossOptions = PLAIN,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the loss of each clip, [N].
 
     Args:
-        logits: [N, C]; for regression [N, 1].
-        targets: [N] or [N, C]; the module's docstring gives shape and dtype for each task.
+        logits: [N, C]; for regression [N, 1]; for tasks on frames [N, T, C].
+        targets: the module's docstring gives shape and dtype for each task.
         config: configuration of the temporal model.
         options: loss options; by default, the plain loss.
+        mask: [N, T] bool, True for frames, for tasks on frames; None without padding.
     """
+    if config.is_per_frame:
+        return _frame_losses(logits, targets, config, options, mask)
     smoothing, weights = options.label_smoothing, options.class_weights
     if config.task == "classification":
         return F.cross_entropy(
@@ -167,6 +182,47 @@ def task_losses(
     return (logits[:, 0] - targets) ** 2 / config.target_std**2
 
 
+def _frame_losses(
+    logits: Tensor,
+    targets: Tensor,
+    config: TemporalConfig,
+    options: LossOptions,
+    mask: Tensor | None,
+) -> Tensor:
+    """Return the mean loss of each clip's labeled frames, [N]; see `task_losses`."""
+    if mask is None:
+        mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    weights, label_smoothing = options.class_weights, options.label_smoothing
+    if config.task == "frames":
+        is_labeled = mask & (targets >= 0)
+        losses = F.cross_entropy(
+            logits.transpose(1, 2),
+            targets.clamp(min=0),
+            weights,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        )
+        log_probs = logits.log_softmax(-1)
+    else:
+        is_labeled = mask & (targets[..., 0] >= 0)
+        smooth = targets.clamp(min=0) * (1 - label_smoothing) + label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(
+            logits, smooth, pos_weight=weights, reduction="none"
+        ).mean(-1)
+        log_probs = F.logsigmoid(logits)
+    total = _mean_where(losses, is_labeled)
+    if options.smoothing:
+        steps = log_probs[:, 1:] - log_probs[:, :-1].detach()
+        squared = steps.clamp(-MAX_LOG_STEP, MAX_LOG_STEP).square().mean(-1)
+        total = total + options.smoothing * _mean_where(squared, mask[:, 1:] & mask[:, :-1])
+    return total
+
+
+def _mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Return the mean of values [N, T] where a mask [N, T] is True, [N]; 0 if nowhere."""
+    return (values * where).sum(1) / where.sum(1).clamp(min=1)
+
+
 def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) -> Tensor:
     """Return per-sample loss weights, [N], for a weighted mean of `task_losses`.
 
@@ -179,7 +235,7 @@ def clip_weights(targets: Tensor, config: TemporalConfig, options: LossOptions) 
         options: loss options.
     """
     if config.task != "classification" or options.class_weights is None:
-        return torch.ones(len(targets), device=targets.device)
+        return torch.ones(len(targets))
     return options.class_weights[targets]
 
 
@@ -187,17 +243,18 @@ def balanced_class_weights(targets: Tensor, config: TemporalConfig) -> Tensor:
     """Return class weights, [C], with which every class of the training targets counts alike.
 
     They are N / (C x videos of the class) for classification, absences / presences for multi-label.
-    A class without videos counts as a class with one video.
+    A class without videos counts as a class with one video. For tasks on frames, frames count
+    instead of videos.
 
     Args:
-        targets: all training targets, [N] or [N, C].
+        targets: all training targets, [N] or [N, C], without frames that are not labeled.
         config: configuration of the temporal model.
 
     >>> config = TemporalConfig(feature_dim=12, num_classes=2)
     >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), config).tolist()
     [0.6666666865348816, 2.0]
     """
-    if config.task == "multi-label":
+    if targets.ndim == 2:
         present = targets.sum(0)
         # 0 would ignore the class.
         return (len(targets) - present).clamp(min=1) / present.clamp(min=1)
@@ -214,7 +271,8 @@ def probabilities(logits: Tensor, task: TaskType) -> Tensor:
     """
     if task == "regression":
         return logits[..., :0]
-    return logits.softmax(-1) if task == "classification" else logits.sigmoid()
+    is_single = task in ("classification", "frames")
+    return logits.softmax(-1) if is_single else logits.sigmoid()
 
 
 def log_odds(logits: Tensor, index: int, task: TaskType) -> Tensor:

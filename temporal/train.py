@@ -7,10 +7,10 @@ from (seed, epoch, step), so a checkpoint needs no generator state.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,30 @@ class EpochReport:
         return {**values, **metrics, "is_best": is_best}
 
 
+class Validation(NamedTuple):
+    """Result of scoring the validation split.
+
+    Attributes:
+        metrics: its metrics.
+        num_scored: number of scored videos.
+        faults: videos that could not be read completely, and why.
+    """
+
+    metrics: Metrics
+    num_scored: int
+    faults: list[str]
+
+    @classmethod
+    def of(
+        cls, scored: Scored, targets: Tensor, class_names: Sequence[str], config: TemporalConfig
+    ) -> "Validation":
+        """Return the metrics of logits of a split's videos, given all targets of the split."""
+        targets = targets if scored.rows is None else targets[scored.rows]
+        metrics = task_metrics(scored.logits, targets, class_names, config)
+        faults = [f"{video_id}: {why}" for video_id, why in scored.faults]
+        return cls(metrics, len(targets), faults)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
     """Training callbacks: `on_step(epoch, steps done, steps in all)`, `on_epoch(report)`, and
@@ -118,9 +142,7 @@ def train(
     folder: RunFolder,
     accelerator: Accelerator,
     *,
-    validate: Callable[[nn.Module, Callable[[], bool]], Scored],
-    validation_targets: Tensor,
-    class_names: list[str],
+    validate: Callable[[nn.Module, Callable[[], bool]], Validation],
     save: Callable[[Path], None],
     checkpoints: CheckpointPolicy = CheckpointPolicy(),  # frozen
     callbacks: Callbacks = Callbacks(),  # frozen
@@ -142,8 +164,6 @@ def train(
         accelerator: see `temporal/distributed.py`.
         validate: scores the validation split, the same in every process; raises StoppedError if
             its second argument returns True.
-        validation_targets: targets of that split.
-        class_names: [C].
         save: writes the model's weights to a path.
         checkpoints: when checkpoints are written.
         callbacks: training callbacks.
@@ -219,21 +239,17 @@ def train(
 
         try:
             # Unwrapped: DDP would make processes without a batch share their buffers, too.
-            scored = validate(accelerator.unwrap_model(step.network), callbacks.should_stop)
+            found = validate(accelerator.unwrap_model(step.network), callbacks.should_stop)
         except StoppedError:
             run.save_checkpoint(state)
             raise _stopped(folder, state, num_steps) from None
         except ManifestError:  # no process can read any video
             run.save_checkpoint(state)
             raise
-        targets = validation_targets if scored.rows is None else validation_targets[scored.rows]
-        metrics = task_metrics(scored.logits, targets, class_names, config)
-        _check_finite(metrics.loss, recipe, state.epoch)
+        _check_finite(found.metrics["loss"], recipe, state.epoch)
         if accelerator.is_main_process:  # all processes have the same faults
-            state.lost += [f"{video_id}: {why}" for video_id, why in scored.faults]
-        report = _epoch_report(
-            accelerator, recipe, state, metrics, len(targets), len(dataset), num_steps
-        )
+            state.lost += found.faults
+        report = _epoch_report(accelerator, recipe, state, found, len(dataset), num_steps)
         state = TrainState(epoch=state.epoch + 1, lines=[*state.lines, report.to_json()])
         is_over = state.epoch == recipe.epochs or _has_plateaued(state.lines, recipe.patience)
         run.end_epoch(state, save, is_best=report.is_best, is_over=is_over)
@@ -339,23 +355,23 @@ def _epoch_report(
     accelerator: Accelerator,
     recipe: Recipe,
     state: TrainState,
-    metrics: Metrics,
-    num_scored: int,
+    found: Validation,
     num_clips: int,
     num_steps: int,
 ) -> EpochReport:
+    metrics = found.metrics
     last_step = state.epoch + (num_steps - 1) / num_steps
     weight_sum = sum_of(accelerator, state.weight_sum)
     return EpochReport(
         epoch=state.epoch + 1,
         lr=recipe.lr * recipe.lr_factor(last_step),
         train_loss=sum_of(accelerator, state.loss_sum) / (weight_sum or 1.0),
-        num_scored=num_scored,
-        metrics={name: getattr(metrics, name) for name in metrics.names},
+        num_scored=found.num_scored,
+        metrics={name: metrics[name] for name in metrics.names},
         videos_per_second=round(min(num_clips, num_steps * recipe.batch_size) / state.seconds, 1),
         waiting=round(state.waiting_seconds / state.seconds, 3),
         lost=_all_lost(accelerator, state),
-        is_best=is_best(metrics, num_scored, state.lines),
+        is_best=is_best(metrics, found.num_scored, state.lines),
         confusion=getattr(metrics, "confusion", None),
     )
 
@@ -375,9 +391,9 @@ def is_best(metrics: Metrics, num_scored: int, lines: list[dict[str, Any]]) -> b
         return False
     decisive = metrics.names[0]
     sign = -1 if metrics.is_better_lower else 1
-    value = sign * getattr(metrics, decisive)
+    value = sign * (metrics[decisive] or 0.0)
     rivals = [line for line in lines if line["num_scored"] == num_scored]
-    return all(value > sign * line[decisive] for line in rivals)
+    return all(value > sign * (line[decisive] or 0.0) for line in rivals)
 
 
 def _has_plateaued(lines: list[dict[str, Any]], patience: int | None) -> bool:
@@ -388,13 +404,13 @@ def _has_plateaued(lines: list[dict[str, Any]], patience: int | None) -> bool:
     return bool(lines[-1]["epoch"] - best >= patience)
 
 
-def _check_finite(loss: float, recipe: Recipe, epoch: int) -> None:
+def _check_finite(loss: float | None, recipe: Recipe, epoch: int) -> None:
     """Refuse to continue with a loss of NaN or infinity.
 
     Raises:
         SettingsError: the loss is not finite.
     """
-    if not math.isfinite(loss):
+    if loss is None or not math.isfinite(loss):
         raise SettingsError(
             f"--lr {recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a lower "
             "learning rate, or --max-grad-norm, in a new run folder"

@@ -1,6 +1,7 @@
 """README and docs: links, commands, options, tables, messages and code agree with the code."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -8,10 +9,12 @@ import click
 import numpy as np
 import pytest
 from command_line import run_cli
+from drawn_events import draw_event_videos
 from feature_folders import extract_rows, made_up_features, make_folder
 from vtnpipe.manifests.failures import Reason
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
+from vtnpipe.manifests.segments import by_video, read_segments, write_audacity
 from vtnpipe.manifests.shards import Entry
 from vtnpipe.pipelines.cli import LazyCommand, cli
 
@@ -132,3 +135,30 @@ def test_the_factories_of_your_own_md_work(
     parts = ("--encoder", "my_encoders:gru", "--head", "my_heads:linear", "--epochs", 1)
     run_cli(factories, "train-temporal", "features", "run", *parts)
     assert "top-1" in run_cli(factories, "evaluate", "run", "features").stdout
+
+
+def test_the_commands_of_segments_md_work(tmp_path: Path) -> None:
+    """The first two blocks of commands, on drawn videos and a toy backbone."""
+    text = (DOCS / "segments.md").read_text()
+    commands = re.findall(r"^ {4}vtnpipe (.*)$", text, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [
+        *("manifest", "manifest", "extract", "train-temporal", "evaluate", "report"),
+        *("predict", "predict"),
+    ]
+    for folder in ("videos", "tracks"):
+        (tmp_path / folder).mkdir()
+    _, segments = draw_event_videos(tmp_path / "videos", 8, seconds=(10.0, 14.0))
+    for video_id, of_video in by_video(read_segments(segments)).items():
+        write_audacity(of_video, tmp_path / f"tracks/{video_id}.txt")
+    shutil.copy(tmp_path / "videos/video000.mp4", tmp_path / "new.mp4")
+    for command in commands:
+        command = command.replace("vit_base_patch16_224", "toy_backbones:mixer --weights none")
+        command = command.replace("--task frames", "--task frames --epochs 2")
+        run_cli(tmp_path, *command.split())
+    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    assert read_segments(tmp_path / "segments.csv") is not None
+    assert (tmp_path / "new.txt").exists()
+    metrics = (tmp_path / "run/predictions/test.json").read_text()
+    for name in re.findall(r"^\| (`frame_.*`|`edit`|`f1.*`|`map.*`) \|", text, re.MULTILINE):
+        for part in re.findall(r"`([^`]+)`", name):
+            assert f'"{part}"' in metrics

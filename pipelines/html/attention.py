@@ -141,6 +141,7 @@ class VideoStrip:
         note: why thumbnails are missing, or "".
         attention: attention of [CLS]; None if the model has no [CLS], or no model is involved.
         tracks: further tracks, each with its title.
+        timelines: segments along the time, see `html/timeline.py`.
     """
 
     name: str
@@ -150,6 +151,7 @@ class VideoStrip:
     note: str = ""
     attention: Attention | None = None
     tracks: Sequence[tuple[str, Track]] = ()
+    timelines: Sequence[Any] = ()
 
     @property
     def ticks(self) -> list[Tick]:

@@ -49,10 +49,12 @@ class Confusion:
     Attributes:
         classes: names of the C classes.
         counts: [C, C]; [i, j] is the number of videos of class i predicted as class j.
+        unit: what is counted: videos, or frames.
     """
 
     classes: Sequence[str]
     counts: npt.NDArray[np.int64]
+    unit: str = "videos"
 
     @cached_property
     def totals(self) -> npt.NDArray[np.int64]:
@@ -134,6 +136,7 @@ class Confusion:
         labels, predicted = np.nonzero(self.counts)
         accuracy = self.counts.diagonal() / np.maximum(1, self.totals)
         return {
+            "unit": self.unit,
             "classes": list(self.classes),
             "totals": self.totals.tolist(),
             "cells": np.stack([labels, predicted, self.counts[labels, predicted]], 1).tolist(),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...extract.decode.frames import Outcome
 from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
+from ...manifests.segments import Segment
 from ...manifests.times import seconds_edges
 from ...temporal.config import TaskType
 from ..models.model_folder import NetworkConfig
@@ -17,6 +19,7 @@ from .attention import Attention, Track, VideoStrip
 from .page import cell, table, write_page
 from .plots import line_chart
 from .thumbnails import Thumbnail
+from .timeline import TIMELINE_CAPTION, Timeline
 
 ATTENTION_CAPTION = "the attention of [CLS], from which the class is predicted, to each frame, and "
 STRIP_CAPTION = (
@@ -41,6 +44,8 @@ class Explanation:
         attention: attention of [CLS]; None if the model has no [CLS].
         prefixes: (seconds seen, scores [C]) of the beginnings of the video; the whole video last.
         spans: S half-open ranges of frames, each hidden once.
+        segments: segments of a task on frames.
+        timeline: the same, drawn; None for other tasks.
         drops: [S], drop of the top class's log-odds, or of a regression's value, if that span is
             hidden.
     """
@@ -53,6 +58,8 @@ class Explanation:
     timestamps: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
     attention: Attention | None
+    segments: Sequence[Segment] = ()
+    timeline: Timeline | None = None
     prefixes: list[tuple[float, Tensor]] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     drops: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
@@ -156,6 +163,9 @@ def write_explanation(
         top: number of most probable classes to show.
         most: number of most attended frames to show.
     """
+    if explanation.timeline is not None:
+        _write_segments(path, config, name, explanation, thumbnails, attended, note, most=most)
+        return
     task = config.temporal.task
     is_share = task != "regression"
     class_names = explanation.class_names
@@ -173,12 +183,11 @@ def write_explanation(
     write_page(
         path,
         "explain.html",
-        title=name,
-        subtitle=f"{config.spec.backbone}, {config.temporal.encoder}",
-        notes=[] if outcome.status == "ok" else [f"partial: {outcome.reason}: {outcome.message}"],
+        **_heading(config, name, outcome),
         top=table(
             "Class, Probability" if is_share else "Output, Value",
             [(class_names[n], cell(float(explanation.scores[n]), pattern)) for n in order],
+            "Most probable classes",
         ),
         facts=[
             ("frames", f"{len(explanation.timestamps):,}, {edges[0]:.2f} to {edges[-1]:.2f} s"),
@@ -208,6 +217,55 @@ def write_explanation(
         prefixes=[
             line_chart("Prediction over time", series, x_label="seconds seen", is_share=is_share)
         ],
+    )
+
+
+def _heading(config: NetworkConfig, name: str, outcome: Outcome) -> dict[str, Any]:
+    """Return title, subtitle and notes of a page."""
+    fault = [] if outcome.status == "ok" else [f"partial: {outcome.reason}: {outcome.message}"]
+    subtitle = f"{config.spec.backbone}, {config.temporal.encoder}"
+    return {"title": name, "subtitle": subtitle, "notes": fault}
+
+
+def _write_segments(
+    path: Path,
+    config: NetworkConfig,
+    name: str,
+    explanation: Explanation,
+    thumbnails: Sequence[Thumbnail],
+    attended: Sequence[Thumbnail],
+    note: str,
+    *,
+    most: int,
+) -> None:
+    """Write the page of a task on frames: its segments, and the attention of [CLS]."""
+    edges = seconds_edges(explanation.timestamps)
+    segments = [
+        (one.label, cell(one.start, "{:.2f}"), cell(one.end, "{:.2f}"), cell(one.score, "{:.1%}"))
+        for one in explanation.segments
+    ]
+    write_page(
+        path,
+        "explain.html",
+        **_heading(config, name, explanation.outcome),
+        top=table("Class, From, To, Probability", segments, "Segments, in seconds"),
+        facts=[("frames", f"{len(explanation.timestamps):,}, {edges[0]:.2f} to {edges[-1]:.2f} s")],
+        strip_caption=TIMELINE_CAPTION,
+        strip=VideoStrip(
+            name=name,
+            lines=[],
+            thumbnails=thumbnails,
+            edges=edges,
+            note=note,
+            attention=explanation.attention,
+            timelines=[explanation.timeline],
+        ),
+        most=[
+            (frame, share)
+            for frame, (_, share) in zip(attended, explanation.most_attended(most), strict=True)
+        ],
+        prefix_caption="",
+        prefixes=[],
     )
 
 

@@ -23,6 +23,7 @@ from ...temporal.metrics import shown_names
 from ...temporal.tasks import decision, is_decided, probabilities, task_losses
 from ..console import metric_parts
 from ..inference.predictions import Predictions
+from ..inference.segmentation import FramePredictions
 from ..inference.video_classifier import VideoFeatures, extract_features
 from ..models.model_folder import NetworkConfig
 from ..models.network import VideoTransformerNetwork, load_temporal
@@ -32,6 +33,7 @@ from .page import Cell, Table, cell, table, write_page
 from .plots import Chart, line_chart, number_text, scatter_chart
 from .report_features import ExtractionSection
 from .thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
+from .timeline import TIMELINE_CAPTION
 
 ATTENTION_CAPTION = (
     "Frames along each video's time. Below them: the attention of [CLS], from which the class is "
@@ -60,12 +62,15 @@ class RunSection:
     spec: list[tuple[str, str]]
     strips_caption: str
     worst_title: str
+    best_title: str
 
 
 _WORST_TITLES = {
     "classification": "Wrong predictions with the largest loss",
     "multi-label": "Wrong predictions with the largest loss",
     "regression": "Videos with the largest loss",
+    "frames": "Videos with the fewest right frames",
+    "frames-multi-label": "Videos with the fewest right frames",
 }
 
 
@@ -102,7 +107,7 @@ def write_report(
 def run_section(
     files: RunFolder,
     config: NetworkConfig,
-    predictions: Predictions | None,
+    predictions: Predictions | FramePredictions | None,
     strips: tuple[list[VideoStrip], list[VideoStrip]],
     settings: dict[str, Any],
 ) -> RunSection:
@@ -121,9 +126,11 @@ def run_section(
     counts = record.get("counts", {"expected": 0, "scored": 0, "missing": 0, "partial": 0})
     names = shown_names(config.temporal.task, len(config.class_names)) if metrics else ()
     confusion = None
-    if "confusion" in metrics:
+    of_frames = config.temporal.is_per_frame
+    if metrics.get("confusion"):
         matrix = np.array(metrics["confusion"], dtype=np.int64)
-        confusion = Confusion(classes=config.class_names, counts=matrix)
+        unit = "frames" if of_frames else "videos"
+        confusion = Confusion(classes=config.class_names, counts=matrix, unit=unit)
     worst, best = strips
     return RunSection(
         facts=_facts(config, epochs, record, settings.get("keep", "best")),
@@ -134,16 +141,23 @@ def run_section(
         has_gaps=counts["missing"] + counts["partial"] > 0,
         curves=_curves(config, epochs, settings.get("keep", "best")),
         worst_title=_WORST_TITLES[config.temporal.task],
+        best_title="Videos with the most right frames"
+        if of_frames
+        else "Videos with the smallest loss",
         epochs=_epoch_table(epochs),
         confusion=confusion,
         pairs=_pair_table(confusion),
         classes=_class_table(metrics, confusion),
-        scatter=_scatter(config, predictions),
+        scatter=_scatter(config, predictions) if isinstance(predictions, Predictions) else None,
         worst=worst,
         best=best,
         settings=_setting_texts(settings),
         spec=_setting_texts(config.spec.to_json()),
-        strips_caption=ATTENTION_CAPTION if any(one.attention for one in worst + best) else "",
+        strips_caption=TIMELINE_CAPTION
+        if of_frames
+        else ATTENTION_CAPTION
+        if any(one.attention for one in worst + best)
+        else "",
     )
 
 
@@ -256,9 +270,10 @@ def _epoch_table(epochs: list[dict[str, Any]]) -> Table:
 
 
 def _pair_table(confusion: Confusion | None) -> Table:
+    unit = "Videos" if confusion is None else confusion.unit.capitalize()
     pairs = confusion.pairs if confusion else []
     rows = [(one.label, one.predicted, one.num_videos, cell(one.share, "{:.1%}")) for one in pairs]
-    return table("Class, Predicted as, Videos, Share of the class", rows)
+    return table(f"Class, Predicted as, {unit}, Share of the class", rows)
 
 
 def _class_table(metrics: dict[str, Any], confusion: Confusion | None) -> Table | None:
@@ -269,6 +284,8 @@ def _class_table(metrics: dict[str, Any], confusion: Confusion | None) -> Table 
     per_class: dict[str, float | None] = metrics.get("per_class", {})
     if not per_class:
         return None
+    if "segments" in metrics:
+        return _segment_table(metrics, per_class)
     if confusion is None:
         rows = [(name, cell(value, "{:.1%}")) for name, value in per_class.items()]
         return table("Class, Average precision", rows, "Classes; – if no video has the label")
@@ -288,8 +305,26 @@ def _class_table(metrics: dict[str, Any], confusion: Confusion | None) -> Table 
     )
 
 
-def _scatter(config: NetworkConfig, predictions: Predictions | None) -> Chart | None:
-    if config.temporal.task != "regression" or predictions is None:
+def _segment_table(metrics: dict[str, Any], per_class: dict[str, float | None]) -> Table:
+    """Return a table of the classes' frames and segments."""
+    share = "Accuracy of frames" if metrics["confusion"] else "Average precision of frames"
+    rows = []
+    for name, value in per_class.items():
+        num_true, num_predicted, num_found = metrics["segments"][name]
+        total = num_true + num_predicted
+        f1 = 2 * num_found / total if total else None
+        rows.append(
+            (name, cell(value, "{:.1%}"), num_true, num_predicted, num_found, cell(f1, "{:.1%}"))
+        )
+    return table(
+        f"Class, {share}, True segments, Predicted, Found, F1@50",
+        rows,
+        "Classes; a segment is found if it overlaps by half with one that is predicted",
+    )
+
+
+def _scatter(config: NetworkConfig, predictions: Predictions) -> Chart | None:
+    if config.temporal.task != "regression":
         return None
     points = zip(predictions.targets.tolist(), predictions.logits[:, 0].tolist(), strict=True)
     return scatter_chart("Predicted against labeled", list(points), x_label="label", unit="videos")

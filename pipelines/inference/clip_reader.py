@@ -26,8 +26,8 @@ from ...extract.preprocessing import Preprocessing
 from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import Failure
 from ...manifests.manifest import VideoRow
-from ...temporal.clips import Clips, Frames, Times
 from ...temporal.dataset import Read
+from ...temporal.time_table import Clips, Frames, Times
 from ..console import CountProgress
 
 PROCESSES_PER_CPU = 2  # processes that read timelines wait for the disk half of the time

@@ -26,6 +26,7 @@ from ...temporal.dataset import ClipDataset, EvenClips
 from ...temporal.distributed import Accelerator, Precision
 from ...temporal.feature_reader import FeatureReader
 from ...temporal.inference import check_logits, predict_logits
+from ...temporal.segmentation import Decoding, Method
 from ...temporal.splits import (
     UsableRows,
     remedy_for_features,
@@ -50,6 +51,12 @@ from ..settings import (
     setting,
 )
 from .clip_reader import IndexedVideos, index_videos
+from .segmentation import (
+    decoding_of,
+    decoding_setting,
+    min_seconds_setting,
+    transition_cost_setting,
+)
 from .video_classifier import (
     VideoClassifier,
     VideoToClassify,
@@ -89,6 +96,14 @@ class EvaluateSettings:
     )
     clip_frames: int = clip_frames_setting("Frames per clip.")
     clip_seconds: float = clip_seconds_setting()
+    segments: str | None = setting(
+        None,
+        help="Segments of the videos, for the tasks on frames; by default those of the training.",
+        metavar="FILE",
+    )
+    decoding: Method = decoding_setting()
+    transition_cost: float = transition_cost_setting()
+    min_seconds: float = min_seconds_setting()
     bootstrap: int = setting(
         1000, help="Number of resamples for the 95% intervals; 0: no intervals.", check=at_least(0)
     )
@@ -124,6 +139,11 @@ class EvaluateSettings:
             )
         if self.mode == "end-to-end":
             check_unset(self, ["chunk_frames"], "--mode end-to-end has no chunks")
+
+    @property
+    def decoding_options(self) -> Decoding:
+        """Options of decoding, for the tasks on frames."""
+        return decoding_of(self.decoding, self.transition_cost, self.min_seconds)
 
     @property
     def sampling(self) -> ClipSampling:

@@ -25,9 +25,10 @@ from ...extract.lanes import RowRequest, extract_rows
 from ...extract.preprocessing import Transform
 from ...manifests.errors import ManifestError, StoppedError
 from ...manifests.manifest import VideoRow
-from ...temporal.clips import ClipSampling, even_clip, frame_positions, generator_of
+from ...temporal.clips import ClipSampling, Windows, even_clip, frame_positions, generator_of
 from ...temporal.distributed import Accelerator, all_of
-from ...temporal.inference import Scored, never
+from ...temporal.inference import Scored, never, video_frame_logits
+from ...temporal.time_table import Frames, Times
 from ..models.network import VideoTransformerNetwork
 from .clip_reader import IndexedVideos
 
@@ -76,13 +77,18 @@ class Classified(NamedTuple):
 
     Attributes:
         name: id or path.
-        logits: [C], the mean over clips and views; None if nothing could be decoded.
+        logits: [C], the mean over clips and views, or [T, C] of a task on frames; None if nothing
+            could be decoded.
         outcome: outcome of decoding; the first one that is not `ok`.
+        times: [T] seconds of the frames; None if nothing could be decoded.
+        frame_index: [T] indices of the frames in the file; None if nothing could be decoded.
     """
 
     name: str
     logits: Tensor | None
     outcome: Outcome
+    times: Times | None = None
+    frame_index: Frames | None = None
 
     @property
     def fault(self) -> str:
@@ -163,24 +169,34 @@ class VideoClassifier:
         found = [
             self._logits(video, clip) for clip in clips if any(len(p.timestamps) for p in clip)
         ]
-        logits = torch.stack(found).mean(0) if found else None
-        return Classified(video.name, logits, outcome)
+        if not found:
+            return Classified(video.name, None, outcome)
+        times, frame_index = (
+            np.concatenate([getattr(piece, name) for clip in clips for piece in clip])
+            for name in ("timestamps", "frame_index")
+        )
+        return Classified(video.name, torch.stack(found).mean(0), outcome, times, frame_index)
 
     def _logits(self, video: VideoToClassify, clip: Sequence[Piece]) -> Tensor:
-        """Return the logits [C] of one clip, the mean over its views."""
+        """Return the logits [C] of one clip, or [T, C] of its frames, the mean over its views."""
+        config = self.network.config.temporal
         device = next(self.network.parameters()).device
         inputs = torch.cat([piece.inputs for piece in clip])
         positions = frame_positions(
             np.concatenate([piece.timestamps for piece in clip]),
             np.concatenate([piece.frame_index for piece in clip]),
-            position_fps=self.network.config.temporal.position_fps,
+            position_fps=config.position_fps,
             first=video.first,
         )
         if self.shuffle_seed is not None:
             order = generator_of(self.shuffle_seed, video.name).permutation(len(inputs))
             inputs = inputs[torch.from_numpy(order)]
-        batch_positions = torch.from_numpy(positions)[None].to(device)
         model = self.network.temporal if self.mode == "chunked" else self.network
+        if config.is_per_frame:
+            there = inputs.transpose(0, 1).to(device)
+            windows = Windows(num_frames=config.window_frames)
+            return video_frame_logits(model, there, torch.from_numpy(positions).to(device), windows)
+        batch_positions = torch.from_numpy(positions)[None].to(device)
         views = [view[None].to(device) for view in inputs.unbind(1)]
         logits = torch.stack([model(view, batch_positions)[0].cpu() for view in views])
         precise = torch.promote_types(logits.dtype, torch.float32)  # autocast returns bfloat16
@@ -303,15 +319,31 @@ def score_videos(
         ManifestError: no video can be decoded.
         StoppedError: `should_stop` returned True.
     """
+    results = classify_all(classify, videos, accelerator, should_stop)
+    found = {row: one.logits for row, one in enumerate(results) if one.logits is not None}
+    faults = tuple((one.name, one.fault) for one in results if one.fault)
+    return Scored(torch.stack(list(found.values())), torch.tensor(list(found)), faults)
+
+
+def classify_all(
+    classify: VideoClassifier,
+    videos: Sequence[VideoToClassify],
+    accelerator: Accelerator,
+    should_stop: Callable[[], bool] = never,
+) -> list[Classified]:
+    """Return the results of all videos, at least one of which has logits, in all processes.
+
+    Raises:
+        ManifestError: no video can be decoded.
+        StoppedError: `should_stop` returned True.
+    """
     if accelerator.num_processes == 1:  # several stop together, between videos
         classify = replace(classify, should_stop=should_stop)
     with accelerator.autocast():
         results = _classify_together(classify, videos, accelerator, should_stop)
-    found = {row: one.logits for row, one in enumerate(results) if one.logits is not None}
-    if not found:
+    if all(one.logits is None for one in results):
         raise none_decoded(len(videos), results[0].fault)
-    faults = tuple((one.name, one.fault) for one in results if one.fault)
-    return Scored(torch.stack(list(found.values())), torch.tensor(list(found)), faults)
+    return results
 
 
 def none_decoded(num_videos: int, first_fault: str) -> ManifestError:

@@ -9,8 +9,11 @@ from torch import Tensor
 from ...manifests.errors import ManifestError
 from ...manifests.feature_folder import digest_of
 from ...manifests.manifest import VideoRow
+from ...manifests.segments import read_segments
+from ...temporal.frame_labels import FrameLabels, check_segments, label_frames, segment_classes
 from ...temporal.splits import UsableRows, usable_rows
 from ...temporal.tasks import read_targets, training_classes
+from ...temporal.time_table import Times
 from .settings import TrainSettings
 
 
@@ -20,7 +23,7 @@ class Splits:
 
     train: UsableRows
     validation: UsableRows
-    targets: tuple[Tensor, Tensor]
+    targets: tuple[Tensor, Tensor] | tuple[FrameLabels, FrameLabels]
     class_names: list[str]
 
     @property
@@ -49,11 +52,21 @@ class Splits:
         rows = [
             [
                 (row.video_id, target, row_state(row))
-                for row, target in zip(part.rows, wanted.tolist(), strict=True)
+                for row, target in zip(part.rows, _plain(wanted), strict=True)
             ]
-            for part, wanted in zip((self.train, self.validation), self.targets, strict=True)
+            for part, wanted in (
+                (self.train, self.targets[0]),
+                (self.validation, self.targets[1]),
+            )
         ]
         return digest_of({"source": source, "rows": rows, "classes": self.class_names})
+
+
+def _plain(targets: Tensor | FrameLabels) -> list[Any]:
+    """Return the targets of each video as JSON values; a digest of the labels of frames."""
+    if isinstance(targets, Tensor):
+        return targets.tolist()
+    return [digest_of(labels.tolist()) for labels in targets.of_videos]
 
 
 def read_splits(
@@ -63,6 +76,7 @@ def read_splits(
     *,
     what: str,
     remedy: str,
+    times: Callable[[str], Times],
     drop_partial: bool = False,
     class_names: list[str] | None = None,
 ) -> Splits:
@@ -74,16 +88,29 @@ def read_splits(
         settings: names of the splits, and task.
         what: what usable videos have, for messages: features or frames.
         remedy: what to do if no video is usable, for messages.
+        times: returns the timestamps [T] of a video's frames.
         drop_partial: leave out partial videos.
         class_names: classes of the model; None for those of the training split.
 
     Raises:
-        ManifestError: a split is empty, or a label is invalid.
+        ManifestError: a split is empty, or a label or segment is invalid.
     """
     train, validation = (
         usable_rows(statuses, rows, split, what=what, remedy=remedy, drop_partial=drop_partial)
         for split in (settings.train_split, settings.val_split)
     )
+    if settings.segments is not None:
+        segments = read_segments(settings.segments)
+        check_segments(segments, (row.video_id for row in rows))
+        task, background = settings.task, settings.background
+        classes = class_names or segment_classes(segments, train.video_ids, task, background)
+        labels = [
+            label_frames(segments, part.video_ids, times, classes, task, background)
+            for part in (train, validation)
+        ]
+        return Splits(
+            train=train, validation=validation, targets=(labels[0], labels[1]), class_names=classes
+        )
     names = class_names
     if names is None:
         names = training_classes(rows, train.rows, settings.train_split, settings.task)

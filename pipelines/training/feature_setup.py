@@ -34,10 +34,13 @@ from ...temporal.config import Shortcut, TemporalConfig
 from ...temporal.dataset import ClipDataset
 from ...temporal.distributed import Accelerator
 from ...temporal.feature_reader import check_finite
-from ...temporal.inference import Scored, predict_logits
+from ...temporal.frame_labels import FrameLabels
+from ...temporal.inference import Scored, predict_frames, predict_logits
 from ...temporal.metrics import Metrics, task_metrics
 from ...temporal.model import TemporalClassifier
+from ...temporal.segment_metrics import frame_metrics
 from ...temporal.shortcut import choose_blend
+from ...temporal.train import Validation
 from ..console import duration_text, metrics_text, say
 from .data import Splits
 from .settings import TrainTemporalSettings
@@ -53,7 +56,8 @@ class Lengths:
     """Choice between clips and whole videos, as stored with a run.
 
     Attributes:
-        trained_on: `clips`, `videos`, or `sampled videos` if whole ones have too many frames.
+        trained_on: `clips`, `videos`, or, if whole ones have too many frames, `sampled videos` or,
+            for tasks on frames, `windows`.
         clip_share: share of the median training video that a clip covers, at most 1.
         longest_seconds: duration of the longest training video.
         longest_tokens: most frames of a training sample.
@@ -81,6 +85,8 @@ class Lengths:
         if self.trained_on == "sampled videos":
             seconds = self.longest_seconds + 1.0
             return replace(sampling, num_frames=MAX_TOKENS, seconds=seconds, jitter=1.0)
+        if self.trained_on == "windows":
+            return replace(sampling, num_frames=self.longest_tokens, spacing="consecutive")
         return sampling
 
 
@@ -93,6 +99,13 @@ def choose_lengths(settings: TrainTemporalSettings, store: FeatureStore, splits:
         counts.append(len(times))
     share = min(1.0, settings.clip_seconds / max(float(np.median(durations)), 1e-9))
     trained_on: str = settings.train_on
+    if settings.segments is not None:
+        return Lengths(
+            trained_on="windows",
+            clip_share=1.0,
+            longest_seconds=max(durations),
+            longest_tokens=min(max(counts), MAX_TOKENS),
+        )
     if trained_on == "auto":
         has_clips = settings.recipe == "paper" or settings.asks_for_clips
         trained_on = "clips" if has_clips or share >= MIN_CLIP_SHARE else "videos"
@@ -116,14 +129,14 @@ class Fitted:
     Attributes:
         center: [D], mean of the features.
         scale: [D], their standard deviation.
-        baselines: the baselines.
+        baselines: the baselines; None for tasks on frames.
         shortcut: kind of the model's linear shortcut.
         offsets: held-out logits [N, C] of the shortcut's probe; None without a shortcut.
     """
 
     center: Tensor
     scale: Tensor
-    baselines: Baselines
+    baselines: Baselines | None
     shortcut: Shortcut
     offsets: Tensor | None
 
@@ -131,7 +144,7 @@ class Fitted:
         """Set a new model's statistics, and add its shortcut."""
         if model.config.standardize:
             model.input.set_statistics(self.center, self.scale)
-        if self.shortcut != "none":
+        if self.shortcut != "none" and self.baselines is not None:
             probe = self.baselines.mean if self.shortcut == "mean" else self.baselines.motion
             added = model.add_shortcut(self.shortcut)
             added.set_probe(probe.weight, probe.center, probe.bias)
@@ -139,7 +152,8 @@ class Fitted:
 
     def save(self, path: Path) -> None:
         """Write it as safetensors, atomically."""
-        tensors = {**self.baselines.to_tensors(), **{CENTER: self.center, SCALE: self.scale}}
+        tensors = {} if self.baselines is None else self.baselines.to_tensors()
+        tensors |= {CENTER: self.center, SCALE: self.scale}
         if self.offsets is not None:
             tensors[OFFSETS] = self.offsets.contiguous()
         write_bytes(safetensors.torch.save(tensors, {SHORTCUT: self.shortcut}), path)
@@ -156,7 +170,7 @@ class Fitted:
         return cls(
             center=tensors[CENTER],
             scale=tensors[SCALE],
-            baselines=Baselines.from_tensors(tensors),
+            baselines=Baselines.from_tensors(tensors) if len(tensors) > 2 else None,
             shortcut=shortcut,
             offsets=tensors.get(OFFSETS),
         )
@@ -189,6 +203,14 @@ def fit_to_training_split(
         squares += np.square(frames).sum(0)
     center = total / count
     scale = floored(np.sqrt(np.maximum(squares / count - center**2, 0.0)))
+    if isinstance(targets, FrameLabels):
+        return Fitted(
+            center=torch.from_numpy(center).float(),
+            scale=torch.from_numpy(scale).float(),
+            baselines=None,
+            shortcut="none",
+            offsets=None,
+        )
     baselines = fit_baselines(statistics, targets[chosen], config, seed=settings.seed)
     is_whole = len(chosen) == len(rows)
     shortcut = _choose_shortcut(settings, config, baselines, is_whole=is_whole)
@@ -233,6 +255,43 @@ def _choose_shortcut(
     return "mean" if best is mean else "motion"
 
 
+class FrameValidator:
+    """Function that segments the videos of the validation split after an epoch.
+
+    Args:
+        config: configuration of the model.
+        dataset: validation videos, by windows.
+        targets: labels of their frames.
+        class_names: [C], in the order of the logits.
+        accelerator: see `temporal/distributed.py`.
+        num_workers: threads that load batches ahead.
+    """
+
+    def __init__(
+        self,
+        config: TemporalConfig,
+        dataset: ClipDataset,
+        targets: FrameLabels,
+        class_names: list[str],
+        accelerator: Accelerator,
+        num_workers: int,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._targets = targets
+        self._class_names = class_names
+        self._options: dict[str, Any] = {"accelerator": accelerator, "num_workers": num_workers}
+
+    def __call__(self, network: nn.Module, should_stop: Callable[[], bool]) -> Validation:
+        """Return the metrics of the split."""
+        found = dict(
+            predict_frames(network, self._dataset, should_stop=should_stop, **self._options)
+        )
+        logits = [found[number] for number in range(len(self._dataset))]
+        metrics = frame_metrics(logits, self._targets, self._class_names, self._config)
+        return Validation(metrics, len(logits), [])
+
+
 class Validator:
     """Function that scores the validation split after an epoch.
 
@@ -242,6 +301,7 @@ class Validator:
         model: the model.
         dataset: validation videos.
         targets: their targets.
+        class_names: [C], in the order of the logits.
         accelerator: see `temporal/distributed.py`.
         num_workers: threads that load batches ahead.
     """
@@ -251,23 +311,29 @@ class Validator:
         model: TemporalClassifier,
         dataset: ClipDataset,
         targets: Tensor,
+        class_names: list[str],
         accelerator: Accelerator,
         num_workers: int,
     ) -> None:
         self._model = model
         self._dataset = dataset
         self._targets = targets
+        self._class_names = class_names
         self._options: dict[str, Any] = {
             "accelerator": accelerator,
             "num_workers": num_workers,
         }
         self._probe_logits: Tensor | None = None
 
-    def __call__(self, network: nn.Module, should_stop: Callable[[], bool]) -> Scored:
-        """Return the logits of the split."""
+    def __call__(self, network: nn.Module, should_stop: Callable[[], bool]) -> Validation:
+        """Return the metrics of the split."""
+        scored = Scored(self._logits(network, should_stop))
+        return Validation.of(scored, self._targets, self._class_names, self._model.config)
+
+    def _logits(self, network: nn.Module, should_stop: Callable[[], bool]) -> Tensor:
         shortcut = self._model.shortcut
         if shortcut is None:
-            return Scored(self._predict(network, should_stop))
+            return self._predict(network, should_stop)
         if self._probe_logits is None:
             shortcut.blend.fill_(0.0)
             self._probe_logits = self._predict(network, should_stop)
@@ -275,7 +341,7 @@ class Validator:
         learned = self._predict(network, should_stop) - self._probe_logits
         blend = choose_blend(self._probe_logits, learned, self._targets)
         shortcut.blend.fill_(blend)
-        return Scored(self._probe_logits + blend * learned)
+        return self._probe_logits + blend * learned
 
     def _predict(self, network: nn.Module, should_stop: Callable[[], bool]) -> Tensor:
         return predict_logits(
@@ -321,6 +387,6 @@ def say_baselines(
     """
     rows = {"this model": model}
     for name, metrics in scores.items():
-        rows[NAMES[name]] = {one: getattr(metrics, one) for one in model}
+        rows[NAMES[name]] = {one: metrics[one] for one in model}
     width = max(map(len, rows))
     say(console, *(f"  {name.ljust(width)}  {metrics_text(row)}" for name, row in rows.items()))

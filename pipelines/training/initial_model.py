@@ -76,7 +76,14 @@ def _on_backbone(settings: FinetuneSettings) -> InitialModel:
 
     def create(splits: Splits) -> VideoTransformerNetwork:
         names = splits.class_names
-        temporal = new_temporal_config(settings, chosen, built.dim, splits.targets[0], len(names))
+        temporal = new_temporal_config(
+            settings,
+            chosen,
+            built.dim,
+            splits.targets[0],
+            names,
+            window_frames=settings.clip_frames if settings.segments else None,
+        )
         config = NetworkConfig(spec=spec, temporal=temporal, class_names=names)
         return _network(built, TemporalClassifier(temporal), config)
 
@@ -112,7 +119,7 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
     def create(splits: Splits) -> VideoTransformerNetwork:
         temporal = replace(config.temporal, **given_dropouts(settings))
         if settings.new_head:
-            outputs = output_fields(settings, splits.targets[0], len(splits.class_names))
+            outputs = output_fields(settings, splits.targets[0], splits.class_names)
             temporal = replace(temporal, **outputs, shortcut="none")
         classifier = TemporalClassifier(temporal)
         dropped = ("head.", "shortcut.") if settings.new_head else ()

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from ...temporal.metrics import is_shown
 from ...temporal.train import EpochReport
 from ..console import Bar, LineClock, duration_text, metrics_text, say, say_some
 
@@ -111,9 +112,8 @@ class TrainingLog:
 
 def _line(report: EpochReport, epochs: int) -> str:
     waiting = f" ({report.waiting:.0%} waiting)" if report.waiting > SLOW_WAITING else ""
-    metrics = dict(report.metrics)
-    if report.confusion is not None and len(report.confusion) <= 5:
-        metrics.pop("top5", None)  # always 1
+    num_classes = len(report.confusion or ())
+    metrics = {name: one for name, one in report.metrics.items() if is_shown(name, num_classes)}
     return (
         f"epoch {report.epoch:3d}/{epochs}  training loss {report.train_loss:.4f}  "
         f"{metrics_text(metrics, '  ')}  {report.videos_per_second:,.0f} videos/s"

@@ -15,15 +15,14 @@ from ...manifests.errors import SettingsError, counted
 from ...manifests.lock import locked
 from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
-from ...temporal.config import TemporalConfig
+from ...temporal.config import FRAME_TASKS, TemporalConfig
 from ...temporal.dataset import ClipDataset
 from ...temporal.distributed import Accelerator, accelerated, choose_precision
-from ...temporal.inference import Scored
 from ...temporal.metrics import METRICS
 from ...temporal.optim import Recipe, named_recipe
 from ...temporal.presets import Preset
 from ...temporal.step import graph_obstacle
-from ...temporal.train import Callbacks, train
+from ...temporal.train import Callbacks, Validation, train
 from ..console import metric_text, say, say_details
 from ..settings import option_name
 from ..signals import StopOnSignals
@@ -34,11 +33,13 @@ from .settings import TrainSettings
 # Settings that may change when a run is resumed; the digest of the data covers manifests.
 MAY_CHANGE = frozenset(
     "device gradient_checkpointing preload num_workers checkpoint_minutes keep_checkpoints "
-    "chunk_frames decoder command source manifest "
+    "chunk_frames decoder command source manifest segments "
     "trained_on clip_share longest_seconds longest_tokens".split()
 )
 REMEDY = "restore it, or give a new folder"
-PATHS = frozenset({"source", "manifest", "from_", "weights"})  # settings that may be paths
+PATHS = frozenset(
+    {"source", "manifest", "segments", "from_", "weights"}
+)  # settings that may be paths
 # Settings that vtnpipe 0.1 stored under other names.
 RENAMED = {
     "window": "attention_window",
@@ -191,7 +192,9 @@ def begin_run(
                 f"{files.root}: contains another run: {'; '.join(differences)} (data: the videos "
                 "and their classes); use its settings and data to resume it, or another folder"
             )
-        where = {key: value[key] for key in ("command", "source", "manifest") if key in value}
+        where = {
+            key: value[key] for key in ("command", "source", "manifest", "segments") if key in value
+        }
         write_json(stored | where, files.settings)
         return False
     write_json(value, files.settings)
@@ -227,6 +230,7 @@ def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits, device:
         given,
         num_clips=len(splits.train.rows),
         num_validation_videos=len(splits.validation.rows),
+        is_per_frame=settings.task in FRAME_TASKS,
     )
 
 
@@ -269,7 +273,7 @@ def run_training(
     splits: Splits,
     dataset: ClipDataset,
     *,
-    validate: Callable[[nn.Module, Callable[[], bool]], Scored],
+    validate: Callable[[nn.Module, Callable[[], bool]], Validation],
     save: Callable[[Path], None],
     num_workers: int,
     lr_scales: Mapping[str, float] | None = None,
@@ -297,8 +301,6 @@ def run_training(
             folder,
             session.accelerator,
             validate=validate,
-            validation_targets=splits.targets[1],
-            class_names=splits.class_names,
             save=save,
             checkpoints=session.settings.checkpoints,
             callbacks=Callbacks(
@@ -310,7 +312,7 @@ def run_training(
         )
     decisive = METRICS[config.task].names[0]
     best, kept = kept_epoch(lines, "best"), kept_epoch(lines, recipe.keep)
-    num_validation = len(splits.targets[1])
+    num_validation = len(splits.validation.rows)
     say(
         console,
         f"{folder.root}: {len(lines)} epochs; kept the {'best' if kept is best else 'last'}, "

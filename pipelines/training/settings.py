@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...temporal.config import ENCODERS, PositionEmbedding, TaskType
+from ...manifests.errors import SettingsError
+from ...manifests.segments import BACKGROUND
+from ...temporal.config import ENCODERS, FRAME_TASKS, PositionEmbedding, TaskType
 from ...temporal.distributed import PrecisionChoice
 from ...temporal.feature_reader import Preload
 from ...temporal.optim import (
@@ -54,7 +56,23 @@ class TrainSettings:
         metavar="NAME",
     )
     task: TaskType = setting(
-        "classification", help="multi-label: labels are a|b; regression: labels are numbers."
+        "classification",
+        help="multi-label: labels are a|b; regression: labels are numbers; frames: a class of each "
+        "frame, from --segments; frames-multi-label: any number of classes of each frame.",
+    )
+    segments: str | None = setting(
+        None,
+        help="Segments of the videos, for the tasks on frames: a CSV with video_id, start, end "
+        "(seconds) and label.",
+        metavar="FILE",
+    )
+    background: str = setting(
+        BACKGROUND, help="Class of the frames that no segment covers, for --task frames."
+    )
+    smoothing_loss: float = setting(
+        Recipe.smoothing_loss,
+        help="For the tasks on frames: weight of the differences between neighboring frames.",
+        check=between(0, 1e6),
     )
     encoder: str | None = setting(
         None,
@@ -215,6 +233,15 @@ class TrainSettings:
         check_settings(self)
         if self.positions == "frames":
             check_unset(self, ["position_fps"], "--positions frames has no rate")
+        is_of_frames = self.task in FRAME_TASKS
+        if is_of_frames and self.segments is None:
+            raise SettingsError(
+                f"--task {self.task}: needs --segments FILE, a CSV with video_id, start, end and "
+                "label; `vtnpipe manifest build` makes one of other programs' files"
+            )
+        if not is_of_frames:
+            names = ["segments", "background", "smoothing_loss"]
+            check_unset(self, names, f"it is for the tasks {' and '.join(FRAME_TASKS)}")
         is_paper = self.recipe_name == "paper"
         optimizer = self.optimizer or (Recipe.optimizer if is_paper else FEATURES["optimizer"])
         if optimizer != "sgd":

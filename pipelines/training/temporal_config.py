@@ -1,6 +1,7 @@
 """The configuration of a new temporal model, from settings, preset, features and labels."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from ...manifests.errors import ManifestError, SettingsError
 from ...manifests.user_module import is_factory
-from ...temporal.config import TemporalConfig
+from ...temporal.config import FRAME_TASKS, TemporalConfig
+from ...temporal.frame_labels import FrameLabels
 from ...temporal.presets import (
     Preset,
     preset,
@@ -32,6 +34,8 @@ SHAPE = {
     "max_positions": "max_positions",
     "position_fps": "position_fps",
 }
+# Default shape for tasks on frames: states that depend on what is near, wherever in the video.
+FRAME_SHAPE: dict[str, Any] = {"attention_window": 64, "position_embedding": "convolution"}
 DROPOUT = {
     "dropout": ("dropout", "attention_dropout"),
     "input_dropout": ("input_dropout",),
@@ -67,10 +71,11 @@ def new_temporal_config(
     settings: TrainSettings,
     preset_shape: Preset,
     dim: int,
-    targets: Tensor,
-    num_classes: int,
+    targets: Tensor | FrameLabels,
+    class_names: Sequence[str],
     *,
     longest_seconds: float = 0.0,
+    window_frames: int | None = None,
 ) -> TemporalConfig:
     """Return the configuration of a new temporal model: as given, else the preset's.
 
@@ -79,13 +84,14 @@ def new_temporal_config(
         preset_shape: the preset.
         dim: number of features, D.
         targets: training targets.
-        num_classes: C; 0 for regression.
+        class_names: [C]; empty for regression.
         longest_seconds: duration of the longest training video.
+        window_frames: for tasks on frames, frames of the windows that the model is trained on.
 
     Raises:
         SettingsError: a setting does not fit the features or the task.
     """
-    outputs = output_fields(settings, targets, num_classes)
+    outputs = output_fields(settings, targets, class_names)
     base = preset_shape.temporal_config(num_classes=outputs["num_classes"])
     changes = {
         field: getattr(settings, name)
@@ -93,6 +99,8 @@ def new_temporal_config(
         if getattr(settings, name) is not None
     }
     is_paper = settings.follows_authors
+    if settings.task in FRAME_TASKS and not is_paper:
+        changes = {**FRAME_SHAPE, **changes}
     if settings.positions == "frames" or (
         is_paper and settings.positions is None and settings.position_fps is None
     ):
@@ -101,6 +109,7 @@ def new_temporal_config(
         base,
         feature_dim=dim,
         **outputs,
+        window_frames=window_frames,
         **given_dropouts(settings),
         **changes,
     )
@@ -112,24 +121,26 @@ def new_temporal_config(
     return replace(config, position_fps=min(config.position_fps, most))
 
 
-def output_fields(settings: TrainSettings, targets: Tensor, num_classes: int) -> dict[str, Any]:
+def output_fields(
+    settings: TrainSettings, targets: Tensor | FrameLabels, class_names: Sequence[str]
+) -> dict[str, Any]:
     """Return the fields of a configuration that depend on task and labels.
 
     Args:
         settings: settings of the training.
         targets: training targets.
-        num_classes: C; 0 for regression.
+        class_names: [C]; empty for regression.
 
     Raises:
         ManifestError: the standard deviation of a regression's labels is out of range.
     """
-    is_regression = settings.task == "regression"
-    return {
-        "task": settings.task,
-        "num_classes": num_classes or 1,
-        "target_mean": float(targets.mean()) if is_regression else 0.0,
-        "target_std": _target_std(targets) if is_regression else 1.0,
-    }
+    fields: dict[str, Any] = {"target_mean": 0.0, "target_std": 1.0, "background_class": None}
+    if settings.task == "regression":
+        assert isinstance(targets, Tensor)
+        fields |= {"target_mean": float(targets.mean()), "target_std": _target_std(targets)}
+    if settings.task == "frames":
+        fields["background_class"] = class_names.index(settings.background)
+    return {"task": settings.task, "num_classes": len(class_names) or 1, **fields}
 
 
 def given_dropouts(settings: TrainSettings) -> dict[str, Any]:

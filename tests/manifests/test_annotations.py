@@ -9,7 +9,7 @@ import pytest
 from vtnpipe.manifests.annotations import read_hmdb51, read_ucf101
 from vtnpipe.manifests.errors import ManifestError, SettingsError
 from vtnpipe.manifests.manifest import VideoRow, read_manifest
-from vtnpipe.pipelines.manifest import BuildReport, BuildSettings, build_manifest
+from vtnpipe.pipelines.annotation.build import BuildReport, BuildSettings, build_manifest
 
 Build = Callable[..., tuple[BuildReport, dict[str, VideoRow]]]
 

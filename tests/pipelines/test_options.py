@@ -132,12 +132,13 @@ EXTRACTION = f"""
     scheduler shard-frames stall-seconds threads tls views weights workers {OUTPUT}
 """
 TRAINING = f"""
-    attention-window batch-size checkpoint-minutes class-weights clip-frames clip-seconds config
-    device dropout encoder epochs frame-drop gradient-accumulation gradient-checkpointing head
-    head-dim head-dropout heads intermediate keep-checkpoints label-smoothing layers lr
+    attention-window background batch-size checkpoint-minutes class-weights clip-frames
+    clip-seconds config device dropout encoder epochs frame-drop gradient-accumulation
+    gradient-checkpointing head head-dim head-dropout heads intermediate keep-checkpoints
+    label-smoothing layers lr
     keep hidden-dim input-dropout max-grad-norm max-positions momentum num-workers optimizer
-    patience position-embedding position-fps positions precision preset schedule seed task
-    time-jitter train-split val-split warmup-epochs weight-decay {OUTPUT}
+    patience position-embedding position-fps positions precision preset schedule seed segments
+    smoothing-loss task time-jitter train-split val-split warmup-epochs weight-decay {OUTPUT}
 """
 # Command → its options: users' scripts depend on them, so a change here is a change of the
 # interface.
@@ -147,8 +148,9 @@ OPTIONS = {
     "demo": f"backbone config epochs events seeds {OUTPUT}",
     "doctor": "",
     "evaluate": f"""
-        bootstrap chunk-frames clip-frames clip-seconds clips config decoder device
-        drop-partial group manifest mode precision protocol seed shuffle-frames split weights
+        bootstrap chunk-frames clip-frames clip-seconds clips config decoder decoding device
+        drop-partial group manifest min-seconds mode precision protocol seed segments
+        shuffle-frames split transition-cost weights
         {OUTPUT}
     """,
     "explain": f"""
@@ -171,7 +173,10 @@ OPTIONS = {
     "manifest split": f"config group output seed test train val {OUTPUT}",
     "model show": f"frames {OUTPUT}",
     "plan": EXTRACTION,
-    "predict": f"chunk-frames config decoder device features mode output top {OUTPUT}",
+    "predict": f"""
+        chunk-frames config decoder decoding device features min-seconds mode output top
+        transition-cost {OUTPUT}
+    """,
     "report": f"config device frames manifest output source split videos {OUTPUT}",
     "sweep": f"""
         cluster config device encoder jobs layers lr scheduler seeds test-split tls train-config

@@ -7,8 +7,6 @@ from vtnpipe.manifests.times import nearest
 from vtnpipe.temporal.clips import (
     ALL_FRAMES,
     ClipSampling,
-    Ragged,
-    TimeTable,
     clip_positions,
     draw_clip,
     draw_clips,
@@ -17,6 +15,7 @@ from vtnpipe.temporal.clips import (
     even_clips,
     frame_positions,
 )
+from vtnpipe.temporal.time_table import Ragged, TimeTable
 
 
 def test_the_frames_of_a_clip_are_evenly_spaced_in_time() -> None:

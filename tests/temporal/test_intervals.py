@@ -1,7 +1,6 @@
 """Confidence intervals: coverage, groups, both ends; and the comparison of two models."""
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -35,7 +34,7 @@ def _hits(is_right: list[bool]) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.one_hot(predicted, 2).float(), targets
 
 
-@pytest.mark.parametrize("task", get_args(TaskType))
+@pytest.mark.parametrize("task", ["classification", "multi-label", "regression"])
 def test_intervals_contain_the_metrics(task: TaskType) -> None:
     logits, targets, config = _random_videos(task, 150)
     names = [str(k) for k in range(config.num_classes)]

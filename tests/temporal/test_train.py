@@ -23,7 +23,14 @@ from vtnpipe.temporal.metrics import task_metrics
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.optim import Recipe
 from vtnpipe.temporal.tasks import read_targets
-from vtnpipe.temporal.train import Callbacks, CheckpointPolicy, EpochReport, is_best, train
+from vtnpipe.temporal.train import (
+    Callbacks,
+    CheckpointPolicy,
+    EpochReport,
+    Validation,
+    is_best,
+    train,
+)
 
 RECIPE = Recipe(
     epochs=6,
@@ -70,18 +77,21 @@ def _train(
             recipe,
             RunFolder(folder),
             accelerator,
-            validate=lambda network, should_stop: Scored(
-                predict_logits(
-                    network,
-                    validation,
-                    accelerator=accelerator,
-                    max_tokens=120,
-                    should_stop=should_stop,
-                )
+            validate=lambda network, should_stop: Validation.of(
+                Scored(
+                    predict_logits(
+                        network,
+                        validation,
+                        accelerator=accelerator,
+                        max_tokens=120,
+                        should_stop=should_stop,
+                    )
+                ),
+                targets,
+                ["a", "b"],
+                config,
             ),
-            validation_targets=targets,
             save=lambda path: save_weights(model, path, prefix="temporal."),
-            class_names=["a", "b"],
             **options,
         )
     return model, RunFolder(folder)

@@ -62,6 +62,28 @@ for (const figure of document.querySelectorAll(".strip[data-attention]")) {
   head.addEventListener("change", draw);
 }
 
+// Timelines: the keys + and - zoom about the middle of what is seen, and 0 shows the whole video.
+for (const figure of document.querySelectorAll(".strip[data-zoom]")) {
+  const view = figure.querySelector(".scroll");
+  const along = figure.querySelector(".along");
+  let zoom = 1;
+  const zoomBy = (key) => {
+    const middle = (view.scrollLeft + view.clientWidth / 2) / along.offsetWidth;
+    zoom = key === "0" ? 1 : Math.min(64, Math.max(1, zoom * (key === "-" ? 1 / 1.5 : 1.5)));
+    along.style.width = `${100 * zoom}%`;
+    view.scrollLeft = middle * along.offsetWidth - view.clientWidth / 2;
+  };
+  view.addEventListener("keydown", (event) => {
+    const key = event.key === "=" ? "+" : event.key;
+    if (!["+", "-", "0"].includes(key) || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    zoomBy(key);
+  });
+  for (const button of figure.querySelectorAll(".controls button")) {
+    button.addEventListener("click", () => zoomBy(button.value));
+  }
+}
+
 // Whole confusion matrix on a canvas: one pixel or more per cell. The pointer or the arrow keys choose
 // the cell that is described below it.
 for (const part of document.querySelectorAll(".overview")) {
@@ -98,7 +120,7 @@ for (const part of document.querySelectorAll(".overview")) {
     const n = cells.get(i * count + j) || 0;
     const share = data.totals[i] ? ` (${percent(n / data.totals[i])})` : "";
     output.textContent = `${data.classes[i]} predicted as ${data.classes[j]}: ` +
-      `${n} of ${data.totals[i]} videos${share}`;
+      `${n} of ${data.totals[i]} ${data.unit}${share}`;
   };
   const clamp = (value) => Math.min(count - 1, Math.max(0, value));
   canvas.addEventListener("pointermove", (event) => {

@@ -23,9 +23,10 @@ from vtnpipe.pipelines.inference.clip_reader import IndexedVideos, VideoClipRead
 from vtnpipe.pipelines.models.network import VideoTransformerNetwork
 from vtnpipe.pipelines.train_temporal import train_temporal
 from vtnpipe.pipelines.training.settings import TrainTemporalSettings
-from vtnpipe.temporal.clips import Clips, ClipSampling, Frames
+from vtnpipe.temporal.clips import ClipSampling
 from vtnpipe.temporal.dataset import Batch, ClipDataset, RandomClips, Read
 from vtnpipe.temporal.feature_reader import FeatureReader
+from vtnpipe.temporal.time_table import Clips, Frames
 
 MIXER = "toy_backbones:mixer"
 QUIET = Console(quiet=True)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from vtnpipe.manifests.errors import ManifestError
 from vtnpipe.manifests.manifest import VideoRow
@@ -20,7 +21,15 @@ def _read(
     rows: list[VideoRow] = ROWS, settings: dict[str, Any] | None = None, **options: Any
 ) -> Splits:
     named = TrainTemporalSettings(**(settings or {}))
-    return read_splits(rows, STATUSES, named, what="features", remedy="extract them", **options)
+    return read_splits(
+        rows,
+        STATUSES,
+        named,
+        what="features",
+        remedy="extract them",
+        times=lambda _: np.arange(40) / 10,
+        **options,
+    )
 
 
 def test_rows_without_features_are_left_out_and_counted() -> None:

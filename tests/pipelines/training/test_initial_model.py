@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from feature_folders import made_up_features
@@ -31,7 +32,13 @@ def _splits(settings: Any, *labels: str, class_names: list[str] | None = None) -
     ]
     statuses = {row.video_id: "ok" for row in rows}
     return read_splits(
-        rows, statuses, settings, what="features", remedy="", class_names=class_names
+        rows,
+        statuses,
+        settings,
+        what="features",
+        remedy="",
+        times=lambda _: np.arange(4.0),
+        class_names=class_names,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from feature_folders import made_up_features
 from stage_two import SETTINGS, SHAPE
@@ -142,7 +143,12 @@ def _splits(features: Path) -> Splits:
     store = open_features(features)
     rows = read_manifest(store.folder.manifest)
     return read_splits(
-        rows, store.statuses, TrainTemporalSettings(), what="features", remedy="none"
+        rows,
+        store.statuses,
+        TrainTemporalSettings(),
+        what="features",
+        remedy="none",
+        times=lambda _: np.arange(4.0),
     )
 
 

@@ -1,0 +1,1 @@
+"""Manifests and segment files from other programs' annotations."""

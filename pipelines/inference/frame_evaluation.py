@@ -1,0 +1,155 @@
+"""Evaluation of tasks on frames: logits and labels of the frames of a split's videos."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ...extract.cores import num_cpus_per_process
+from ...extract.decode.sampling import Sampling
+from ...manifests.errors import SettingsError
+from ...manifests.feature_store import open_features
+from ...manifests.manifest import VideoRow, read_manifest
+from ...manifests.segments import read_segments
+from ...temporal.checkpoint import RunFolder
+from ...temporal.distributed import Accelerator
+from ...temporal.frame_labels import FrameLabels, check_segments, label_frames
+from ...temporal.inference import check_logits
+from ...temporal.metrics import Counts
+from ...temporal.splits import UsableRows, remedy_for_features, rows_of_split, usable_rows
+from ...temporal.time_table import Times
+from ..models.model_folder import NetworkConfig, check_features
+from ..models.network import VideoTransformerNetwork, load_temporal
+from .evaluation import EvaluateSettings, weights_file
+from .segmentation import SegmentedVideo, frame_logits_of_features
+from .video_classifier import VideoClassifier, classify_all, whole_videos
+
+
+class ScoredFrames(NamedTuple):
+    """Logits of the frames of a split's videos.
+
+    Attributes:
+        usable: rows of the split.
+        videos: logits of their frames.
+        targets: labels of their frames.
+        source: fingerprint of the features, or mode of inference of the videos.
+        faults: videos that could not be decoded completely, and why.
+    """
+
+    usable: UsableRows
+    videos: list[SegmentedVideo]
+    targets: FrameLabels
+    source: str
+    faults: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Counts:
+        """Numbers of videos behind the metrics."""
+        return self.usable.counts
+
+
+def score_feature_frames(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: EvaluateSettings,
+    accelerator: Accelerator,
+    background: str,
+) -> ScoredFrames:
+    """Compute the logits of the frames of a split's videos from stored features."""
+    store = open_features(source)
+    check_features(config, store.spec, store.folder.root)
+    rows = read_manifest(settings.manifest or store.folder.manifest)
+    usable = usable_rows(
+        store.statuses,
+        rows,
+        settings.split,
+        what="features",
+        remedy=remedy_for_features(store.folder),
+        drop_partial=settings.drop_partial,
+    )
+    times = {video_id: store.times(video_id)[1] for video_id in usable.video_ids}
+    targets = _labels(rows, usable.video_ids, times, settings, config, background)
+    temporal = load_temporal(files, config, weights_file(files, settings))
+    found = frame_logits_of_features(
+        accelerator.prepare_model(temporal, evaluation_mode=True),
+        store,
+        usable.video_ids,
+        config=config.temporal,
+        accelerator=accelerator,
+    )
+    by_id = {video.video_id: video for video in found}
+    videos = [by_id[video_id] for video_id in usable.video_ids]
+    for video in videos:
+        check_logits(video.logits, [video.video_id] * len(video.logits))
+    return ScoredFrames(usable, videos, targets, f"features {store.fingerprint}")
+
+
+def score_video_frames(
+    files: RunFolder,
+    config: NetworkConfig,
+    source: str | Path,
+    settings: EvaluateSettings,
+    accelerator: Accelerator,
+    background: str,
+) -> ScoredFrames:
+    """Compute the logits of the frames of a split's videos, which a manifest lists."""
+    rows = read_manifest(source)
+    chosen = rows_of_split(rows, settings.split)
+    check_segments(read_segments(settings.segments or ""), (row.video_id for row in rows))
+    path = weights_file(files, settings)
+    network = VideoTransformerNetwork.from_pretrained(files.root, weights=path.name)
+    classify = VideoClassifier(
+        network=network.to(accelerator.device),
+        mode="end-to-end" if settings.mode == "end-to-end" else "chunked",
+        chunk_frames=settings.chunk_frames,
+        num_decoder_processes=num_cpus_per_process(),
+    )
+    to_score = whole_videos(chosen, Sampling.from_spec(config.spec), settings.decoder)
+    found = {one.name: one for one in classify_all(classify, to_score, accelerator)}
+    faults = tuple(f"{name}: {one.fault}" for name, one in found.items() if one.fault)
+    usable = usable_rows(
+        {
+            name: "partial" if one.fault else "ok"
+            for name, one in found.items()
+            if one.logits is not None
+        },
+        rows,
+        settings.split,
+        what="frames",
+        remedy="leave out --drop-partial, or fix the files",
+        drop_partial=settings.drop_partial,
+    )
+    videos = []
+    for video_id in usable.video_ids:
+        one = found[video_id]
+        assert one.logits is not None
+        assert one.times is not None
+        assert one.frame_index is not None
+        check_logits(one.logits, [video_id] * len(one.logits))
+        videos.append(SegmentedVideo(video_id, one.logits, one.times, one.frame_index))
+    times = {video.video_id: video.times for video in videos}
+    targets = _labels(rows, usable.video_ids, times, settings, config, background)
+    return ScoredFrames(usable, videos, targets, f"videos, {classify.mode}", faults)
+
+
+def _labels(
+    rows: Sequence[VideoRow],
+    video_ids: Sequence[str],
+    times: dict[str, Times],
+    settings: EvaluateSettings,
+    config: NetworkConfig,
+    background: str,
+) -> FrameLabels:
+    """Return the labels of the frames of videos, from the segment file of the settings."""
+    if settings.segments is None:
+        raise SettingsError("--segments: a task on frames needs the segments of the videos")
+    segments = read_segments(settings.segments)
+    check_segments(segments, (row.video_id for row in rows))
+    return label_frames(
+        segments,
+        video_ids,
+        times.__getitem__,
+        config.class_names,
+        config.temporal.task,
+        background,
+    )
