@@ -60,7 +60,7 @@ from vtnpipe.temporal.inference import Scored
 from vtnpipe.temporal.model import TemporalClassifier
 from vtnpipe.temporal.optim import FEATURES, Recipe
 from vtnpipe.temporal.presets import preset
-from vtnpipe.temporal.train import Callbacks, EpochReport, train
+from vtnpipe.temporal.train import Callbacks, EpochReport, Validation, train
 
 from extract import draw
 
@@ -148,18 +148,20 @@ class Training:
     def epoch(self) -> float:
         """Train one epoch; return its seconds without validation and checkpoint."""
         reports: list[EpochReport] = []
-        logits = torch.zeros(len(self.dataset), NUM_CLASSES)
+        config, targets = self.model.config, self.dataset.targets
+        assert isinstance(targets, Tensor)
+        scored = Scored(torch.zeros(len(targets), config.num_classes))
+        names = [str(number) for number in range(config.num_classes)]
+        validation = Validation.of(scored, targets, names, config)
         with TemporaryDirectory(prefix="vtnpipe-benchmark-") as run:
             train(
                 self.model,
-                self.model.config,
+                config,
                 self.dataset,
                 replace(self.recipe, epochs=1),
                 RunFolder(Path(run)),
                 self.accelerator,
-                validate=lambda network, should_stop: Scored(logits),
-                validation_targets=self.dataset.targets,
-                class_names=[str(number) for number in range(NUM_CLASSES)],
+                validate=lambda network, should_stop: validation,
                 save=lambda path: None,
                 callbacks=Callbacks(on_epoch=reports.append),
             )
