@@ -294,7 +294,8 @@ class ClipDataset:
                 yield batches[begin:number]
                 begin, num_frames = number, 0
             num_frames += of_batch
-        yield batches[begin:]
+        if batches:  # a process may have none
+            yield batches[begin:]
 
 
 def _batch(read: Read, *, mask: Tensor, is_read: Tensor, **others: Tensor) -> Batch:

@@ -177,3 +177,4 @@ def test_batches_of_a_block_equal_those_read_alone(
             monkeypatch.setattr("vtnpipe.temporal.dataset.BLOCK_FRAMES", most)
             found = list(dataset.batches([np.array(one) for one in keys]))
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert list(dataset.batches([])) == []
