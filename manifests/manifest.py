@@ -158,7 +158,7 @@ def _check_header(
     for name in required:
         if name not in header:
             raise ManifestError(
-                f"{path}:1: column {name!r} is missing; add it (label and split may be left empty)"
+                f"{path}:1: column {name!r} is missing; needed are {', '.join(required)}: add it"
             )
 
 

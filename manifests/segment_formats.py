@@ -12,6 +12,7 @@ videos is found when they have been opened (`pipelines/annotation/build_segments
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -100,15 +101,17 @@ def read_frame_labels(source: Path, fold: int, classes: Path | None) -> Iterator
     for path in paths:
         if path == mapping:
             continue
-        lines = [line for _, line in text_lines(path)]
-        if names and all(line.isdigit() for line in lines):
-            unknown = next((line for line in lines if int(line) not in names), None)
+        with open_text(path) as file:
+            lines = file.read().rstrip().splitlines()
+        lines = [line.strip() for line in lines]  # an empty one: not labeled
+        if names and all(line.isdigit() for line in lines if line):
+            unknown = next((line for line in lines if line and int(line) not in names), None)
             if unknown is not None:
                 raise ManifestError(
                     f"{path}:{lines.index(unknown) + 1}: class {unknown} is not in {mapping}; name "
                     "it there"
                 )
-            lines = [names[int(line)] for line in lines]
+            lines = [names[int(line)] if line else "" for line in lines]
         video_id = path.stem
         labels = [nfc(line) for line in lines]
         yield AnnotatedVideo(video_id, (video_id,), splits.get(video_id, ""), [], labels, str(path))
@@ -148,7 +151,7 @@ def read_audacity(source: Path) -> Iterator[AnnotatedVideo]:
 
 def read_boris(path: Path) -> Iterator[AnnotatedVideo]:
     """Read BORIS' aggregated events: media file, behavior, start and stop in seconds."""
-    found: dict[str, AnnotatedVideo] = {}
+    found: dict[str, list[Segment]] = {}  # by media file
     with open_text(path) as file:
         first = file.readline()
         file.seek(0)
@@ -172,17 +175,19 @@ def read_boris(path: Path) -> Iterator[AnnotatedVideo]:
                 raise ManifestError(f"{where}: has only {len(row)} fields; export the file again")
             media, label = row[columns["file"]].strip(), nfc(row[columns["label"]].strip())
             start, end = (seconds_of(row[columns[name]], where) for name in ("start", "end"))
-            name = Path(media.replace("\\", "/"))
-            video = found.setdefault(
-                name.stem, AnnotatedVideo(name.stem, (media, name.name), "", [])
-            )
-            video.segments.append(Segment(name.stem, start, end, label, where=where))
+            found.setdefault(media, []).append(Segment(media, start, end, label, where=where))
     if not columns:
         raise ManifestError(
             f"{path}: no columns 'Media file name', 'Behavior', 'Start (s)' and 'Stop (s)'; export "
             "aggregated events from BORIS"
         )
-    yield from found.values()
+    files = {media: Path(media.replace("\\", "/")) for media in found}
+    stems = Counter(file.stem for file in files.values())
+    for media, file in files.items():
+        is_unique = stems[file.stem] == 1
+        video_id = file.stem if is_unique else file.with_suffix("").as_posix()
+        possible = (file.as_posix(), file.name) if is_unique else (file.as_posix(),)
+        yield AnnotatedVideo(video_id, possible, "", found[media])
 
 
 def read_elan(source: Path) -> Iterator[AnnotatedVideo]:
@@ -215,7 +220,7 @@ def _elan_times(fields: Sequence[str], header: Sequence[str]) -> list[float]:
 
     >>> _elan_times(["tier", "", "00:00:01.500", "1.5", "00:01:02.000", "62.0", "a"], [])
     [1.5, 62.0]
-    >>> _elan_times(["tier", "", "1500", "62000", "60500", "a"], [])
+    >>> _elan_times(["tier", "12", "1500", "62000", "60500", "a"], [])
     [1.5, 62.0]
     """
     if header:
@@ -231,9 +236,13 @@ def _elan_times(fields: Sequence[str], header: Sequence[str]) -> list[float]:
     clocks = [match for field in fields if (match := _CLOCK.fullmatch(field))][:2]
     if clocks:
         return [3600 * int(one[1]) + 60 * int(one[2]) + float(one[3]) for one in clocks]
-    numbers = [field for field in fields if _ELAN_NUMBER.fullmatch(field)][:2]
+    numbers = [field for field in fields if _ELAN_NUMBER.fullmatch(field)]
     is_milliseconds |= bool(numbers) and not any("." in number for number in numbers)
-    return [float(number) / (1000 if is_milliseconds else 1) for number in numbers]
+    times = [float(number) / (1000 if is_milliseconds else 1) for number in numbers]
+    for first in range(len(times) - 2):  # begin, end and duration; other columns may be numbers
+        if abs(times[first + 1] - times[first] - times[first + 2]) < 0.002:
+            return times[first : first + 2]
+    return times[:2]
 
 
 READERS: dict[str, Callable[[Path], Iterator[AnnotatedVideo]]] = {

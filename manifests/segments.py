@@ -108,7 +108,7 @@ def check_overlaps(segments: Sequence[Segment]) -> None:
         if following.start < one.end:
             raise ManifestError(
                 f"{following.where}: begins at {following.start:.6g} s, before the segment of "
-                f"{one.where} ends, at {one.end:.6g} s; correct one, or give --task "
+                f"{one.where} ends, at {one.end:.6g} s; correct one, or train with --task "
                 "frames-multi-label"
             )
 
@@ -121,18 +121,17 @@ def write_segments(segments: Iterable[Segment], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*COLUMNS, "score") if has_scores else COLUMNS)
         for one in segments:
-            times = (_seconds_text(one.start), _seconds_text(one.end))
             score = (f"{one.score:.4f}",) if one.score is not None else ()
-            writer.writerow((one.video_id, *times, one.label, *score))
+            writer.writerow((one.video_id, float(one.start), float(one.end), one.label, *score))
 
 
 def write_activitynet(segments: Iterable[Segment], path: Path, video_ids: Sequence[str]) -> None:
     """Write predicted segments as the JSON that ActivityNet's evaluation reads."""
     results: Mapping[str, list[object]] = {video_id: [] for video_id in video_ids}
     for one in segments:
-        times = [float(_seconds_text(one.start)), float(_seconds_text(one.end))]
+        segment = [float(one.start), float(one.end)]
         score = round(one.score or 0.0, 6)
-        results[one.video_id].append({"label": one.label, "score": score, "segment": times})
+        results[one.video_id].append({"label": one.label, "score": score, "segment": segment})
     with atomic_text(path) as file:
         json.dump({"version": "VERSION 1.3", "results": results, "external_data": {}}, file)
 
@@ -143,12 +142,3 @@ def write_audacity(segments: Iterable[Segment], path: Path) -> None:
         for one in segments:
             label = " ".join(one.label.split())
             file.write(f"{one.start:.6f}\t{one.end:.6f}\t{label}\n")
-
-
-def _seconds_text(seconds: float) -> str:
-    """Return seconds with at most six decimals.
-
-    >>> _seconds_text(2.50000000001), _seconds_text(0.04)
-    ('2.5', '0.04')
-    """
-    return f"{seconds:.6f}".rstrip("0").rstrip(".")

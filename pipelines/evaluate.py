@@ -32,7 +32,12 @@ from .inference.evaluation import (
     score_video_split,
     weights_file,
 )
-from .inference.frame_evaluation import score_feature_frames, score_video_frames
+from .inference.frame_evaluation import (
+    ScoredFrames,
+    background_of,
+    score_feature_frames,
+    score_video_frames,
+)
 from .inference.predictions import Predictions, read_predictions, write_predictions
 from .inference.segmentation import FramePredictions, write_frame_predictions
 from .models.model_folder import NetworkConfig, model_digest, read_config
@@ -124,14 +129,7 @@ def evaluate(
     if is_main:
         name = settings.predictions_name
         _print(report, scored.faults, settings, name, console)
-        record = {
-            "settings": asdict(settings),
-            "model": model_digest(weights_file(files, settings)),
-            "source": scored.source,
-            "faults": scored.faults,
-            "classes": config.class_names,
-            **report.to_json(),
-        }
+        record = _record(report, files, config, settings, scored)
         predictions = Predictions(
             video_ids=scored.usable.video_ids,
             logits=scored.logits,
@@ -140,6 +138,24 @@ def evaluate(
         )
         write_predictions(files.predictions, name, predictions, scored.usable.rows, config)
     return report
+
+
+def _record(
+    report: EvaluateReport,
+    files: RunFolder,
+    config: NetworkConfig,
+    settings: EvaluateSettings,
+    scored: ScoredSplit | ScoredFrames,
+) -> dict[str, Any]:
+    """Return the contents of SPLIT.json."""
+    return {
+        "settings": asdict(settings),
+        "model": model_digest(weights_file(files, settings)),
+        "source": scored.source,
+        "faults": scored.faults,
+        "classes": config.class_names,
+        **report.to_json(),
+    }
 
 
 def _evaluate_frames(
@@ -162,8 +178,7 @@ def _evaluate_frames(
                 "it was trained with are not there"
             )
         settings = replace(settings, segments=known)
-    is_single = config.temporal.background_class is not None
-    background = config.class_names[config.temporal.background_class or 0] if is_single else ""
+    background = background_of(config, stored)
     with accelerated(device, settings.precision) as accelerator:
         score = score_video_frames if Path(source).is_file() else score_feature_frames
         scored = score(files, config, source, settings, accelerator, background)
@@ -187,15 +202,9 @@ def _evaluate_frames(
     )
     if is_main:
         name = settings.predictions_name
+        say(console, *(f"note: {note}" for note in scored.notes))
         _print(report, scored.faults, settings, name, console)
-        record = {
-            "settings": asdict(settings),
-            "model": model_digest(weights_file(files, settings)),
-            "source": scored.source,
-            "faults": scored.faults,
-            "classes": config.class_names,
-            **report.to_json(),
-        }
+        record = _record(report, files, config, settings, scored)
         predictions = FramePredictions(videos=scored.videos, targets=scored.targets, record=record)
         write_frame_predictions(
             files.predictions, name, predictions, config.class_names, temporal, options

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..extract.device import resolve_device
 from ..manifests.errors import SettingsError
 from ..manifests.failures import VideoError
 from ..manifests.manifest import VideoRow
+from ..temporal.checkpoint import RunFolder
 from ..temporal.clips import Windows
 from ..temporal.inference import (
     even_spans,
@@ -34,6 +36,7 @@ from .html.thumbnails import ThumbnailRequest, decode_thumbnails, even_positions
 from .html.timeline import timeline
 from .inference.segmentation import SegmentedVideo, segment_line, segment_video
 from .inference.video_classifier import VideoFeatures, extract_features
+from .models.model_folder import read_config
 from .models.network import VideoTransformerNetwork
 from .options import settings_options
 from .settings import (
@@ -125,6 +128,8 @@ def explain(
     console = console or Console(quiet=True)
     device = resolve_device(settings.device)
     output = None if settings.output is None else check_output(Path(settings.output))
+    if read_config(RunFolder(Path(model))).temporal.is_per_frame:
+        _check_frame_settings(settings, Path(model), output)
     network = VideoTransformerNetwork.from_pretrained(Path(model)).to(device)
     path = str(Path(video).absolute())
     name = os.fsencode(Path(video).name).decode(errors="replace")
@@ -134,8 +139,6 @@ def explain(
     (piece,) = extract_features(network, [request], chunk_frames=settings.chunk_frames)
     if not len(piece.timestamps):
         raise VideoError(piece.outcome.reason or "no-frames", piece.outcome.message)
-    if network.config.temporal.is_per_frame:
-        _check_frame_settings(settings, Path(model), output)
     explain_one = _explain_frames if network.config.temporal.is_per_frame else _explain
     explanation = explain_one(network, piece.features.to(device), piece.outcome, settings, console)
     if output is not None:
@@ -208,7 +211,9 @@ def _check_frame_settings(settings: ExplainSettings, model: Path, output: Path |
     """
     check_unset(settings, ["prefixes", "occlusions", "top"], f"{model} segments videos")
     if output is not None and output.suffix != ".html":
-        raise SettingsError(f"--output {output}: {model} segments videos; give a name in .html")
+        raise SettingsError(
+            f"--output {output}: {model} segments videos; its name must end in .html"
+        )
 
 
 @torch.inference_mode()
@@ -221,11 +226,12 @@ def _explain_frames(
 ) -> Explanation:
     """Compute the segments of a video and the attention of [CLS], and print them."""
     config, temporal = network.config, network.temporal
-    name = "video"
-    positions = video.positions(config.temporal.position_fps)
-    windows = Windows(num_frames=config.temporal.window_frames)
+    positions = partial(video.positions, config.temporal.position_fps)
+    window_frames = config.temporal.window_frames
+    windows = Windows(num_frames=window_frames)
     logits = video_frame_logits(temporal, video.features, positions, windows)
-    of_frames = SegmentedVideo(name, logits, video.timestamps, video.frame_index)
+    is_one_pass = window_frames is None or len(logits) <= window_frames
+    of_frames = SegmentedVideo("", logits, video.timestamps, video.frame_index)
     labels, segments = segment_video(of_frames, config.class_names, config.temporal, VITERBI)
     explanation = Explanation(
         task=config.temporal.task,
@@ -235,7 +241,8 @@ def _explain_frames(
         outcome=outcome,
         timestamps=video.timestamps,
         frame_index=video.frame_index,
-        attention=video_attention(temporal, video),
+        # That of windows has no common scale.
+        attention=video_attention(temporal, video) if is_one_pass else None,
         segments=segments,
         timeline=timeline(
             "Prediction",

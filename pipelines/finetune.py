@@ -46,6 +46,7 @@ from .training.session import (
     clip_sampling,
     describe_training,
     make_recipe,
+    run_precision,
     run_training,
     training_session,
 )
@@ -128,7 +129,7 @@ def finetune(
         network = initial.create(splits)
         config = network.config
         preset = choose_preset(settings, config.spec.backbone, config.temporal.feature_dim)
-        recipe = make_recipe(settings, preset, splits, device)
+        recipe = make_recipe(settings, preset, splits, run_precision(settings, files, device))
         network.unfreeze(settings.train_blocks)
         if settings.gradient_checkpointing:
             network.use_gradient_checkpointing()
@@ -157,7 +158,7 @@ def finetune(
             position_fps=config.temporal.position_fps,
         )
         validation_rows = splits.validation.rows
-        if settings.val_clips and not config.temporal.is_per_frame:
+        if settings.val_clips:
             to_score = clips_of_videos(validation_rows, videos, sampling, settings.val_clips)
         else:
             to_score = whole_videos(validation_rows, initial.sampling, settings.decoder)
@@ -242,6 +243,8 @@ def _augmentation(
 def _describe_clips(augmentation: Augmentation | None, settings: FinetuneSettings) -> str:
     """Return sampling and augmentation of training clips in words."""
     clips = f"clips of {settings.clip_frames} frames over {settings.clip_seconds:g} s"
+    if settings.segments is not None:
+        clips = f"clips of {settings.clip_frames} consecutive frames"
     if augmentation is None:
         return f"{clips}, without augmentation"
     least, most = augmentation.short_sides

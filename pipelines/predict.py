@@ -91,6 +91,7 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        decoding_of(self)  # raises
         if (self.mode == "features") != (self.features is not None):
             raise SettingsError(
                 f"--mode {self.mode} with --features {self.features}: --mode features needs "
@@ -155,11 +156,16 @@ def predict(
     device = resolve_device(settings.device)
     if not videos and settings.mode != "features":
         raise SettingsError(f"--mode {settings.mode}: give at least one VIDEO")
-    output = None if settings.output is None else check_output(Path(settings.output))
     names = [str(video) for video in videos]
     config = read_config(RunFolder(Path(model)))
-    if output is not None and config.temporal.is_per_frame:
+    output = None if settings.output is None else Path(settings.output)
+    if not config.temporal.is_per_frame:
+        options = ["decoding", "transition_cost", "min_seconds"]
+        check_unset(settings, options, f"{model} is for {config.temporal.task}, not for frames")
+    elif output is not None:
         check_segments_output(output, len(names) or None)
+    if output is not None and not (config.temporal.is_per_frame and output.is_dir()):
+        check_output(output)
     if settings.features is not None:
         found = _from_features(RunFolder(Path(model)), config, names, settings, device)
     else:
@@ -256,8 +262,9 @@ def _prediction(
         return Prediction(video, None, "its logits are not finite: the model's weights are broken")
     if logits is None or of_frames is None or not config.temporal.is_per_frame:
         return Prediction(video, logits, note)
-    options = decoding_of(settings.decoding, settings.transition_cost, settings.min_seconds)
-    _, segments = segment_video(of_frames, config.class_names, config.temporal, options)
+    _, segments = segment_video(
+        of_frames, config.class_names, config.temporal, decoding_of(settings)
+    )
     return Prediction(video, logits, note, tuple(segments))
 
 

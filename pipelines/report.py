@@ -10,12 +10,14 @@ from rich.console import Console
 
 from ..extract.device import resolve_device
 from ..manifests.atomic import read_json
-from ..manifests.errors import EXIT_OK, SettingsError
+from ..manifests.errors import EXIT_OK, ManifestError, SettingsError
 from ..manifests.feature_folder import FeatureFolder
 from ..manifests.feature_store import FeatureStore, open_features
 from ..manifests.manifest import VideoRow, read_manifest
 from ..manifests.plan import read_file_sizes
+from ..manifests.segments import read_segments
 from ..temporal.checkpoint import RunFolder
+from ..temporal.frame_labels import label_frames
 from ..temporal.tasks import read_targets
 from .console import say
 from .html.attention import VideoStrip
@@ -23,6 +25,7 @@ from .html.report_features import extraction_section
 from .html.report_page import RunSection, choose_videos, run_section, video_strips, write_report
 from .html.timeline import choose_segmented_videos, segment_strips
 from .inference.evaluation import EvaluateSettings
+from .inference.frame_evaluation import background_of
 from .inference.predictions import Predictions, read_predictions
 from .inference.segmentation import FramePredictions, read_frame_predictions
 from .models.model_folder import NetworkConfig, check_features, model_digest, read_config
@@ -301,9 +304,30 @@ def _why_outdated(
     if len(known) < len(stored.video_ids):
         return "the stored predictions are of other videos"
     if isinstance(stored, FramePredictions):
-        return ""
+        return "" if _has_same_labels(stored, run) else "the segments have changed"
     targets = read_targets(known, config.class_names, config.temporal.task)
     return "" if torch.equal(targets, stored.targets) else "the labels have changed"
+
+
+def _has_same_labels(stored: FramePredictions, run: _Run) -> bool:
+    """Return whether the segment file of predictions, if it is still there, gives their labels."""
+    config, path = run.config, Path(stored.record["settings"]["segments"])
+    if not path.exists():
+        return True
+    times = dict(zip(stored.video_ids, stored.targets.times, strict=True))
+    try:
+        labels = label_frames(
+            read_segments(path),
+            stored.video_ids,
+            times.__getitem__,
+            config.class_names,
+            config.temporal.task,
+            background_of(config, run.settings),
+            is_partial=lambda video_id: True,
+        )
+    except ManifestError:
+        return False
+    return torch.equal(labels.values, stored.targets.values)
 
 
 def _strips(

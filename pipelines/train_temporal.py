@@ -41,6 +41,7 @@ from .training.session import (
     clip_sampling,
     describe_training,
     make_recipe,
+    run_precision,
     run_training,
     training_session,
 )
@@ -93,8 +94,8 @@ def train_temporal(
         longest_seconds=lengths.longest_seconds,
         window_frames=lengths.longest_tokens if settings.segments else None,
     )
-    recipe = make_recipe(settings, preset, splits, device)
     files = RunFolder(Path(run))
+    recipe = make_recipe(settings, preset, splits, run_precision(settings, files, device))
     check_root(files, "train-temporal")
     with training_session(settings, device, files, console) as session:
         accelerator = session.accelerator

@@ -87,9 +87,15 @@ class CudaGraphs:
         """Capture a call without running it; return the graph's `replay`, and its output."""
         with self._on_stream():  # creates the stream
             pass
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            output = call()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # Threads that load batches may pin memory meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                output = call()
+        finally:
+            torch.cuda.set_stream(current)  # a failed capture does not
         # All graphs share their memory: no result but the output, which is copied, outlives a call.
         self._pool = graph.pool()
         return graph.replay, output

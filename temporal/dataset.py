@@ -102,9 +102,6 @@ class ClipReader(Protocol):
     def times(self, video_id: str) -> tuple[Frames, Times]:
         """Return frame_index [T] and timestamps [T] in seconds of a video's frames."""
 
-    def num_frames(self, video_id: str) -> int:
-        """Return the number of a video's frames, T."""
-
     def read(self, clips: Clips, sizes: Sequence[int]) -> Iterator[Read]:
         """Read batches of clips, each padded to its longest clip.
 

@@ -48,10 +48,6 @@ class FeatureReader:
         """Return frame_index [T] and timestamps [T] in seconds of a video's frames."""
         return self.store.times(video_id)
 
-    def num_frames(self, video_id: str) -> int:
-        """Return the number of a video's frames, T."""
-        return self.store.num_frames(video_id)
-
     def close(self) -> None:
         """Do nothing: no reading of arrays hangs."""
 

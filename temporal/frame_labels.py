@@ -4,20 +4,21 @@ The task `frames` gives each frame one class, the background where no segment co
 `frames-multi-label` gives it any number of classes, none in the background.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..manifests.errors import ManifestError
+from ..manifests.errors import ManifestError, counted
 from ..manifests.segments import Segment, by_video, check_overlaps, time_fault
 from ..manifests.times import frame_rate, nearest_each
 from .config import TaskType
 from .time_table import Times
 
 UNLABELED = -1
+ROUNDING_SECONDS = 1e-5  # times in files have six decimals, or fewer digits than a float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,18 +26,36 @@ class FrameLabels:
     """Labels of the frames of N videos, end to end: F frames in all.
 
     Attributes:
-        values: [F] int64 class of each frame; or [F, C] float32, 1 for each of its classes, else 0.
+        values: [F] int64 class of each frame; or [F, C] int8, 1 for each of its classes, else 0.
             `UNLABELED` for frames that are not labeled.
         lengths: number of frames of each video.
         times: timestamps [T] of each video's frames, in seconds.
+        num_without_segment: number of videos without any segment.
+        num_without_frame: number of segments between two frames, which have none.
     """
 
     values: Tensor
     lengths: list[int]
     times: list[Times]
+    num_without_segment: int = 0
+    num_without_frame: int = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def notes(self, split: str) -> list[str]:
+        """Return what a user should know about the labels of a split, in words."""
+        found = []
+        if self.num_without_segment:
+            videos = counted(self.num_without_segment, "video")
+            found.append(
+                f"split {split}: {videos} of {len(self)} without a segment, all background; give a "
+                "segment with an empty label to what is not annotated"
+            )
+        if self.num_without_frame:
+            segments = counted(self.num_without_frame, "segment")
+            found.append(f"split {split}: {segments} shorter than the time between two frames")
+        return found
 
     @property
     def of_videos(self) -> list[Tensor]:
@@ -89,19 +108,62 @@ def segment_classes(
     return sorted(names | {background} if task == "frames" else names)
 
 
-def check_segments(segments: Sequence[Segment], video_ids: Iterable[str]) -> None:
-    """Refuse segments of videos that a manifest does not list.
+def unknown_segments(segments: Sequence[Segment], video_ids: Iterable[str]) -> list[str]:
+    """Return a note on segments of videos that a manifest does not list; none if there are none.
 
     Raises:
-        ManifestError: names the first such segment.
+        ManifestError: no segment is of a video of the manifest.
     """
     known = set(video_ids)
     unknown = [one for one in segments if one.video_id not in known]
-    if unknown:
+    if not unknown:
+        return []
+    first = f"{unknown[0].where}: video_id {unknown[0].video_id!r}"
+    if len(unknown) == len(segments):
+        raise ManifestError(f"{first} is not in the manifest, as no other one; correct the ids")
+    count = counted(len(unknown), "segment")
+    return [f"{count} of videos that are not in the manifest are ignored, the first at {first}"]
+
+
+def check_segments(
+    segments: Iterable[Segment],
+    video_ids: Iterable[str],
+    class_names: Sequence[str],
+    task: TaskType,
+    background: str,
+) -> None:
+    """Check the segments of videos, without their frames.
+
+    Args:
+        segments: segments of these and other videos.
+        video_ids: ids of the videos.
+        class_names: [C], in the order of the logits.
+        task: `frames` or `frames-multi-label`.
+        background: name of the background.
+
+    Raises:
+        ManifestError: segments overlap, though the task is `frames`; or a label, or the background,
+            is not one of the classes.
+    """
+    classes = {name: number for number, name in enumerate(class_names)}
+    if task == "frames" and background not in classes:
         raise ManifestError(
-            f"{unknown[0].where}: video_id {unknown[0].video_id!r} is not in the manifest "
-            f"({len(unknown):,} such segments); correct or remove it"
+            f"--background {background}: it is not one of the model's classes "
+            f"({', '.join(class_names[:5])}{', …' if len(class_names) > 5 else ''}); give its name"
         )
+    chosen = set(video_ids)
+    for video_id, of_video in by_video(segments).items():
+        if video_id not in chosen:
+            continue
+        if task == "frames":
+            check_overlaps(of_video)
+        for one in of_video:
+            if one.label and one.label != background and one.label not in classes:
+                raise ManifestError(
+                    f"{one.where}: label {one.label!r} is not one of the model's {len(classes)} "
+                    "classes, those of its training split; correct it, or add training videos of "
+                    "that class"
+                )
 
 
 def label_frames(
@@ -111,8 +173,10 @@ def label_frames(
     class_names: Sequence[str],
     task: TaskType,
     background: str,
+    *,
+    is_partial: Callable[[str], bool] = lambda video_id: False,
 ) -> FrameLabels:
-    """Return the labels of the frames of videos.
+    """Return the labels of the frames of videos; for the other arguments see `check_segments`.
 
     Args:
         segments: segments of these and other videos.
@@ -121,32 +185,52 @@ def label_frames(
         class_names: [C], in the order of the logits.
         task: `frames` or `frames-multi-label`.
         background: name of the background.
+        is_partial: returns whether frames of a video are missing, perhaps its last ones.
 
     Raises:
-        ManifestError: segments overlap, though the task is `frames`; one ends after its video; or
-            its label is not one of the classes.
+        ManifestError: as `check_segments`; or a segment ends after its video.
     """
+    check_segments(segments, video_ids, class_names, task, background)
     classes = {name: number for number, name in enumerate(class_names)}
-    if task == "frames" and background not in classes:
-        raise ManifestError(
-            f"--background {background}: it is not one of the model's classes "
-            f"({', '.join(class_names[:5])}{', …' if len(class_names) > 5 else ''}); give its name"
-        )
     of_videos = by_video(segments)
     found, timestamps = [], []
+    num_without_segment = num_without_frame = 0
     for video_id in video_ids:
-        seconds = times(video_id)
-        of_video = of_videos.get(video_id, [])
-        _check_times(of_video, seconds)
+        seconds, of_video = times(video_id), of_videos.get(video_id, [])
+        if not is_partial(video_id):
+            _check_times(of_video, seconds)
+        spans = [_frames_of(one, seconds) for one in of_video]
+        num_without_segment += not of_video
+        num_without_frame += sum(begin == end for begin, end in spans)
         if task == "frames":
-            check_overlaps(of_video)
-            found.append(_single(of_video, seconds, classes, background))
+            labels = np.full(len(seconds), classes[background], dtype=np.int64)
+            for one, (begin, end) in zip(of_video, spans, strict=True):
+                labels[begin:end] = classes[one.label] if one.label else UNLABELED
         else:
-            found.append(_multiple(of_video, seconds, classes, background))
+            labels = np.zeros((len(seconds), len(classes)), dtype=np.int8)
+            # Unlabeled ones last: they hide what overlaps with them.
+            pairs = sorted(zip(of_video, spans, strict=True), key=lambda pair: not pair[0].label)
+            for one, (begin, end) in pairs:
+                if not one.label:
+                    labels[begin:end] = UNLABELED
+                elif one.label != background:
+                    labels[begin:end, classes[one.label]] = 1
+        found.append(torch.from_numpy(labels))
         timestamps.append(seconds)
     return FrameLabels(
-        values=torch.cat(found), lengths=[len(one) for one in timestamps], times=timestamps
+        values=torch.cat(found),
+        lengths=[len(one) for one in timestamps],
+        times=timestamps,
+        num_without_segment=num_without_segment,
+        num_without_frame=num_without_frame,
     )
+
+
+def _frames_of(segment: Segment, seconds: Times) -> tuple[int, int]:
+    """Return the frames [begin, end) of a segment; its times may have been rounded."""
+    bounds = np.array([segment.start, segment.end]) - ROUNDING_SECONDS
+    begin, end = np.searchsorted(seconds, bounds).tolist()
+    return begin, end
 
 
 def _check_times(segments: Sequence[Segment], seconds: Times) -> None:
@@ -155,38 +239,3 @@ def _check_times(segments: Sequence[Segment], seconds: Times) -> None:
     for one in segments:
         if fault := time_fault(one.start, one.end, duration):
             raise ManifestError(f"{one.where}: {fault}; correct or remove the segment")
-
-
-def _single(
-    segments: Sequence[Segment], seconds: Times, classes: Mapping[str, int], background: str
-) -> Tensor:
-    labels = np.full(len(seconds), classes[background], dtype=np.int64)
-    for one in segments:
-        begin, end = np.searchsorted(seconds, (one.start, one.end))
-        labels[begin:end] = UNLABELED if not one.label else _class_of(one, classes)
-    return torch.from_numpy(labels)
-
-
-def _multiple(
-    segments: Sequence[Segment], seconds: Times, classes: Mapping[str, int], background: str
-) -> Tensor:
-    labels = np.zeros((len(seconds), len(classes)), dtype=np.float32)
-    for one in segments:
-        begin, end = np.searchsorted(seconds, (one.start, one.end))
-        if one.label and one.label != background:
-            labels[begin:end, _class_of(one, classes)] = 1.0
-    for one in segments:
-        if not one.label:
-            begin, end = np.searchsorted(seconds, (one.start, one.end))
-            labels[begin:end] = UNLABELED
-    return torch.from_numpy(labels)
-
-
-def _class_of(segment: Segment, classes: Mapping[str, int]) -> int:
-    if segment.label not in classes:
-        raise ManifestError(
-            f"{segment.where}: label {segment.label!r} is not one of the model's {len(classes)} "
-            "classes, those of its training split; correct it, or add training videos of that "
-            "class"
-        )
-    return classes[segment.label]

@@ -133,7 +133,7 @@ def predict_frames(
 def video_frame_logits(
     model: Callable[[Tensor, Tensor], Tensor],
     inputs: Tensor,
-    positions: Tensor,
+    positions: Callable[[slice], Tensor],
     windows: Windows,
 ) -> Tensor:
     """Return the logits [T, C] of one video's frames, as `predict_frames` computes them.
@@ -141,7 +141,7 @@ def video_frame_logits(
     Args:
         model: takes inputs [1, T, ...] and positions [1, T], and returns logits [1, T, C].
         inputs: [V, T, ...] inputs of the video, on the model's device.
-        positions: [T] int, frame positions.
+        positions: returns the positions [t] of some frames, from the first of them, on that device.
         windows: windows to divide the video into.
     """
     lengths = np.array([inputs.shape[1]])
@@ -151,7 +151,7 @@ def video_frame_logits(
         end = min(T, start + (windows.num_frames or T))
         weights = torch.from_numpy(windows.weights(start, end - start, T))[:, None]
         weight_sum[start:end] += weights
-        own = (positions[start:end] - positions[start])[None]
+        own = positions(slice(start, end))[None]
         views = [model(view[None, start:end], own)[0].double().cpu() for view in inputs]
         if not total.ndim:
             total = torch.zeros(T, views[0].shape[1], dtype=torch.float64)

@@ -273,11 +273,11 @@ def average_precisions(logits: Tensor, targets: Tensor) -> list[float | None]:
         logits: [N, C], one row per video.
         targets: [N, C], 1 for each class of the video, else 0.
     """
-    found = _precisions_over(logits, targets)(np.arange(len(logits)))
+    found = precisions_over(logits, targets)(np.arange(len(logits)))
     return [None if np.isnan(one) else float(one) for one in found]
 
 
-def _precisions_over(logits: Tensor, targets: Tensor) -> Callable[[Index], npt.NDArray[np.float64]]:
+def precisions_over(logits: Tensor, targets: Tensor) -> Callable[[Index], npt.NDArray[np.float64]]:
     """Return a function that computes the average precision of each class over any of the videos.
 
     The average precision is the mean, over the videos of the class, of the precision among all
@@ -335,7 +335,7 @@ def _classification(
 def _multi_label(
     logits: Tensor, targets: Tensor, config: TemporalConfig
 ) -> Callable[[Index], dict[str, float]]:
-    precisions = _precisions_over(logits, targets)
+    precisions = precisions_over(logits, targets)
     decided, is_label = is_decided(logits), targets > 0
     hits = (decided & is_label).sum(1).numpy()
     either = (decided.sum(1) + is_label.sum(1)).numpy()

@@ -29,7 +29,7 @@ from .metrics import (
     FrameMetrics,
     FrameMultiLabelMetrics,
     Index,
-    average_precisions,
+    precisions_over,
 )
 from .segmentation import VITERBI, Decoding, Run, class_runs, decode_labels
 from .tasks import task_losses
@@ -141,8 +141,13 @@ class _Counts:
             with np.errstate(invalid="ignore"):  # 0 / 0 for a class that does not occur
                 self.per_class = np.diag(self.confusion) / totals
         else:
-            self.per_class = _frame_precisions(logits, targets, np.arange(len(logits)))
-            self._frames = (logits, targets)
+            is_labeled = targets.is_labeled
+            self._precisions = precisions_over(
+                torch.cat(list(logits)).float()[is_labeled], targets.values[is_labeled]
+            )
+            counts = [int(one.sum()) for one in is_labeled.split(targets.lengths)]
+            self._frames = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+            self.per_class = self._precisions(np.arange(sum(counts)))
 
     def _count_segments(self, number: int, predicted: list[Run], true: list[Run]) -> None:
         for kind, runs_of_kind in enumerate((true, predicted)):
@@ -166,9 +171,8 @@ class _Counts:
             found["frame_accuracy_without_background"] = _share(right, confusion.sum())
             found["edit"] = float(self._edits[index].mean())
         else:
-            logits, targets = self._frames
-            precisions = _frame_precisions(logits, targets, index)
-            found["frame_mean_average_precision"] = _mean(precisions)
+            frames = np.concatenate([self._frames[number] for number in index.tolist()])
+            found["frame_mean_average_precision"] = _mean(self._precisions(frames))
         num_true, num_predicted, _ = self.segments[index].sum((0, 1))
         for overlap, hits in zip(F1_OVERLAPS, self._hits[index].sum(0), strict=True):
             found[f"f1@{overlap}"] = _share(2 * hits, num_true + num_predicted)
@@ -214,16 +218,6 @@ def _mean(values: Array) -> float:
     """Return the mean of the values that are defined; NaN if none is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
-
-
-def _frame_precisions(logits: Sequence[Tensor], targets: FrameLabels, index: Index) -> Array:
-    """Return the average precision of each class over the frames of videos [n], [C]."""
-    truth = targets.of_videos
-    chosen = torch.cat([logits[number] for number in index.tolist()])
-    labels = torch.cat([truth[number] for number in index.tolist()])
-    is_labeled = labels[:, 0] != UNLABELED
-    found = average_precisions(chosen[is_labeled].float(), labels[is_labeled])
-    return np.array([np.nan if one is None else one for one in found])
 
 
 def edit_score(predicted: Sequence[int], true: Sequence[int]) -> float:

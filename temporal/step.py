@@ -83,8 +83,9 @@ class TrainStep:
         self._accelerator = accelerator
         targets = dataset.targets
         if isinstance(targets, FrameLabels):
-            labeled = targets.values[targets.is_labeled]
-            loss = recipe.loss_options(labeled, config)
+            is_balanced = recipe.class_weights == "balanced"
+            values = targets.values[targets.is_labeled] if is_balanced else targets.values
+            loss = recipe.loss_options(values, config)
             self._clip_weights = np.ones(len(targets), dtype=np.float32)
         else:
             loss = recipe.loss_options(targets, config)
@@ -182,6 +183,7 @@ class TrainStep:
         return StepResult(sum(losses[1:], losses[0]), weight, waiting_seconds, faults)
 
     def _whole_step(self, *inputs: Tensor) -> Tensor:
+        self._clear_gradients()  # of a capture that failed
         loss = self._backward(*inputs)
         assert self.graphs is not None
         # AdamW asks for it in a capture, and warns in an eager step.
@@ -225,6 +227,9 @@ class TrainStep:
             scaler.update()
         else:
             self.optimizer.step()
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
 

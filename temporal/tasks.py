@@ -4,7 +4,7 @@
   entropy.
 - multi-label: a label is any number of classes, `a|b`. Targets [N, C] float32 of 0 and 1, logits
   [N, C]; the loss is the binary cross entropy, averaged over classes.
-- frames, frames-multi-label: labels are segments. Targets [B, T] int64 or [B, T, C] float32 as in
+- frames, frames-multi-label: labels are segments. Targets [B, T] int64 or [B, T, C] int8 as in
   `temporal/frame_labels.py`, logits [B, T, C]; the loss is the mean, over the labeled frames of a
   clip, of the loss of a classification or multi-label classification.
 - regression: a label is a number. Targets [N] and outputs [N, 1], float64, in the unit of the
@@ -205,7 +205,7 @@ def _frame_losses(
         log_probs = logits.log_softmax(-1)
     else:
         is_labeled = mask & (targets[..., 0] >= 0)
-        smooth = targets.clamp(min=0) * (1 - label_smoothing) + label_smoothing / 2
+        smooth = targets.clamp(min=0).float() * (1 - label_smoothing) + label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(
             logits, smooth, pos_weight=weights, reduction="none"
         ).mean(-1)

@@ -328,14 +328,15 @@ class _RunWriter:
     def end_epoch(
         self, state: TrainState, save: Callable[[Path], None], *, is_best: bool, is_over: bool
     ) -> None:
-        """Write metrics, weights and a checkpoint, if it is time to."""
+        """Write the metrics and, if it is time to, the weights and a checkpoint."""
         begun = time.monotonic()
         is_kept = is_best or self._recipe.keep != "best"
         is_due = is_over or self.is_due_in_epoch() or (is_best and self._recipe.keep == "best")
         is_due |= MAX_SAVING_SHARE * (begun - self._saved_at) >= self._saving_seconds
+        if self._is_main:
+            write_lines(state.lines, self._folder.metrics)
         if max_of(self._accelerator, self._is_main and is_due):
             if self._is_main:
-                write_lines(state.lines, self._folder.metrics)  # of the epochs up to the weights'
                 if is_kept:
                     save(self._folder.kept)
                 save(self._folder.last)
@@ -410,7 +411,8 @@ def _check_finite(loss: float | None, recipe: Recipe, epoch: int) -> None:
     Raises:
         SettingsError: the loss is not finite.
     """
-    if loss is None or not math.isfinite(loss):
+    loss = math.nan if loss is None else loss
+    if not math.isfinite(loss):
         raise SettingsError(
             f"--lr {recipe.lr:g}: the loss became {loss} in epoch {epoch + 1}; give a lower "
             "learning rate, or --max-grad-norm, in a new run folder"

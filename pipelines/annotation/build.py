@@ -160,7 +160,7 @@ class BuildReport:
         for _, _, _, why in found.faults[:MAX_FAULTS_LISTED]:
             yield f"  {why}"
         if found.faults:
-            yield f"  {len(found.faults):,} faults, all in {self.missing_file}"
+            yield f"  {counted(len(found.faults), 'fault')}, all in {self.missing_file}"
 
 
 def build_manifest(
@@ -225,8 +225,7 @@ def _build_segments(
             Path(source), settings.format, fold=settings.fold, classes=settings.classes
         )
     ]
-    unique = {video.video_id: video for video in reversed(videos)}
-    if len(unique) < len(videos):
+    if len({video.video_id for video in videos}) < len(videos):
         ((name, count),) = Counter(video.video_id for video in videos).most_common(1)
         raise ManifestError(f"{sources[0]}: {name!r} is annotated {count} times; keep one of them")
     found = fit_to_videos(videos, VideoFinder(Path(folder)), settings.split)

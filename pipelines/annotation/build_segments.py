@@ -108,9 +108,7 @@ def _fitting(
     segments, faults = [], []
     for one in video.segments:
         fault = time_fault(one.start, one.end)
-        if not one.label:
-            fault = "no label"
-        elif not fault and one.start >= duration:
+        if not fault and one.start >= duration:
             fault = f"start {one.start:.6g} is beyond the end of the video, {duration:.6g} s"
         if fault:
             faults.append((one.label, f"{one.where}: {fault}"))

@@ -69,8 +69,8 @@ _WORST_TITLES = {
     "classification": "Wrong predictions with the largest loss",
     "multi-label": "Wrong predictions with the largest loss",
     "regression": "Videos with the largest loss",
-    "frames": "Videos with the fewest right frames",
-    "frames-multi-label": "Videos with the fewest right frames",
+    "frames": "Videos with the fewest correct frames",
+    "frames-multi-label": "Videos with the fewest correct frames",
 }
 
 
@@ -141,7 +141,7 @@ def run_section(
         has_gaps=counts["missing"] + counts["partial"] > 0,
         curves=_curves(config, epochs, settings.get("keep", "best")),
         worst_title=_WORST_TITLES[config.temporal.task],
-        best_title="Videos with the most right frames"
+        best_title="Videos with the most correct frames"
         if of_frames
         else "Videos with the smallest loss",
         epochs=_epoch_table(epochs),

@@ -193,7 +193,7 @@ def segment_strips(
         strips.append(
             VideoStrip(
                 name=video.video_id,
-                lines=[f"{_share_right(found, truth):.1%} of the frames are right"],
+                lines=[f"{_share_right(found, truth):.1%} of the frames are correct"],
                 thumbnails=thumbnails,
                 note=note,
                 edges=seconds_edges(video.times),

@@ -138,10 +138,6 @@ class VideoClipReader:
         """Return frame_index [T] and timestamps [T] of a video's frames."""
         return self._videos.times(video_id)
 
-    def num_frames(self, video_id: str) -> int:
-        """Return T of a video."""
-        return self._videos.num_frames(video_id)
-
     def read(self, clips: Clips, sizes: Sequence[int]) -> Iterator[Read]:
         """Decode batches of clips, [B, T, 3, h, w] uint8, padded with zeros."""
         yield from map(self._read, clips.batches(sizes))

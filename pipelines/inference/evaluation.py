@@ -128,6 +128,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_group(self.group)
+        decoding_of(self)  # raises
         if self.protocol == "paper":
             check_unset(self, ["clips"], "--protocol paper has one clip per video")
         if not self.clips:
@@ -143,7 +144,7 @@ class EvaluateSettings:
     @property
     def decoding_options(self) -> Decoding:
         """Options of decoding, for the tasks on frames."""
-        return decoding_of(self.decoding, self.transition_cost, self.min_seconds)
+        return decoding_of(self)
 
     @property
     def sampling(self) -> ClipSampling:

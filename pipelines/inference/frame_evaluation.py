@@ -1,18 +1,23 @@
 """Evaluation of tasks on frames: logits and labels of the frames of a split's videos."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...extract.cores import num_cpus_per_process
 from ...extract.decode.sampling import Sampling
 from ...manifests.errors import SettingsError
 from ...manifests.feature_store import open_features
 from ...manifests.manifest import VideoRow, read_manifest
-from ...manifests.segments import read_segments
+from ...manifests.segments import BACKGROUND, read_segments
 from ...temporal.checkpoint import RunFolder
 from ...temporal.distributed import Accelerator
-from ...temporal.frame_labels import FrameLabels, check_segments, label_frames
+from ...temporal.frame_labels import (
+    FrameLabels,
+    check_segments,
+    label_frames,
+    unknown_segments,
+)
 from ...temporal.inference import check_logits
 from ...temporal.metrics import Counts
 from ...temporal.splits import UsableRows, remedy_for_features, rows_of_split, usable_rows
@@ -33,6 +38,7 @@ class ScoredFrames(NamedTuple):
         targets: labels of their frames.
         source: fingerprint of the features, or mode of inference of the videos.
         faults: videos that could not be decoded completely, and why.
+        notes: what a user should know about the labels.
     """
 
     usable: UsableRows
@@ -40,11 +46,20 @@ class ScoredFrames(NamedTuple):
     targets: FrameLabels
     source: str
     faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counts:
         """Numbers of videos behind the metrics."""
         return self.usable.counts
+
+
+def background_of(config: NetworkConfig, run_settings: dict[str, Any]) -> str:
+    """Return the name of the background of a model, given the settings of its run."""
+    if config.temporal.background_class is not None:
+        return config.class_names[config.temporal.background_class]
+    name: str = run_settings.get("background", BACKGROUND)
+    return name
 
 
 def score_feature_frames(
@@ -68,7 +83,8 @@ def score_feature_frames(
         drop_partial=settings.drop_partial,
     )
     times = {video_id: store.times(video_id)[1] for video_id in usable.video_ids}
-    targets = _labels(rows, usable.video_ids, times, settings, config, background)
+    partial = {name for name, status in store.statuses.items() if status == "partial"}
+    targets, notes = _labels(rows, usable.video_ids, times, settings, config, background, partial)
     temporal = load_temporal(files, config, weights_file(files, settings))
     found = frame_logits_of_features(
         accelerator.prepare_model(temporal, evaluation_mode=True),
@@ -81,7 +97,7 @@ def score_feature_frames(
     videos = [by_id[video_id] for video_id in usable.video_ids]
     for video in videos:
         check_logits(video.logits, [video.video_id] * len(video.logits))
-    return ScoredFrames(usable, videos, targets, f"features {store.fingerprint}")
+    return ScoredFrames(usable, videos, targets, f"features {store.fingerprint}", notes=notes)
 
 
 def score_video_frames(
@@ -95,7 +111,13 @@ def score_video_frames(
     """Compute the logits of the frames of a split's videos, which a manifest lists."""
     rows = read_manifest(source)
     chosen = rows_of_split(rows, settings.split)
-    check_segments(read_segments(settings.segments or ""), (row.video_id for row in rows))
+    check_segments(  # before anything is decoded
+        read_segments(settings.segments or ""),
+        [row.video_id for row in chosen],
+        config.class_names,
+        config.temporal.task,
+        background,
+    )
     path = weights_file(files, settings)
     network = VideoTransformerNetwork.from_pretrained(files.root, weights=path.name)
     classify = VideoClassifier(
@@ -128,8 +150,9 @@ def score_video_frames(
         check_logits(one.logits, [video_id] * len(one.logits))
         videos.append(SegmentedVideo(video_id, one.logits, one.times, one.frame_index))
     times = {video.video_id: video.times for video in videos}
-    targets = _labels(rows, usable.video_ids, times, settings, config, background)
-    return ScoredFrames(usable, videos, targets, f"videos, {classify.mode}", faults)
+    partial = {name for name, one in found.items() if one.fault}
+    targets, notes = _labels(rows, usable.video_ids, times, settings, config, background, partial)
+    return ScoredFrames(usable, videos, targets, f"videos, {classify.mode}", faults, notes)
 
 
 def _labels(
@@ -139,17 +162,20 @@ def _labels(
     settings: EvaluateSettings,
     config: NetworkConfig,
     background: str,
-) -> FrameLabels:
-    """Return the labels of the frames of videos, from the segment file of the settings."""
+    partial: Collection[str],
+) -> tuple[FrameLabels, tuple[str, ...]]:
+    """Return the labels of the frames of videos, from the settings' segment file, and notes."""
     if settings.segments is None:
         raise SettingsError("--segments: a task on frames needs the segments of the videos")
     segments = read_segments(settings.segments)
-    check_segments(segments, (row.video_id for row in rows))
-    return label_frames(
+    notes = unknown_segments(segments, (row.video_id for row in rows))
+    labels = label_frames(
         segments,
         video_ids,
         times.__getitem__,
         config.class_names,
         config.temporal.task,
         background,
+        is_partial=partial.__contains__,
     )
+    return labels, (*notes, *labels.notes(settings.split))

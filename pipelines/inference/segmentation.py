@@ -8,10 +8,12 @@ SPLIT.npz   video_ids, lengths, classes; of all frames end to end: logits, targe
 SPLIT.json  metrics, intervals, counts, settings, model and source
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ...manifests.annotations import EXTENSIONS
 from ...manifests.atomic import atomic_path, read_json, write_json
 from ...manifests.errors import FeaturesError, SettingsError
 from ...manifests.feature_store import FeatureStore
@@ -35,9 +38,9 @@ from ...temporal.distributed import Accelerator
 from ...temporal.feature_reader import FeatureReader
 from ...temporal.frame_labels import FrameLabels
 from ...temporal.inference import predict_frames
-from ...temporal.segmentation import Decoding, Method, decode_labels, segments_of
+from ...temporal.segmentation import Decoding, decode_labels, segments_of
 from ...temporal.time_table import Frames, Times
-from ..settings import above, at_least, make_folder, setting
+from ..settings import above, at_least, check_unset, make_folder, setting
 
 
 def decoding_setting() -> Any:
@@ -155,9 +158,26 @@ def write_segments_output(path: Path, segments: dict[str, list[Segment]]) -> Non
         write_audacity(everything, path)
     else:
         make_folder(path)
+        names = _track_names(list(segments))
         for video_id, of_video in segments.items():
-            name = Path(video_id).with_suffix("").as_posix().strip("/").replace("/", "_")
-            write_audacity(of_video, path / f"{name}.txt")
+            write_audacity(of_video, path / f"{names[video_id]}.txt")
+
+
+def _track_names(video_ids: Sequence[str]) -> dict[str, str]:
+    """Return video_id → name of its label track: that of the file, or the id if files repeat it.
+
+    >>> _track_names(["a/v1.mp4", "b/v1.mp4", "c/v2.0"])
+    {'a/v1.mp4': 'a%2Fv1.mp4', 'b/v1.mp4': 'b%2Fv1.mp4', 'c/v2.0': 'v2.0'}
+    """
+    names = {}
+    for video_id in video_ids:
+        path = Path(video_id)
+        names[video_id] = path.stem if path.suffix.lower() in EXTENSIONS else path.name
+    counts = Counter(names.values())
+    return {
+        video_id: quote(name if counts[name] == 1 else video_id, safe=" ")
+        for video_id, name in names.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -249,6 +269,18 @@ def read_frame_predictions(folder: Path, name: str) -> FramePredictions | None:
     )
 
 
-def decoding_of(method: Method, transition_cost: float, min_seconds: float) -> Decoding:
-    """Return the options of decoding."""
-    return Decoding(method=method, transition_cost=transition_cost, min_seconds=min_seconds)
+def decoding_of(settings: Any) -> Decoding:
+    """Return the options of decoding of a command's settings.
+
+    Raises:
+        SettingsError: an option has no effect.
+    """
+    if settings.decoding == "argmax":
+        check_unset(settings, ["transition_cost"], "--decoding argmax has none")
+    else:
+        check_unset(settings, ["min_seconds"], "--decoding viterbi has none")
+    return Decoding(
+        method=settings.decoding,
+        transition_cost=settings.transition_cost,
+        min_seconds=settings.min_seconds,
+    )

@@ -7,6 +7,7 @@ chunked     the backbone in chunks of frames, then the temporal model once over 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -48,9 +49,11 @@ class VideoFeatures(NamedTuple):
     timestamps: npt.NDArray[np.float64]
     frame_index: npt.NDArray[np.int64]
 
-    def positions(self, position_fps: float | None) -> Tensor:
-        """Return the frames' positions [T], on the features' device."""
-        positions = frame_positions(self.timestamps, self.frame_index, position_fps=position_fps)
+    def positions(self, position_fps: float | None, span: slice = slice(None)) -> Tensor:
+        """Return the positions [t] of some frames, by default all, on the features' device."""
+        positions = frame_positions(
+            self.timestamps[span], self.frame_index[span], position_fps=position_fps
+        )
         return torch.from_numpy(positions).to(self.features.device)
 
     def to(self, device: str) -> "VideoFeatures":
@@ -182,20 +185,23 @@ class VideoClassifier:
         config = self.network.config.temporal
         device = next(self.network.parameters()).device
         inputs = torch.cat([piece.inputs for piece in clip])
+        times = np.concatenate([piece.timestamps for piece in clip])
+        frame_index = np.concatenate([piece.frame_index for piece in clip])
+        model = self.network.temporal if self.mode == "chunked" else self.network
+        if config.is_per_frame:
+            there = VideoFeatures(inputs.transpose(0, 1).to(device), times, frame_index)
+            return video_frame_logits(
+                model,
+                there.features,
+                partial(there.positions, config.position_fps),
+                Windows(num_frames=config.window_frames),
+            )
         positions = frame_positions(
-            np.concatenate([piece.timestamps for piece in clip]),
-            np.concatenate([piece.frame_index for piece in clip]),
-            position_fps=config.position_fps,
-            first=video.first,
+            times, frame_index, position_fps=config.position_fps, first=video.first
         )
         if self.shuffle_seed is not None:
             order = generator_of(self.shuffle_seed, video.name).permutation(len(inputs))
             inputs = inputs[torch.from_numpy(order)]
-        model = self.network.temporal if self.mode == "chunked" else self.network
-        if config.is_per_frame:
-            there = inputs.transpose(0, 1).to(device)
-            windows = Windows(num_frames=config.window_frames)
-            return video_frame_logits(model, there, torch.from_numpy(positions).to(device), windows)
         batch_positions = torch.from_numpy(positions)[None].to(device)
         views = [view[None].to(device) for view in inputs.unbind(1)]
         logits = torch.stack([model(view, batch_positions)[0].cpu() for view in views])

@@ -1,5 +1,6 @@
 """Training data: the usable rows of the training and validation splits, with their targets."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,12 @@ from ...manifests.errors import ManifestError
 from ...manifests.feature_folder import digest_of
 from ...manifests.manifest import VideoRow
 from ...manifests.segments import read_segments
-from ...temporal.frame_labels import FrameLabels, check_segments, label_frames, segment_classes
+from ...temporal.frame_labels import (
+    FrameLabels,
+    label_frames,
+    segment_classes,
+    unknown_segments,
+)
 from ...temporal.splits import UsableRows, usable_rows
 from ...temporal.tasks import read_targets, training_classes
 from ...temporal.time_table import Times
@@ -25,6 +31,7 @@ class Splits:
     validation: UsableRows
     targets: tuple[Tensor, Tensor] | tuple[FrameLabels, FrameLabels]
     class_names: list[str]
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[VideoRow]:
@@ -33,9 +40,10 @@ class Splits:
 
     @property
     def gaps(self) -> list[str]:
-        """Missing and partial videos of each split, in words."""
+        """Missing and partial videos of each split, and other notes, in words."""
         found = [part.gaps for part in (self.train, self.validation) if part.gaps]
-        if len(self.class_names) == 1:
+        found += self.notes
+        if len(self.class_names) == 1 and isinstance(self.targets[0], Tensor):
             found.append(
                 f"{self.class_names[0]!r} is the only class of split {self.train.split}: every "
                 "prediction is that class, and accuracy says nothing"
@@ -66,7 +74,7 @@ def _plain(targets: Tensor | FrameLabels) -> list[Any]:
     """Return the targets of each video as JSON values; a digest of the labels of frames."""
     if isinstance(targets, Tensor):
         return targets.tolist()
-    return [digest_of(labels.tolist()) for labels in targets.of_videos]
+    return [hashlib.sha256(labels.numpy().tobytes()).hexdigest() for labels in targets.of_videos]
 
 
 def read_splits(
@@ -101,15 +109,29 @@ def read_splits(
     )
     if settings.segments is not None:
         segments = read_segments(settings.segments)
-        check_segments(segments, (row.video_id for row in rows))
+        notes = unknown_segments(segments, (row.video_id for row in rows))
         task, background = settings.task, settings.background
         classes = class_names or segment_classes(segments, train.video_ids, task, background)
         labels = [
-            label_frames(segments, part.video_ids, times, classes, task, background)
+            label_frames(
+                segments,
+                part.video_ids,
+                times,
+                classes,
+                task,
+                background,
+                is_partial=lambda video_id: statuses[video_id] == "partial",
+            )
             for part in (train, validation)
         ]
+        for part, one in zip((train, validation), labels, strict=True):
+            notes += one.notes(part.split)
         return Splits(
-            train=train, validation=validation, targets=(labels[0], labels[1]), class_names=classes
+            train=train,
+            validation=validation,
+            targets=(labels[0], labels[1]),
+            class_names=classes,
+            notes=tuple(notes),
         )
     names = class_names
     if names is None:

@@ -70,6 +70,11 @@ class Lengths:
 
     def describe(self, settings: TrainTemporalSettings) -> str:
         """Return the choice in one line."""
+        if self.trained_on == "windows":
+            return (
+                f"training on whole videos, or windows, of up to {self.longest_tokens:,} frames; "
+                f"videos are up to {duration_text(self.longest_seconds)} long"
+            )
         clip = (
             f"a clip of {settings.clip_seconds:g} s covers {self.clip_share:.1%} of the median one"
         )

@@ -6,6 +6,7 @@ from typing import Literal
 from ...extract.decode.frames import Decoder
 from ...extract.decode.sampling import Sampling
 from ...manifests.errors import SettingsError
+from ...temporal.config import FRAME_TASKS
 from ..settings import (
     above,
     at_least,
@@ -110,5 +111,7 @@ class FinetuneSettings(TrainSettings):
                 "--decoder decord: clips start in the middle of files, where decord is not exact; "
                 "give auto or pyav"
             )
+        if self.task in FRAME_TASKS:
+            check_unset(self, ["val_clips"], f"--task {self.task} is validated on whole videos")
         if self.augment == "no":
             check_unset(self, AUGMENTATION, "--augment no uses evaluation's preprocessing")

@@ -17,7 +17,7 @@ from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
 from ...temporal.config import FRAME_TASKS, TemporalConfig
 from ...temporal.dataset import ClipDataset
-from ...temporal.distributed import Accelerator, accelerated, choose_precision
+from ...temporal.distributed import Accelerator, Precision, accelerated, choose_precision
 from ...temporal.metrics import METRICS
 from ...temporal.optim import Recipe, named_recipe
 from ...temporal.presets import Preset
@@ -99,7 +99,7 @@ def training_session(
         FeaturesError: another run is writing to the folder.
     """
     with ExitStack() as stack:
-        precision = choose_precision(settings.precision, device)
+        precision = run_precision(settings, folder, device)
         accelerator = stack.enter_context(accelerated(device, precision))
         gpus = [accelerator.device] if accelerator.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(gpus))
@@ -209,7 +209,18 @@ def read_settings(files: RunFolder) -> dict[str, Any]:
     return {RENAMED.get(key, key): value for key, value in found.items()}
 
 
-def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits, device: str) -> Recipe:
+def run_precision(settings: TrainSettings, files: RunFolder, device: str) -> Precision:
+    """Return the precision of a run: as given, else that which it began with, else the device's."""
+    stored = read_settings(files).get("precision")
+    if settings.precision == "auto" and stored is not None and any(files.checkpoints.glob("*.pt")):
+        found: Precision = stored
+        return found
+    return choose_precision(settings.precision, device)
+
+
+def make_recipe(
+    settings: TrainSettings, preset: Preset, splits: Splits, precision: Precision
+) -> Recipe:
     """Return the recipe for two splits: as given, else the named recipe's or the preset's.
 
     Raises:
@@ -222,7 +233,7 @@ def make_recipe(settings: TrainSettings, preset: Preset, splits: Splits, device:
         )
     names = [field.name for field in fields(Recipe) if hasattr(settings, field.name)]
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    given["precision"] = choose_precision(settings.precision, device)
+    given["precision"] = precision
     if settings.recipe_name == "paper":
         given = {"batch_size": preset.batch_size, "schedule": preset.schedule, **given}
     return named_recipe(

@@ -95,7 +95,8 @@ class TrainSettings:
     )
     attention_window: int | None = setting(
         None,
-        help="Width of the local attention in frames, even, half to each side; by default 18.",
+        help="Width of the local attention in frames, even, half to each side; by default 18, or "
+        "64 for tasks on frames.",
     )
     intermediate: int | None = setting(
         None, help=f"Dimensions inside each layer. {BY_PRESET}", check=at_least(1)
@@ -110,7 +111,9 @@ class TrainSettings:
         None, help=f"Dimensions inside the head. {BY_PRESET}", check=at_least(1)
     )
     position_embedding: PositionEmbedding | None = setting(
-        None, help=f"learned; sinusoidal: fixed, never wraps; none: no positions. {BY_PRESET}"
+        None,
+        help="learned; sinusoidal: fixed, never wraps; convolution: of neighboring frames, the "
+        f"default for tasks on frames; none: no positions. {BY_PRESET}",
     )
     max_positions: int | None = setting(
         None,
@@ -212,7 +215,8 @@ class TrainSettings:
     train_split: str = setting("train", help="Split of the manifest to train on.")
     val_split: str = setting(
         "val",
-        help="Split that is scored after each epoch, by its first metric: top-1, mAP or RMSE.",
+        help="Split that is scored after each epoch, by its first metric: top-1, mAP, RMSE or "
+        "frame accuracy.",
     )
     gradient_checkpointing: bool = setting(
         False, help="Recompute activations: less memory, more time, the same weights."
@@ -239,7 +243,10 @@ class TrainSettings:
                 f"--task {self.task}: needs --segments FILE, a CSV with video_id, start, end and "
                 "label; `vtnpipe manifest build` makes one of other programs' files"
             )
-        if not is_of_frames:
+        if is_of_frames:
+            why = f"--task {self.task} takes consecutive frames"
+            check_unset(self, ["clip_seconds", "time_jitter"], why)
+        else:
             names = ["segments", "background", "smoothing_loss"]
             check_unset(self, names, f"it is for the tasks {' and '.join(FRAME_TASKS)}")
         is_paper = self.recipe_name == "paper"
@@ -299,6 +306,9 @@ class TrainTemporalSettings(TrainSettings):
         super().__post_init__()
         if self.recipe == "paper":
             check_unset(self, ["shortcut"], "--recipe paper has none")
+        if self.task in FRAME_TASKS:
+            why = f"--task {self.task} takes whole videos, or long windows of them"
+            check_unset(self, ["shortcut", "train_on", "clip_frames"], why)
         if self.train_on == "videos":
             check_unset(self, CLIP_SETTINGS, "--train-on videos has no clips")
 

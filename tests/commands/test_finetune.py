@@ -161,6 +161,7 @@ def test_features_extracted_with_a_finetuned_model_score_like_its_videos(
     again = replace(FinetuneSettings(from_=str(tmp_path / "two")), epochs=1, batch_size=3, lr=0.0)
     finetune(manifest, tmp_path / "again", again)
     two, last = (read_weights(tmp_path / name / "model.safetensors") for name in ("two", "again"))
+    del two["temporal.shortcut.blend"]  # finetuning begins with all of the learned logits
     assert all(torch.equal(last[key], tensor) for key, tensor in two.items())
 
 

@@ -69,6 +69,7 @@ def test_predict_gives_the_same_segments_from_video_and_features(folder: Path) -
     found = json.loads((folder / "e.json").read_text())["results"][video]
     assert [(*s["segment"], s["label"]) for s in found] == one
     assert len(list((folder / "tracks").glob("video*.txt"))) == 10
+    run_cli(folder, "predict", "run", *features, "-o", "tracks")  # again, into the same folder
     ran = run_cli(folder, "predict", "run", *features, "-o", "all.txt", code=2)
     assert "a label track is of one video; give a folder for several" in ran.stderr
     ran = run_cli(folder, "predict", "run", *features, "-o", "all.pdf", code=2)
@@ -138,13 +139,21 @@ def test_several_classes_a_frame(folder: Path) -> None:
         for one in segments:
             writer.writerow((one.video_id, one.start, one.end, one.label))
             writer.writerow((one.video_id, one.start, one.end, "event"))
+        writer.writerow(("video009", 0.0, 0.5, "background"))
+        writer.writerow(("elsewhere", 0.0, 0.5, "event"))
     options = ("--segments", "several.csv", "--epochs", 2)
     ran = run_cli(folder, "train-temporal", "f", "no", "--task", "frames", *options, code=2)
-    assert "give --task frames-multi-label" in ran.stderr
+    assert "train with --task frames-multi-label" in ran.stderr
     run_cli(folder, "train-temporal", "f", "several", "--task", "frames-multi-label", *options)
     ran = run_cli(folder, "evaluate", "several", "f", "--split", "test")
     assert "mAP of frames" in ran.stdout
-    run_cli(folder, "report", "several", "-o", "several.html")
+    assert "note: 1 segment of videos that are not in the manifest" in ran.stdout
+    report = run_cli(folder, "report", "several", "-o", "several.html")
+    assert "have changed" not in report.stdout
+    with (folder / "several.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(("video009", 0.0, 1.0, "wave"))
+    report = run_cli(folder, "report", "several", "--split", "test", "-o", "several.html")
+    assert "the segments have changed; run `vtnpipe evaluate" in report.stdout
 
 
 def test_finetune_segments_videos(folder: Path) -> None:
@@ -165,8 +174,11 @@ def test_settings_that_do_not_fit(folder: Path) -> None:
     for options, message in (
         (("evaluate", "run", "f", "--clips", 3), "--clips 3: "),
         (("evaluate", "run", "run"), "runs cannot be compared"),
+        (("evaluate", "run", "f", "--min-seconds", 1), "--decoding viterbi has none"),
+        (("train-temporal", "f", "x", *FRAMES, "--clip-frames", 8), "takes whole videos"),
+        (("train-temporal", "f", "x", *FRAMES, "--time-jitter", 1), "takes consecutive frames"),
         (("explain", "run", "video000.mp4", "--prefixes", 3), "--prefixes 3: run segments videos"),
-        (("explain", "run", "video000.mp4", "-o", "e.png"), "give a name in .html"),
+        (("explain", "run", "video000.mp4", "-o", "e.png"), "its name must end in .html"),
         (("train-temporal", "f", "x", *FRAMES, "--encoder", "mean"), "gives no state for each"),
         (("train-temporal", "f", "x", *FRAMES[:3], "no.csv"), "no such segment file"),
     ):  # fmt: skip

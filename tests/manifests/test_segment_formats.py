@@ -46,14 +46,14 @@ def test_activitynet(tmp_path: Path) -> None:
 def test_frame_labels_in_the_layout_of_breakfast(tmp_path: Path) -> None:
     (tmp_path / "groundTruth").mkdir()
     (tmp_path / "splits").mkdir()
-    (tmp_path / "groundTruth/P03_cam01_tea.txt").write_text("SIL\nSIL\nadd_teabag\n")
+    (tmp_path / "groundTruth/P03_cam01_tea.txt").write_text("SIL\n\nSIL\nadd_teabag\n\n")
     (tmp_path / "groundTruth/P04_cam01_tea.txt").write_text("0\n1\n1\n")
     (tmp_path / "mapping.txt").write_text("0 SIL\n1 add_teabag\n")
     (tmp_path / "splits/train.split2.bundle").write_text("P03_cam01_tea.txt\n")
     (tmp_path / "splits/test.split2.bundle").write_text("P04_cam01_tea.txt\n")
     first, second = read_frame_labels(tmp_path, 2, None)
     assert (first.video_id, first.split) == ("P03_cam01_tea", "train")
-    assert first.frame_labels == ["SIL", "SIL", "add_teabag"]
+    assert first.frame_labels == ["SIL", "", "SIL", "add_teabag"]
     assert (second.split, second.frame_labels) == ("test", ["SIL", "add_teabag", "add_teabag"])
     assert [one.split for one in read_frame_labels(tmp_path, 1, None)] == ["", ""]
     (tmp_path / "groundTruth/P04_cam01_tea.txt").write_text("0\n7\n")
@@ -100,6 +100,9 @@ def test_boris(tmp_path: Path, separator: str) -> None:
     path.write_text("\n".join([*lines, separator.join({**BORIS, "Stop (s)": "NA"}.values())]))
     with pytest.raises(ManifestError, match=r"b\.csv:4: 'NA' is not a time"):
         list(read_boris(path))
+    cameras = [{**BORIS, "Media file name": f"/data/day{n}/cam.mp4"} for n in (1, 2)]
+    path.write_text("\n".join([lines[0], *(separator.join(row.values()) for row in cameras)]))
+    assert [one.video_id for one in read_boris(path)] == ["/data/day1/cam", "/data/day2/cam"]
     path.write_text("time,behavior\n1,peck\n")
     with pytest.raises(ManifestError, match="no columns 'Media file name'"):
         list(read_boris(path))

@@ -23,7 +23,7 @@ def test_segments_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = read_segments(path)
     assert [one[:4] for one in found] == [
         ("a,b", 0.0, 1.5, "é, x"),
-        ("v", 3.333333, 4.0, ""),
+        ("v", 10 / 3, 4.0, ""),
     ]
     assert [one.where for one in found] == [f"{path}:2", f"{path}:3"]
     write_segments([one._replace(score=0.5) for one in segments], path)

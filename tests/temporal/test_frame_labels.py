@@ -1,6 +1,7 @@
 """Labels of frames from segments, and their loss."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from vtnpipe.manifests.errors import ManifestError
-from vtnpipe.manifests.segments import Segment
+from vtnpipe.manifests.segments import Segment, read_segments, write_segments
+from vtnpipe.manifests.times import seconds_edges
 from vtnpipe.temporal.config import TemporalConfig
-from vtnpipe.temporal.frame_labels import check_segments, label_frames, segment_classes
+from vtnpipe.temporal.frame_labels import label_frames, segment_classes, unknown_segments
+from vtnpipe.temporal.segmentation import runs
 from vtnpipe.temporal.tasks import LossOptions, task_losses
 
 SEGMENTS = [
@@ -55,8 +58,15 @@ def test_classes_are_those_of_the_training_videos() -> None:
 
 
 def test_segments_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ManifestError, match=r"s\.csv:5: video_id 'w' is not in the manifest \(1"):
-        check_segments(SEGMENTS, ["v"])
+    (note,) = unknown_segments(SEGMENTS, ["v"])
+    assert note.startswith(
+        "1 segment of videos that are not in the manifest are ignored, the first"
+    )
+    assert unknown_segments(SEGMENTS, ["v", "w", "x"]) == []
+    with pytest.raises(
+        ManifestError, match=r"s\.csv:2: video_id 'v' is not in the manifest, as no"
+    ):
+        unknown_segments(SEGMENTS, ["x"])
     late = [SEGMENTS[0], replace_times(SEGMENTS[1], 4.0, 9.0)]
     with pytest.raises(ManifestError, match=r"s\.csv:3: end 9 is beyond the end of the video"):
         _values(late)
@@ -99,3 +109,37 @@ def test_the_smoothing_loss_is_that_of_ms_tcn() -> None:
     log_probs = logits.log_softmax(-1)[0]
     steps = (log_probs[1:] - log_probs[:-1]).square().clamp(0, 16).mean()
     torch.testing.assert_close(smooth - plain, (0.15 * steps)[None])
+
+
+@pytest.mark.parametrize("fps", [15.0, 24.0, 25.0, 30000 / 1001])
+def test_labels_of_frames_survive_a_segment_file(tmp_path: Path, fps: float) -> None:
+    """Also where times are written with six decimals, as in label tracks."""
+    generator = np.random.default_rng(0)
+    seconds = np.arange(300) / fps
+    true = np.repeat(generator.integers(0, 2, 300), generator.integers(1, 9, 300))[:300]
+    edges = seconds_edges(seconds)
+    segments = [
+        Segment("v", float(edges[begin]), float(edges[end]), "ab"[label])
+        for begin, end, label in runs(true)
+    ]
+    write_segments(segments, tmp_path / "s.csv")
+    rounded = [one._replace(start=round(one.start, 6), end=round(one.end, 6)) for one in segments]
+    for some in (read_segments(tmp_path / "s.csv"), rounded):
+        labels = label_frames(some, ["v"], lambda _: seconds, ["a", "b", "none"], "frames", "none")
+        assert labels.values.tolist() == true.tolist()
+
+
+def test_what_a_user_should_know_about_labels() -> None:
+    partial = [*SEGMENTS, Segment("v", 6.0, 9.0, "a")]
+    arguments: tuple[Any, ...] = (["a", "b", "c", "none"], "frames", "none")
+    with pytest.raises(ManifestError, match="beyond the end"):
+        label_frames(partial, ["v"], TIMES.__getitem__, *arguments)
+    labels = label_frames(
+        partial, ["v", "x"], {**TIMES, "x": np.arange(3.0)}.__getitem__, *arguments,
+        is_partial=lambda video_id: video_id == "v",
+    )  # fmt: skip
+    assert labels.notes("val") == [
+        "split val: 1 video of 2 without a segment, all background; give a segment with an empty "
+        "label to what is not annotated",
+        "split val: 1 segment shorter than the time between two frames",
+    ]

@@ -72,9 +72,9 @@ def test_windows_give_the_logits_of_one_pass(make_store: MakeStore, num_views: i
             torch.testing.assert_close(found[number], logits, rtol=0, atol=1e-4)
     features = torch.from_numpy(np.array(store["v23"].features))
     features = features[:, None] if features.ndim == 2 else features
-    inputs, positions = features.transpose(0, 1), torch.arange(43)
+    inputs, times = features.transpose(0, 1), torch.arange(43)
     for window in (None, 18):
-        one = video_frame_logits(network, inputs, positions, Windows(num_frames=window))
+        one = video_frame_logits(network, inputs, times.__getitem__, Windows(num_frames=window))
         torch.testing.assert_close(one, whole[2], rtol=0, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.frame_labels import FrameLabels
 from vtnpipe.temporal.intervals import resampled_intervals
+from vtnpipe.temporal.metrics import average_precisions
 from vtnpipe.temporal.segment_metrics import edit_score, frame_metrics, frame_metrics_over
 from vtnpipe.temporal.segmentation import Decoding
 
@@ -227,3 +228,22 @@ def test_several_classes_a_frame() -> None:
     assert metrics.confusion is None
     worse = frame_metrics([(8 * true - 4).flip(1)], labels, ["a", "b"], config, ARGMAX)
     assert (worse["f1@50"] or 0) < 1
+
+
+def test_average_precision_of_frames_over_resamples() -> None:
+    config = TemporalConfig(feature_dim=12, num_classes=2, task="frames-multi-label")
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(n, 2, generator=generator) for n in (5, 9, 7)]
+    values = torch.cat([(one + torch.randn(one.shape) > 0).float() for one in logits])
+    values[6] = -1  # not labeled
+    lengths = [5, 9, 7]
+    labels = FrameLabels(
+        values=values, lengths=lengths, times=[np.arange(n) / 1.0 for n in lengths]
+    )
+    over = frame_metrics_over(logits, labels, config, ARGMAX)
+    chosen = torch.cat([logits[n] for n in (1, 1, 2)])
+    truth = torch.cat([labels.of_videos[n] for n in (1, 1, 2)])
+    kept = truth[:, 0] >= 0
+    expected = average_precisions(chosen[kept], truth[kept])
+    found = over(np.array([1, 1, 2]))["frame_mean_average_precision"]
+    assert found == pytest.approx(np.mean([one for one in expected if one is not None]))

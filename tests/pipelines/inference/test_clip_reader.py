@@ -144,7 +144,6 @@ def test_frames_come_in_the_order_of_the_clip_and_augmented_by_its_view(
     )
     videos = _index(tmp_path, [row])
     reader = VideoClipReader(videos, preprocessing, None)
-    assert reader.num_frames("a") == CLIP_LENGTHS["a"]
     order = np.array([40, 3, 17, 4])
     found = _read(reader, ("a", order, 0), ("a", order[:2], 0)).inputs
     numbers = [read_number(image.permute(1, 2, 0).numpy()) for image in found[0]]

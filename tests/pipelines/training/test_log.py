@@ -1,6 +1,7 @@
 """The training log: one line per epoch, TensorBoard events, and an image of the confusion."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_events_of_a_resumed_run_replace_those_of_the_stopped_one(tmp_path: Path
         with TrainingLog(console, 3, tmp_path) as log:
             for epoch in epochs:
                 log.on_epoch(_report(epoch, train_loss=loss))
+        time.sleep(1.1)  # files are ordered by the second in their names
     events = EventAccumulator(str(tmp_path), purge_orphaned_data=True).Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert found == [(1, 0.5), (2, 0.25), (3, 0.25)]

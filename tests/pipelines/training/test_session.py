@@ -125,7 +125,7 @@ def test_the_recipe_is_the_named_ones_unless_given(features: Path) -> None:
     splits = _splits(features)
 
     def recipe(**values: Any) -> Recipe:
-        return make_recipe(TrainTemporalSettings(**values), preset, splits, "cpu")
+        return make_recipe(TrainTemporalSettings(**values), preset, splits, "float32")
 
     paper = recipe(recipe="paper", epochs=7)
     assert (paper.batch_size, paper.schedule, paper.epochs) == (32, "cosine", 7)
