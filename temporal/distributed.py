@@ -69,6 +69,10 @@ def accelerated(device: str, precision: Precision) -> Iterator[Accelerator]:
     )
     try:
         yield accelerator
+        if accelerator.num_processes > 1:
+            # One process that ends while others still work would abort them.
+            accelerator.wait_for_everyone()
+            torch.distributed.destroy_process_group()
     finally:
         if accelerator.num_processes == 1:
             AcceleratorState._reset_state()
