@@ -13,6 +13,7 @@ from ..extract.device import resolve_device
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, counted
 from ..manifests.groups import BY_FILE, group_of
 from ..manifests.manifest import VideoRow
+from ..manifests.segments import read_segments
 from ..temporal.checkpoint import RunFolder
 from ..temporal.config import TaskType
 from ..temporal.distributed import accelerated
@@ -23,7 +24,7 @@ from ..temporal.intervals import (
     resampled_intervals,
 )
 from ..temporal.metrics import Counts, FrameMetrics, Metrics, shown_names, task_metrics
-from ..temporal.segment_metrics import frame_metrics, frame_metrics_over
+from ..temporal.segment_metrics import FrameCounts
 from .console import metric_text, metrics_text, say, say_some
 from .inference.evaluation import (
     EvaluateSettings,
@@ -116,11 +117,10 @@ def evaluate(
     is_manifest = _check_source(source, settings)
     if not is_manifest and settings.manifest is None:
         settings = _with_manifest_of_run(files, Path(source), settings, console)
-    if not config.temporal.is_per_frame:
-        names = ["segments", "decoding", "transition_cost", "min_seconds"]
-        check_unset(settings, names, f"{model} is for {config.temporal.task}, not for frames")
     if config.temporal.is_per_frame:
         return _evaluate_frames(files, config, source, settings, device, console)
+    names = ["segments", "decoding", "transition_cost", "min_seconds"]
+    check_unset(settings, names, f"{model} is for {config.temporal.task}, not for frames")
     with accelerated(device, settings.precision) as accelerator:
         score = score_video_split if is_manifest else score_feature_split
         scored = score(files, config, source, settings, accelerator)
@@ -170,27 +170,30 @@ def _evaluate_frames(
     names = ["clips", "shuffle_frames", "protocol", "clip_frames", "clip_seconds"]
     check_unset(settings, names, f"{files.root} segments whole videos")
     stored = read_settings(files)
-    if settings.segments is None:
-        known = stored.get("segments")
-        if known is None or not Path(known).exists():
+    path = settings.segments
+    if path is None:
+        path = stored.get("segments")
+        if path is None or not Path(path).exists():
             raise SettingsError(
                 f"{files.root}: give --segments FILE, with the segments of the videos; those that "
                 "it was trained with are not there"
             )
-        settings = replace(settings, segments=known)
+        settings = replace(settings, segments=path)
+    segments = read_segments(path)
     background = background_of(config, stored)
     with accelerated(device, settings.precision) as accelerator:
         score = score_video_frames if Path(source).is_file() else score_feature_frames
-        scored = score(files, config, source, settings, accelerator, background)
+        scored = score(files, config, source, settings, accelerator, segments, background)
         is_main = accelerator.is_main_process
     temporal, options = config.temporal, settings.decoding_options
     logits = [video.logits for video in scored.videos]
+    counts = FrameCounts(logits, scored.targets, temporal, options)
     groups = settings.group and [group_of(row, settings.group) for row in scored.usable.rows]
     report = EvaluateReport(
         task=temporal.task,
-        metrics=frame_metrics(logits, scored.targets, config.class_names, temporal, options),
+        metrics=counts.metrics(config.class_names),
         intervals=resampled_intervals(
-            frame_metrics_over(logits, scored.targets, temporal, options),
+            counts.over,
             len(logits),
             num_resamples=settings.bootstrap,
             seed=settings.seed,

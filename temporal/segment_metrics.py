@@ -13,7 +13,7 @@
 Segments are runs of frames, without the background. Frames that are not labeled are left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,40 +53,21 @@ def frame_metrics(
         config: configuration of the temporal model.
         decoding: how logits become segments.
     """
-    counts = _Counts(logits, targets, config, decoding)
-    values = {name: _defined(one) for name, one in counts.over(np.arange(len(logits))).items()}
-    per_class = counts.per_class
-    kind = FrameMetrics if config.task == "frames" else FrameMultiLabelMetrics
-    totals = counts.segments.sum(0)
-    return kind(
-        values=values,
-        per_class={
-            name: _defined(share) for name, share in zip(class_names, per_class, strict=True)
-        },
-        segments={
-            name: (int(num_true), int(num_predicted), int(num_found))
-            for name, (num_true, num_predicted, num_found) in zip(class_names, totals, strict=True)
-        },
-        confusion=None if counts.confusion is None else counts.confusion.tolist(),
-    )
-
-
-def frame_metrics_over(
-    logits: Sequence[Tensor],
-    targets: FrameLabels,
-    config: TemporalConfig,
-    decoding: Decoding = VITERBI,
-) -> Callable[[Index], dict[str, float]]:
-    """Return a function that computes the metrics over any of the videos, see `metrics_over`."""
-    return _Counts(logits, targets, config, decoding).over
+    return FrameCounts(logits, targets, config, decoding).metrics(class_names)
 
 
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-class _Counts:
-    """Counts of each video, from whose sums the metrics follow.
+class FrameCounts:
+    """Counts of each of N videos, from whose sums the metrics follow.
+
+    Args:
+        logits: see `frame_metrics`.
+        targets: see `frame_metrics`.
+        config: see `frame_metrics`.
+        decoding: see `frame_metrics`.
 
     Attributes:
         segments: [N, C, 3] numbers of true segments, of predicted ones, and of those that match at
@@ -101,7 +82,7 @@ class _Counts:
         logits: Sequence[Tensor],
         targets: FrameLabels,
         config: TemporalConfig,
-        decoding: Decoding,
+        decoding: Decoding = VITERBI,
     ) -> None:
         self._config = config
         C = config.num_classes
@@ -156,6 +137,26 @@ class _Counts:
         for label in {run.label for run in predicted}:
             of_class = [[run for run in some if run.label == label] for some in (predicted, true)]
             self.segments[number, label, 2] = _num_found(of_class[0], of_class[1], 0.5)
+
+    def metrics(self, class_names: Sequence[str]) -> FrameMetrics:
+        """Return the metrics of all the videos; `class_names` [C] as for `frame_metrics`."""
+        values = self.over(np.arange(len(self.segments)))
+        totals = self.segments.sum(0)
+        kind = FrameMetrics if self._config.task == "frames" else FrameMultiLabelMetrics
+        return kind(
+            values={name: _defined(one) for name, one in values.items()},
+            per_class={
+                name: _defined(share)
+                for name, share in zip(class_names, self.per_class, strict=True)
+            },
+            segments={
+                name: (int(num_true), int(num_predicted), int(num_found))
+                for name, (num_true, num_predicted, num_found) in zip(
+                    class_names, totals, strict=True
+                )
+            },
+            confusion=None if self.confusion is None else self.confusion.tolist(),
+        )
 
     def over(self, index: Index) -> dict[str, float]:
         """Return the metrics over videos [n], each as often as it occurs; NaN if undefined."""

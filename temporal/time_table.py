@@ -43,7 +43,7 @@ class Ragged:
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Where a row has values if it is padded to the longest one, [B, T]."""
+        """Mask of the values in rows that are padded to the longest one, [B, T]."""
         counts = self.counts
         return np.arange(int(counts.max())) < counts[:, None]
 

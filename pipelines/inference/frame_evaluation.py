@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from ...extract.cores import num_cpus_per_process
 from ...extract.decode.sampling import Sampling
-from ...manifests.errors import SettingsError
 from ...manifests.feature_store import open_features
 from ...manifests.manifest import VideoRow, read_manifest
-from ...manifests.segments import BACKGROUND, read_segments
+from ...manifests.segments import BACKGROUND, Segment
 from ...temporal.checkpoint import RunFolder
 from ...temporal.distributed import Accelerator
 from ...temporal.frame_labels import (
@@ -68,9 +67,10 @@ def score_feature_frames(
     source: str | Path,
     settings: EvaluateSettings,
     accelerator: Accelerator,
+    segments: Sequence[Segment],
     background: str,
 ) -> ScoredFrames:
-    """Compute the logits of the frames of a split's videos from stored features."""
+    """Compute the logits and labels of the frames of a split's videos from stored features."""
     store = open_features(source)
     check_features(config, store.spec, store.folder.root)
     rows = read_manifest(settings.manifest or store.folder.manifest)
@@ -84,7 +84,9 @@ def score_feature_frames(
     )
     times = {video_id: store.times(video_id)[1] for video_id in usable.video_ids}
     partial = {name for name, status in store.statuses.items() if status == "partial"}
-    targets, notes = _labels(rows, usable.video_ids, times, settings, config, background, partial)
+    targets, notes = _labels(
+        rows, usable.video_ids, times, settings.split, segments, config, background, partial
+    )
     temporal = load_temporal(files, config, weights_file(files, settings))
     found = frame_logits_of_features(
         accelerator.prepare_model(temporal, evaluation_mode=True),
@@ -106,13 +108,14 @@ def score_video_frames(
     source: str | Path,
     settings: EvaluateSettings,
     accelerator: Accelerator,
+    segments: Sequence[Segment],
     background: str,
 ) -> ScoredFrames:
-    """Compute the logits of the frames of a split's videos, which a manifest lists."""
+    """Compute the logits and labels of the frames of a split's videos from a manifest."""
     rows = read_manifest(source)
     chosen = rows_of_split(rows, settings.split)
     check_segments(  # before anything is decoded
-        read_segments(settings.segments or ""),
+        segments,
         [row.video_id for row in chosen],
         config.class_names,
         config.temporal.task,
@@ -151,7 +154,9 @@ def score_video_frames(
         videos.append(SegmentedVideo(video_id, one.logits, one.times, one.frame_index))
     times = {video.video_id: video.times for video in videos}
     partial = {name for name, one in found.items() if one.fault}
-    targets, notes = _labels(rows, usable.video_ids, times, settings, config, background, partial)
+    targets, notes = _labels(
+        rows, usable.video_ids, times, settings.split, segments, config, background, partial
+    )
     return ScoredFrames(usable, videos, targets, f"videos, {classify.mode}", faults, notes)
 
 
@@ -159,15 +164,13 @@ def _labels(
     rows: Sequence[VideoRow],
     video_ids: Sequence[str],
     times: dict[str, Times],
-    settings: EvaluateSettings,
+    split: str,
+    segments: Sequence[Segment],
     config: NetworkConfig,
     background: str,
     partial: Collection[str],
 ) -> tuple[FrameLabels, tuple[str, ...]]:
-    """Return the labels of the frames of videos, from the settings' segment file, and notes."""
-    if settings.segments is None:
-        raise SettingsError("--segments: a task on frames needs the segments of the videos")
-    segments = read_segments(settings.segments)
+    """Return the labels of the frames of videos, and notes on their segments."""
     notes = unknown_segments(segments, (row.video_id for row in rows))
     labels = label_frames(
         segments,
@@ -178,4 +181,4 @@ def _labels(
         background,
         is_partial=partial.__contains__,
     )
-    return labels, (*notes, *labels.notes(settings.split))
+    return labels, (*notes, *labels.notes(split))

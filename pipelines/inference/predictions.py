@@ -6,13 +6,15 @@ SPLIT.json  metrics, intervals, counts, settings, model and source
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from ...manifests.manifest import VideoRow
 from ...temporal.tasks import decision, probabilities
 from ..models.model_folder import NetworkConfig
 from ..settings import make_folder
+
+REMEDY = "remove it, and evaluate again"  # for a damaged file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,26 +88,32 @@ def read_predictions(folder: Path, name: str) -> Predictions | None:
     Raises:
         FeaturesError: a file is damaged.
     """
-    path, remedy = folder / f"{name}.json", "remove it, and evaluate again"
+    path = folder / f"{name}.json"
     if not path.exists():
         return None
-    record = read_json(path, remedy)
+    record = read_json(path, REMEDY)
+    with stored_arrays(path.with_suffix(".npz")) as arrays:
+        return Predictions(
+            video_ids=arrays["video_ids"].tolist(),
+            logits=torch.from_numpy(arrays["logits"]),
+            targets=torch.from_numpy(arrays["targets"]),
+            record=record,
+        )
+
+
+@contextmanager
+def stored_arrays(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Open an NPZ file of predictions, to read its arrays in the block.
+
+    Raises:
+        FeaturesError: the file is damaged, or an array does not fit the others.
+    """
     try:
         # Opened here, as np.load leaves a damaged file open.
-        with (
-            path.with_suffix(".npz").open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            return Predictions(
-                video_ids=arrays["video_ids"].tolist(),
-                logits=torch.from_numpy(arrays["logits"]),
-                targets=torch.from_numpy(arrays["targets"]),
-                record=record,
-            )
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise FeaturesError(
-            f"{path.with_suffix('.npz')}: cannot be read ({error!r}); {remedy}"
-        ) from None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, RuntimeError) as error:
+        raise FeaturesError(f"{path}: cannot be read ({error!r}); {REMEDY}") from None
 
 
 def _write_csv(path: Path, rows: Sequence[VideoRow], logits: Tensor, config: NetworkConfig) -> None:

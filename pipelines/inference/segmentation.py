@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from ...manifests.annotations import EXTENSIONS
 from ...manifests.atomic import atomic_path, read_json, write_json
-from ...manifests.errors import FeaturesError, SettingsError
+from ...manifests.errors import SettingsError
 from ...manifests.feature_store import FeatureStore
 from ...manifests.segments import (
     Segment,
@@ -41,6 +40,7 @@ from ...temporal.inference import predict_frames
 from ...temporal.segmentation import Decoding, decode_labels, segments_of
 from ...temporal.time_table import Frames, Times
 from ..settings import above, at_least, check_unset, make_folder, setting
+from .predictions import REMEDY, stored_arrays
 
 
 def decoding_setting() -> Any:
@@ -240,27 +240,18 @@ def read_frame_predictions(folder: Path, name: str) -> FramePredictions | None:
     Raises:
         FeaturesError: a file is damaged.
     """
-    path, remedy = folder / f"{name}.json", "remove it, and evaluate again"
+    path = folder / f"{name}.json"
     if not path.exists():
         return None
-    record = read_json(path, remedy)
-    try:
-        # Opened here, as np.load leaves a damaged file open.
-        with (
-            path.with_suffix(".npz").open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            lengths = arrays["lengths"].tolist()
-            times, frame_index = (
-                np.split(arrays[name], np.cumsum(lengths)[:-1])
-                for name in ("timestamps", "frame_index")
-            )
-            logits = torch.from_numpy(arrays["logits"]).split(lengths)
-            ids, targets = arrays["video_ids"].tolist(), torch.from_numpy(arrays["targets"])
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, RuntimeError) as error:
-        raise FeaturesError(
-            f"{path.with_suffix('.npz')}: cannot be read ({error!r}); {remedy}"
-        ) from None
+    record = read_json(path, REMEDY)
+    with stored_arrays(path.with_suffix(".npz")) as arrays:
+        lengths = arrays["lengths"].tolist()
+        times, frame_index = (
+            np.split(arrays[name], np.cumsum(lengths)[:-1])
+            for name in ("timestamps", "frame_index")
+        )
+        logits = torch.from_numpy(arrays["logits"]).split(lengths)
+        ids, targets = arrays["video_ids"].tolist(), torch.from_numpy(arrays["targets"])
     videos = [SegmentedVideo(*one) for one in zip(ids, logits, times, frame_index, strict=True)]
     return FramePredictions(
         videos=videos,

@@ -1,4 +1,4 @@
-"""What happens when: from drawn videos and annotations to segments, through the command line."""
+"""Tasks on frames: from drawn videos and annotations to segments, through the command line."""
 
 import csv
 import json

@@ -10,7 +10,7 @@ from vtnpipe.temporal.config import TemporalConfig
 from vtnpipe.temporal.frame_labels import FrameLabels
 from vtnpipe.temporal.intervals import resampled_intervals
 from vtnpipe.temporal.metrics import average_precisions
-from vtnpipe.temporal.segment_metrics import edit_score, frame_metrics, frame_metrics_over
+from vtnpipe.temporal.segment_metrics import FrameCounts, edit_score, frame_metrics
 from vtnpipe.temporal.segmentation import Decoding
 
 CONFIG = TemporalConfig(feature_dim=12, num_classes=3, task="frames", background_class=0)
@@ -193,7 +193,7 @@ def test_metrics_equal_a_second_implementation(seed: int) -> None:
 
 def test_a_resample_counts_a_video_as_often_as_it_is_drawn() -> None:
     logits, labels, _ = _random_videos(1)
-    over = frame_metrics_over(logits, labels, CONFIG, ARGMAX)
+    over = FrameCounts(logits, labels, CONFIG, ARGMAX).over
     index = np.array([0, 2, 2, 4])
     truths = labels.of_videos
     drawn = FrameLabels(
@@ -240,7 +240,7 @@ def test_average_precision_of_frames_over_resamples() -> None:
     labels = FrameLabels(
         values=values, lengths=lengths, times=[np.arange(n) / 1.0 for n in lengths]
     )
-    over = frame_metrics_over(logits, labels, config, ARGMAX)
+    over = FrameCounts(logits, labels, config, ARGMAX).over
     chosen = torch.cat([logits[n] for n in (1, 1, 2)])
     truth = torch.cat([labels.of_videos[n] for n in (1, 1, 2)])
     kept = truth[:, 0] >= 0
