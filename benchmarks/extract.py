@@ -56,6 +56,7 @@ from rich.console import Console
 from torchvision.transforms import v2
 from vtnpipe.extract.backbone import Backbone, evaluation_transform, load_backbone
 from vtnpipe.extract.batching import Batcher, StageTimer
+from vtnpipe.extract.decode.frame_format import FrameFormat
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import KEEP_FREED_MEMORY
 from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest, Selected
@@ -235,14 +236,17 @@ def worker(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Measure the CPU time per frame of a worker, 240p, with frames that are decoded already."""
     torch.set_num_threads(1)
     num_chunks = 50 if is_quick else 600
-    slots = np.random.default_rng(0).integers(0, 256, (8, 32, 240, 320, 3), dtype=np.uint8)
+    layout = FrameFormat(240, 320)
+    shape = (8, 32, layout.num_bytes)
+    slots = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def run(groups: Any) -> Iterator[tuple[Any, int, Any]]:
         lane, _ = groups.popleft()
         yield lane, 0, Selected(32 * num_chunks)
         for number in range(num_chunks):
             frames = list(range(32 * number, 32 * number + 32))
-            yield lane, 0, Chunk(slots[number % len(slots)], frames, [one / FPS for one in frames])
+            times = [one / FPS for one in frames]
+            yield lane, 0, Chunk(slots[number % len(slots)], layout, frames, times)
         yield lane, 0, Outcome(status="ok")
 
     found: dict[str, Any] = {}

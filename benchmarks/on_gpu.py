@@ -1,6 +1,7 @@
 """Check and measure everything on a machine with one GPU and no network, in under eight minutes.
 
-    python benchmarks/on_gpu.py [--only NAME ...] [--quick] [--device cpu] [--out FILE]
+    python benchmarks/on_gpu.py [--only NAME ...] [--quick] [--device cpu] [--files FOLDER]
+                                [--out FILE]
 
 tests       the tests marked `cuda`, if pytest is installed
 backbone    the bare forward pass of ViT-B/16 and ResNet-50 in bfloat16, eager and compiled
@@ -9,6 +10,8 @@ copies      preparing frames: copies from pinned and pageable memory, resize by 
 decoding    raw decoding in as many processes as there are cores: 240p, 720p, 1080p
 extract     clips and one long video of each size, ViT-B/16, and ResNet-50 at 240p, over the lower
             of the bare backbone and raw decoding
+nvdec       see `nvdec_on_gpu.py`: the GPU's video engines against the CPU, rates and equality, on
+            odd files and those in `--files`
 parity      stored features against the plainest path in float32
 stage-two   see `stage_two_on_gpu.py`: clips/s of train-temporal on stored features; a training step
             against LongformerModel's and against its kernels; inference; FlexAttention
@@ -34,6 +37,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from nvdec_on_gpu import nvdec
 from rich.console import Console
 from stage_two_on_gpu import stage_two
 from torchvision.transforms import v2
@@ -62,8 +66,9 @@ BATCH_SIZE = 128
 class Machine:
     """State shared by the parts: device, scale, drawn videos, and the results so far."""
 
-    def __init__(self, folder: Path, device: str, *, is_quick: bool) -> None:
+    def __init__(self, folder: Path, device: str, files: Path | None, *, is_quick: bool) -> None:
         self.folder = folder
+        self.files = files
         self.device = device
         self.is_quick = is_quick
         self.models = ("test_vit", "test_resnet")
@@ -262,6 +267,15 @@ PARTS: dict[str, Callable[[Machine], dict[str, Any]]] = {
     "copies": copies,
     "decoding": decoding,
     "extract": extraction,
+    "nvdec": lambda machine: nvdec(
+        machine.folder,
+        machine.device,
+        machine.clip,
+        [*SIZES][:1] if machine.is_quick else [*SIZES],
+        machine.models[0],
+        machine.files,
+        is_quick=machine.is_quick,
+    ),
     "parity": parity,
     "stage-two": lambda machine: stage_two(
         machine.folder, machine.device, machine.rate, is_quick=machine.is_quick
@@ -276,6 +290,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small models and few frames")
     parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--files", type=Path, help="folder of further files for `nvdec`")
     parser.add_argument("--out", type=Path, help="file for the result")
     arguments = parser.parse_args()
     # Child processes import vtnpipe and these benchmarks, installed or not.
@@ -283,13 +298,14 @@ def main() -> int:
     is_cpu = arguments.device == "cpu"
     failed: list[str] = []
     with TemporaryDirectory(prefix="vtnpipe-gpu-") as folder:
-        machine = Machine(Path(folder), arguments.device, is_quick=arguments.quick)
+        machine = Machine(Path(folder), arguments.device, arguments.files, is_quick=arguments.quick)
         seconds: dict[str, float] = {}
         for name in arguments.only:
             print(f"== {name}", file=sys.stderr, flush=True)
             start = time.perf_counter()
             try:
                 machine.results[name] = PARTS[name](machine)
+                failed += [f"{name}: {step}" for step in machine.results[name].get("failed", [])]
             except Exception as error:  # noqa: BLE001  # the other parts run all the same
                 traceback.print_exc()
                 machine.results[name] = {"error": f"{type(error).__name__}: {error}"}

@@ -17,6 +17,7 @@ from torchvision.transforms import Resize, v2
 from ..manifests.errors import BackboneError
 from ..manifests.feature_folder import FeatureSpec
 from .create_backbone import create_module, timm_steps
+from .planes import PlaneResize, output_size
 from .preprocessing import (
     CropOrPad,
     MatrixResize,
@@ -148,9 +149,11 @@ def evaluation_transform(
     if preprocessing.style == "pyslowfast":
         height, width = preprocessing.input_size[1:]
         steps: list[Any] = [PySlowFastResize(round(height / preprocessing.crop_pct))]
+        planes = _plane_resize(steps, device)
         crop: Any = pyslowfast_crop((height, width))
     else:
         *steps, crop, _, _ = timm_steps(preprocessing)
+        planes = _plane_resize(steps, device)
         steps = [_fast_resize(step, device) for step in steps]
         if preprocessing.crop_mode == "border":
             fill = crop.fill if isinstance(crop.fill, (tuple, list)) else (crop.fill,) * 3
@@ -161,7 +164,21 @@ def evaluation_transform(
         crop=crop,
         views=tuple(views),
         device=torch.device(device),
+        planes=planes,
     )
+
+
+def _plane_resize(steps: Sequence[Any], device: str) -> PlaneResize | None:
+    """Return what resizes planes as the steps resize images; None if only images can be resized."""
+    if len(steps) != 1:
+        return None
+    (step,) = steps
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    if isinstance(step, PySlowFastResize):
+        return PlaneResize(step.output_size, "bilinear", dtype, is_antialiased=False)
+    if type(step) is Resize and step.interpolation.value in ("bilinear", "bicubic"):
+        return PlaneResize(partial(output_size, step.size), step.interpolation.value, dtype)
+    return None
 
 
 def _fast_resize(step: Any, device: str) -> Any:

@@ -191,23 +191,26 @@ class Batcher:
         self._num_frames = max(1, batch_size // len(backbone.transform.views))
         self._dtype = np.dtype(dtype)
         self._on_progress = on_progress
-        self._copying: tuple[torch.cuda.Event, Callable[[], None]] | None = None
+        self._reading: tuple[torch.cuda.Event, Callable[[], None]] | None = None
         self._pending: deque[tuple[list[_FrameRange], PendingFeatures]] = deque()
 
     def prepare(self, chunk: Chunk) -> Tensor:
         """Copy a chunk's frames to the device and resize them: [n, V, 3, h, w] uint8.
 
         On a GPU this returns before either has happened; the chunk's memory is given back when it
-        has been copied, at the next call at the latest.
+        has been copied or, if a GPU's engines have decoded it, resized: at the next call at the
+        latest.
         """
+        transform = self._backbone.transform
         with self.timer("copy"):
-            uploaded, is_copied = self._backbone.transform.upload(
-                chunk.images, is_pinned=chunk.is_pinned
-            )
+            uploaded, is_read = transform.upload(chunk.data, is_pinned=chunk.is_pinned)
             self._release()
-            self._copying = None if is_copied is None else (is_copied, chunk.hold())
         with self.timer("preprocess"):
-            return self._backbone.transform.resize(uploaded)
+            views = transform.resize(uploaded, chunk.format)
+        if uploaded is chunk.data:
+            is_read = transform.reached()
+        self._reading = None if is_read is None else (is_read, chunk.hold())
+        return views
 
     def add(self, frames: FrameBuffer, video: ExtractedVideo, images: Tensor) -> None:
         """Add a video's frames to others, and run each batch that they fill.
@@ -249,12 +252,12 @@ class Batcher:
             self._fetch()
 
     def _release(self) -> None:
-        """Give back the memory of the chunk that is being copied."""
-        if self._copying is not None:
-            is_copied, release = self._copying
-            is_copied.synchronize()
+        """Give back the memory of the chunk that is being read."""
+        if self._reading is not None:
+            is_read, release = self._reading
+            is_read.synchronize()
             release()
-            self._copying = None
+            self._reading = None
 
     def _fetch(self) -> None:
         """Give the features of the oldest batch to their videos."""

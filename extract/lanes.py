@@ -6,7 +6,7 @@ each in a lane of its own, once a decoder process has read its timeline.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..manifests.plan import Cut
 from .batching import Batcher, ExtractedVideo, FrameBuffer, TaskProgress
@@ -24,11 +24,13 @@ class RowRequest:
         name: name of the row, for messages.
         request: what to decode.
         num_frames: estimated number of frames.
+        may_use_nvdec: whether a GPU's video engines may decode it.
     """
 
     name: str
     request: DecodeRequest
     num_frames: int = 0
+    may_use_nvdec: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,14 +82,16 @@ class _Lane:
         """Return the lanes that decode the only row, one for each part of it."""
         (one,) = self.requests
         parts = [
-            RowRequest(
-                name=one.name,
-                request=one.request._replace(cut=cut),
-                num_frames=cut.num_frames,
-            )
+            replace(one, request=one.request._replace(cut=cut), num_frames=cut.num_frames)
             for cut in self.cuts
         ]
         return [_Lane(rows=self.rows, requests=[part]) for part in parts or [one]]
+
+    def use_nvdec(self) -> None:
+        """Let a GPU's video engines decode it."""
+        self.requests = [
+            replace(one, request=one.request._replace(decoder="nvdec")) for one in self.requests
+        ]
 
 
 class _Order:
@@ -138,6 +142,7 @@ def extract_rows(
     batcher: Batcher,
     *,
     part_frames: int | None = None,
+    nvdec_share: float = 0.0,
     on_progress: Callable[[TaskProgress], None] = lambda progress: None,
 ) -> Iterator[list[ExtractedVideo]]:
     """Run the backbone over the frames of rows; yield the parts of each row, in order.
@@ -149,6 +154,7 @@ def extract_rows(
         batcher: computes the features; of no further use after an error.
         part_frames: frames of a part; a row of at least 1.5 times as many, alone in its lane, is
             cut into parts. None to leave all rows whole.
+        nvdec_share: share of the frames that a GPU's video engines decode.
         on_progress: called with the frames that the estimates did not foresee, and with those that
             are void because a lane starts again.
 
@@ -156,6 +162,7 @@ def extract_rows(
         FeaturesError: a feature cannot be stored.
     """
     order = _Order(_lane(list(rows), requests, part_frames) for rows in lanes)
+    _divide(order.lanes, nvdec_share)
     groups = deque(lane.group for lane in order.lanes)
 
     def expect(lane: _Lane, number: int, num_frames: int) -> None:
@@ -164,7 +171,8 @@ def extract_rows(
 
     for lane, number, event in pool.run(groups):
         if isinstance(event, Outcome):
-            batcher.timer.add("decode", event.decode_seconds)
+            stage = "nvdec" if event.decoder == "nvdec" else "decode"
+            batcher.timer.add(stage, event.decode_seconds)
         if isinstance(event, Restarted):
             batcher.finish()
             on_progress(TaskProgress(num_frames=-sum(one.num_features for one in lane.videos)))
@@ -179,6 +187,7 @@ def extract_rows(
             lane.cuts = event
         elif lane.question is not None:  # answered, or left without an answer by an error
             parts = lane.parts()
+            _divide(parts, nvdec_share)
             expect(lane, 0, sum(one.num_expected[0] for one in parts))
             order.replace(lane, parts)
             groups.extendleft(one.group for one in reversed(parts))
@@ -190,6 +199,22 @@ def extract_rows(
             order.join(batcher)
         yield from order.complete_rows()
     yield from order.remaining_rows(batcher)
+
+
+def _divide(lanes: Sequence[_Lane], nvdec_share: float) -> None:
+    """Let a GPU's video engines decode a share of the frames, spread evenly over the lanes.
+
+    It depends on nothing but the lanes, so that the same plan gives the same lanes to the engines.
+    """
+    num_frames, num_nvdec = 0, 0
+    for lane in lanes:
+        if lane.question is not None or not all(one.may_use_nvdec for one in lane.requests):
+            continue  # the parts that the answer gives are divided later
+        length = sum(lane.num_expected)
+        num_frames += length
+        if num_nvdec < nvdec_share * num_frames:
+            num_nvdec += length
+            lane.use_nvdec()
 
 
 def _lane(rows: list[int], requests: Sequence[RowRequest], part_frames: int | None) -> _Lane:

@@ -1,4 +1,4 @@
-"""Preprocessing: upright frames → backbone input, as timm's evaluation transform does it.
+"""Preprocessing: frames → backbone input, as timm's evaluation transform does it.
 
 Frames are resized and cropped in batches of uint8 on the device that computes, then normalized.
 """
@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from .decode.frame_format import FrameFormat
+from .planes import PlaneResize, output_size, resize_weights
 from .views import crop_view
 
 
@@ -72,15 +74,22 @@ class PySlowFastResize:
     def __call__(self, images: Tensor) -> Tensor:
         """Resize images [N, 3, H, W] uint8."""
         height, width = images.shape[-2:]
-        short = min(height, width)
-        if short == self._size:
+        if min(height, width) == self._size:
             return images
-        shape = [math.floor(side / short * self._size) for side in (height, width)]
-        shape[0 if height <= width else 1] = self._size
         resized = nn.functional.interpolate(
-            images.float(), size=shape, mode="bilinear", align_corners=False
+            images.float(),
+            size=self.output_size(height, width),
+            mode="bilinear",
+            align_corners=False,
         )
         return resized.round_().to(torch.uint8)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of a resized image."""
+        short = min(height, width)
+        shape = [math.floor(side / short * self._size) for side in (height, width)]
+        shape[0 if height <= width else 1] = self._size
+        return shape[0], shape[1]
 
 
 def pyslowfast_crop(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -151,40 +160,24 @@ class MatrixResize:
     def __call__(self, images: Tensor) -> Tensor:
         """Resize images [N, 3, H, W] uint8."""
         height, width = images.shape[-2:]
-        new_height, new_width = self.output_size(height, width)
+        new_height, new_width = output_size(self._size, height, width)
         rows = self._weights_of(height, new_height, images.device)
         columns = self._weights_of(width, new_width, images.device)
         planes = images.to(self._dtype, memory_format=torch.contiguous_format)
         narrow = (planes @ columns.T).round_().clamp_(0, 255)
         return (rows @ narrow).round_().clamp_(0, 255).to(torch.uint8)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) of a resized image, as torchvision computes it."""
-        if not isinstance(self._size, int):
-            new_height, new_width = self._size
-            return new_height, new_width
-        if width <= height:
-            return int(self._size * height / width), self._size
-        return self._size, int(self._size * width / height)
-
     def _weights_of(self, length: int, new_length: int, device: torch.device) -> Tensor:
-        """Return the weights [new_length, length] of a resize along one dimension."""
         key = (length, new_length, device)
         if key not in self._weights:
-            weights = nn.functional.interpolate(
-                torch.eye(length)[None, None],
-                size=(new_length, length),
-                mode=self._mode,
-                antialias=True,
-                align_corners=False,
-            )
-            self._weights[key] = weights[0, 0].to(device, self._dtype)
+            weights = resize_weights(length, new_length, self._mode)
+            self._weights[key] = weights.to(device, self._dtype)
         return self._weights[key]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transform:
-    """Converts upright frames to a backbone's input.
+    """Converts frames to a backbone's input.
 
     Attributes:
         preprocessing: the preprocessing it implements.
@@ -192,6 +185,7 @@ class Transform:
         crop: center crop.
         views: names of each frame's views, see `extract/views.py`.
         device: device of the computation.
+        planes: resizes planes, and converts them to RGB.
     """
 
     preprocessing: Preprocessing
@@ -199,48 +193,60 @@ class Transform:
     crop: Callable[[Tensor], Tensor]
     views: tuple[str, ...]
     device: torch.device
+    planes: PlaneResize | None = None
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Return the views [N, V, 3, h, w] uint8 of frames [N, H, W, 3], on the device."""
-        return self.resize(self.upload(images)[0])
+        """Return the views [N, V, 3, h, w] uint8 of RGB frames [N, H, W, 3], on the device."""
+        data = images.reshape(len(images), -1)
+        return self.resize(self.upload(data)[0], FrameFormat(*images.shape[1:3]))
 
     def upload(
-        self, images: npt.NDArray[np.uint8], *, is_pinned: bool = False
+        self, data: npt.NDArray[np.uint8] | Tensor, *, is_pinned: bool = False
     ) -> tuple[Tensor, torch.cuda.Event | None]:
         """Return frames on the device, and an event that completes when they have been copied.
 
-        On a CPU they share the memory of `images`, and there is no event.
+        On a CPU they share the memory of `data`, as do those that are on the device already, and
+        there is no event.
 
         Args:
-            images: [N, H, W, 3] uint8; may be overwritten once they have been copied.
+            data: [N, num_bytes] uint8; may be overwritten once they have been copied.
             is_pinned: whether their memory is registered with the GPU; without, the copy has
                 happened when this returns, and there is no event.
         """
-        tensor = torch.from_numpy(images)
+        if isinstance(data, Tensor):
+            return data, None
+        tensor = torch.from_numpy(data)
         if self._side_stream is None:
             return tensor, None
         with torch.cuda.stream(self._side_stream):
             uploaded = tensor.to(self.device, non_blocking=is_pinned)
             if not is_pinned:
                 return uploaded, None
-            event = torch.cuda.Event(blocking=True)
-            event.record(self._side_stream)
-        return uploaded, event
+        return uploaded, self.reached()
 
-    def resize(self, images: Tensor) -> Tensor:
-        """Resize frames and crop their views.
+    def reached(self) -> torch.cuda.Event | None:
+        """Return an event that completes when frames are copied and resized; None on a CPU."""
+        if self._side_stream is None:
+            return None
+        event = torch.cuda.Event(blocking=True)
+        event.record(self._side_stream)
+        return event
+
+    def resize(self, data: Tensor, layout: FrameFormat) -> Tensor:
+        """Resize frames, convert them to upright RGB and crop their views.
 
         Args:
-            images: [N, H, W, 3] uint8, from `upload`.
+            data: [N, num_bytes] uint8, from `upload`.
+            layout: format of each frame.
 
         Returns:
             [N, V, 3, h, w] uint8 on the device, where (h, w) is the backbone's input size.
         """
         if self._side_stream is None:
-            return self._views(images)
+            return self._views(data, layout)
         # On a stream of its own, while the backbone computes the frames before.
         with torch.cuda.stream(self._side_stream):
-            views = self._views(images)
+            views = self._views(data, layout)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self._side_stream)
         views.record_stream(computing)
@@ -251,10 +257,15 @@ class Transform:
         scale, bias = self._scale_and_bias
         return images.to(self.device).to(torch.float32).mul_(scale).add_(bias)
 
-    def _views(self, images: Tensor) -> Tensor:
-        images = images.permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
-        for step in self.resize_steps:
-            images = step(images)
+    def _views(self, data: Tensor, layout: FrameFormat) -> Tensor:
+        if layout.is_rgb:
+            images = data.view(len(data), layout.height, layout.width, 3)
+            images = images.permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
+            for step in self.resize_steps:
+                images = step(images)
+        else:
+            assert self.planes is not None, "frames of this backbone are asked for in RGB"
+            images = self.planes(data, layout)
         _, height, width = self.preprocessing.input_size
         views = [crop_view(images, name, (height, width), self.crop) for name in self.views]
         return torch.stack(views, dim=1)  # a copy, even if no step has copied the given memory

@@ -6,12 +6,13 @@ task gives the same bytes on every run.
 
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from .backbone import Backbone, load_backbone
 from .batching import Batcher, ExtractedVideo, StageTimer, TaskProgress
 from .decode.frames import Decoder, Outcome
 from .decode.limits import Limits
+from .decode.nvdec import NvdecFaultError
 from .decode.pool import DecoderPool
 from .decode.protocol import DecodeRequest
 from .decode.sampling import Sampling
 from .device import pinning_of
 from .lanes import RowRequest, extract_rows
+from .nvdec_process import NvdecLauncher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class WorkerSettings:
         batch_size: images per backbone call; None for the plan's.
         is_compiled: whether to compile the backbone; None for the plan's decision.
         decoder: decoder option.
+        engines: device whose video engines decode, too; "" for none. `cpu` stands for them in
+            tests.
         record: settings stored with each shard.
     """
 
@@ -54,7 +59,8 @@ class WorkerSettings:
     limits: Limits = Limits()
     batch_size: int | None = None
     is_compiled: bool | None = None
-    decoder: Decoder = "auto"
+    decoder: Decoder | Literal["nvdec"] = "auto"
+    engines: str = ""
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,9 +74,9 @@ class TaskReport:
         num_videos: number of videos by status; a long video counts with its first part.
         num_failed: number of failed videos by reason.
         example: message of a failed video.
-        seconds: by stage: `decode` in the decoder processes, `forward` in the backbone, measured on
-            its device; in this process `copy` to the device, `preprocess`, `wait` (for the
-            backbone) and `write`.
+        seconds: by stage: `decode` in the decoder processes, `nvdec` in the threads of a GPU's
+            video engines, `forward` in the backbone, measured on its device; in this process `copy`
+            to the device, `preprocess`, `wait` (for the backbone) and `write`.
         begin: time at which the task had a backbone; seconds since the epoch.
         end: time at which all its features were there.
     """
@@ -109,9 +115,16 @@ def run_task(
         RowRequest(
             name=row.video_id,
             request=DecodeRequest(
-                row.path, row.start, row.end, sampling, row.cut, settings.decoder
+                row.path,
+                row.start,
+                row.end,
+                sampling,
+                row.cut,
+                "decord" if settings.decoder == "decord" else "pyav",
+                as_planes=spec.as_planes,
             ),
             num_frames=row.num_frames,
+            may_use_nvdec=row.may_use_nvdec and spec.as_planes,
         )
         for row in task.rows
     ]
@@ -130,6 +143,7 @@ def run_task(
         pool,
         batcher,
         part_frames=None if settings.decoder == "decord" else how.lane_frames,
+        nvdec_share=how.nvdec_share if settings.decoder in ("auto", "nvdec") else 0.0,
         on_progress=on_progress,
     )
     parts = [
@@ -201,7 +215,7 @@ def joined_outcome(videos: Sequence[ExtractedVideo]) -> Outcome:
     ok = Outcome(
         status="ok",
         message=NOTE_SEPARATOR.join(notes),
-        decoder=outcomes[0].decoder or outcomes[-1].decoder,
+        decoder=", ".join(sorted({one.decoder for one in outcomes if one.decoder})),
         decoder_reason=next(retried, ""),
     )
     if not faults:
@@ -223,16 +237,29 @@ def joined_outcome(videos: Sequence[ExtractedVideo]) -> Outcome:
 
 # A worker's two tasks share its backbone and its decoder pool, which are kept between tasks.
 _loading = threading.Lock()
-_pools: dict[tuple[int, Limits, str], DecoderPool] = {}
+_pools: dict[tuple[int, Limits, str, str], DecoderPool] = {}
 
 
 def _decoder_pool(settings: WorkerSettings) -> DecoderPool:
     """Return this worker's decoder pool."""
-    key = (settings.num_decoder_processes, settings.limits, settings.device)
+    key = (settings.num_decoder_processes, settings.limits, settings.device, settings.engines)
     with _loading:
         if key not in _pools:
-            _pools[key] = DecoderPool(*key[:2], pin=pinning_of(settings.device))
+            _pools[key] = DecoderPool(
+                *key[:2], pin=pinning_of(settings.device), engines=_engines(settings.engines)
+            )
         return _pools[key]
+
+
+def _engines(device: str) -> NvdecLauncher | None:
+    """Return the video engines of a device; None, with a warning, if they cannot be used here."""
+    if not device:
+        return None
+    try:
+        return NvdecLauncher(device)
+    except NvdecFaultError as fault:
+        warnings.warn(f"NVDEC: {fault}; the CPU decodes everything", stacklevel=2)
+        return None
 
 
 def start_decoders(settings: WorkerSettings) -> None:

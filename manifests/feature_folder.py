@@ -23,6 +23,7 @@ REMEDY = "restore it from a copy, or extract into a new folder"
 # Keys and values that version 1 (vtnpipe 0.1) wrote under other names.
 RENAMED_KEYS = {"store": "feature_dtype", "every": "frame_stride"}
 RENAMED_VIEWS = {"centre": "center"}
+BEFORE_RESIZE, AFTER_RESIZE = "before-resize", "after-resize"  # values of `color_conversion`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class FeatureSpec:
         frame_stride: distance between the frames taken, in frames.
         views: name of each view of a frame.
         pool: timm pooling that replaces the backbone's own.
+        color_conversion: `before-resize` if frames are converted to RGB as a whole; `after-resize`
+            if the planes of 4:2:0 frames are resized first, see `extract/planes.py`.
     """
 
     backbone: str
@@ -53,6 +56,12 @@ class FeatureSpec:
     frame_stride: int = 1
     views: tuple[str, ...] = ("center",)
     pool: str | None = None
+    color_conversion: str = BEFORE_RESIZE
+
+    @property
+    def as_planes(self) -> bool:
+        """Whether frames are decoded to planes rather than RGB, where they can be."""
+        return self.color_conversion == AFTER_RESIZE
 
     @property
     def is_imported(self) -> bool:
@@ -89,6 +98,8 @@ class FeatureSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the known fields as JSON values."""
         values = {**asdict(self), "views": list(self.views)}
+        if not self.as_planes:
+            del values["color_conversion"]  # as before there was another
         return {
             name: value for name, value in values.items() if value or name not in _MAY_BE_UNKNOWN
         }

@@ -19,8 +19,8 @@ from .errors import FeaturesError, ManifestError
 from .feature_folder import REMEDY, FeatureFolder
 from .manifest import VideoRow
 
-FORMAT, VERSION = "vtnpipe.plan", 4
-READABLE_VERSIONS = (2, 3, 4)
+FORMAT, VERSION = "vtnpipe.plan", 5
+READABLE_VERSIONS = (2, 3, 4, 5)
 MAX_TASK_ROWS = 2000
 
 Decision = Literal["keep", "plan", "changed"]
@@ -62,6 +62,7 @@ class PlannedRow(NamedTuple):
     """A manifest row, or a part of one, with its file's size and time at planning.
 
     `size` and `mtime_ns` are None if there was no file. `num_frames` estimates the wanted frames.
+    `may_use_nvdec` tells whether a GPU's video engines may decode it.
     """
 
     video_id: str
@@ -74,6 +75,7 @@ class PlannedRow(NamedTuple):
     num_parts: int = 1
     num_frames: int = 0
     cut: Cut | None = None
+    may_use_nvdec: bool = False
 
     def is_same_video(self, other: "PlannedRow") -> bool:
         """Return whether both name the same span of the same file, perhaps in another folder."""
@@ -102,11 +104,14 @@ class Computation(NamedTuple):
         lane_frames: frames of a lane: rows, or a part of a long one, whose frames fill batches of
             their own, so that several decoder processes work for a task; None for one lane.
         is_compiled: whether the backbone is compiled.
+        nvdec_share: share of the frames, of those that may use them, that a GPU's video engines
+            decode; by this alone, lanes are divided between engines and CPU.
     """
 
     batch_size: int
     lane_frames: int | None = None
     is_compiled: bool = False
+    nvdec_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -370,7 +375,7 @@ def _computation(plan: Mapping[str, Any]) -> Computation:
     """Return how the features of a plan file are computed."""
     if plan["version"] == 2:  # vtnpipe 0.1 stored the batch size among other, measured, settings
         return Computation(plan["speed"]["batch_size"])
-    return Computation(*(plan[name] for name in Computation._fields if name in plan))
+    return Computation(**{name: plan[name] for name in Computation._fields if name in plan})
 
 
 def _check_head(path: Path, number: int, plan: Mapping[str, Any], fingerprint: str) -> None:

@@ -28,11 +28,13 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 OPTIONAL = ("decord2",)  # has no wheel for some systems; only `--decoder decord` needs it
 DEVICES = """
 import torch
+from vtnpipe.extract.decode.nvdec import describe, read_engines
 from vtnpipe.extract.device import cpu_precision
 print("cpu", torch.backends.cpu.get_cpu_capability(), *cpu_precision(), sep="\\t")
 for index in range(torch.cuda.device_count()):
     found = torch.cuda.get_device_properties(index)
-    print(f"cuda:{index}", found.name, f"{found.total_memory / 2**30:.0f} GiB", sep="\\t")
+    memory = f"{found.total_memory / 2**30:.0f} GiB"
+    print(f"cuda:{index}", found.name, memory, describe(read_engines(index)), sep="\\t")
 """
 
 
@@ -157,8 +159,8 @@ def _devices() -> Iterator[Finding]:
     cpu, *gpus = (line.split("\t") for line in found.text.splitlines())
     _, capability, precision, reason = cpu
     yield Finding("cpu", f"{capability}; precision auto is {precision} there: {reason}")
-    for name, model, memory in gpus:
-        yield Finding(name, f"{model}, {memory}")
+    for name, model, memory, engines in gpus:
+        yield Finding(name, f"{model}, {memory}, {engines}")
     if not gpus:
         yield Finding("cuda", "no GPU that torch can use; --device auto is cpu")
 

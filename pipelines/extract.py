@@ -172,7 +172,7 @@ def _run(
         is_thread = workers is not None and workers.num_workers == 1  # of this process
         if workers is not None and is_thread:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
-            start_decoders(_worker_settings(folder, settings, workers))
+            start_decoders(_worker_settings(folder, settings, workers, new.num_engines))
         client = stack.enter_context(
             open_client(
                 settings,
@@ -191,7 +191,7 @@ def _run(
                 run_tasks(
                     client,
                     sorted(tasks, key=lambda task: -task.num_frames),
-                    _worker_settings(folder, settings, workers),
+                    _worker_settings(folder, settings, workers, new.num_engines),
                     num_workers=workers.num_workers,
                     on_progress=on_progress,
                     on_finished=on_finished,
@@ -212,7 +212,7 @@ def _run(
 
 
 def _worker_settings(
-    folder: FeatureFolder, settings: ExtractSettings, workers: Workers
+    folder: FeatureFolder, settings: ExtractSettings, workers: Workers, num_engines: int
 ) -> WorkerSettings:
     return WorkerSettings(
         folder=str(folder.root.absolute()),
@@ -223,6 +223,7 @@ def _worker_settings(
         batch_size=settings.batch_size,
         is_compiled=None if settings.compile == "auto" else settings.compile == "yes",
         decoder=settings.decoder,
+        engines=workers.device if num_engines else "",
         record={**settings.record, "versions": package_versions()},
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.sidedata.sidedata import Type as SideData
 
 from ...manifests.failures import VideoError
@@ -138,7 +139,7 @@ def absolute(path: str) -> str:
 
 @contextmanager
 def open_best_stream(
-    path: str, max_pixels: int = MAX_PIXELS, **options: str
+    path: str, max_pixels: int = MAX_PIXELS, *, gpu: int | None = None, **options: str
 ) -> Iterator[tuple[Any, Any]]:
     """Open a file with PyAV, after checks; yield (container, best video stream).
 
@@ -147,6 +148,7 @@ def open_best_stream(
     Args:
         path: path of the file.
         max_pixels: pixel limit of a frame.
+        gpu: index of the GPU whose engines decode, in this thread's CUDA context; None for the CPU.
         options: further options of FFmpeg's demuxer.
 
     Raises:
@@ -156,7 +158,9 @@ def open_best_stream(
     options |= {"format_whitelist": demuxers, "protocol_whitelist": "file"}
     try:
         with limited_for_opening(path):
-            container = av.open(absolute(path), options=options, **ANY_METADATA)
+            container = av.open(
+                absolute(path), options=options, hwaccel=_hardware(gpu), **ANY_METADATA
+            )
     except MemoryError:
         raise VideoError(
             "too-large",
@@ -192,6 +196,17 @@ def open_best_stream(
         # FFmpeg counts also the edges that some decoders put around a frame.
         stream.codec_context.options = {"max_pixels": str(2 * max_pixels + EDGE_PIXELS)}
         yield container, stream
+
+
+def _hardware(gpu: int | None) -> HWAccel | None:
+    """Return what makes FFmpeg decode on a GPU, and leave the frames there."""
+    if gpu is None:
+        return None
+    # FFmpeg's own context would not share memory with PyTorch's.
+    options: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
+    return HWAccel(
+        "cuda", device=gpu, allow_software_fallback=False, is_hw_owned=True, options=options
+    )
 
 
 def _best_video_stream(container: Any) -> Any:

@@ -1,14 +1,15 @@
 """Frames of one video: every wanted presented frame, once, upright, with its index and time.
 
 First `select_frames` decides which frames to read, out of which packets; then `read_frames` reads
-them: by PyAV, packet by packet, or by decord if that is asked for and correct for the file. Frames
-come one at a time, so memory does not grow with the video.
+them: by PyAV, packet by packet, or by decord if that is asked for and correct for the file. PyAV
+decodes on the CPU, or on a GPU's video engines, whose frames are held to the CPU's. Frames come one
+at a time, so memory does not grow with the video.
 """
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from ...manifests.failures import NOTE_SEPARATOR, Reason, VideoError
 from ...manifests.plan import Cut
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
+from .frame_format import FrameFormat, Plane, PlaneReader
 from .limits import MAX_PIXELS
+from .nvdec import NvdecFaultError, nvdec_refusal
 from .packets import RgbConverter, Window, decode, open_window
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
@@ -28,15 +31,74 @@ FRAME_PER_PACKET = ("h264", "hevc")  # packets that show no frame are known, see
 
 
 class Frame(NamedTuple):
-    """One upright frame: image [H, W, 3] uint8 RGB, index among the presented frames, seconds."""
+    """One frame, valid until the next one is read.
 
-    image: npt.NDArray[np.uint8]
+    Attributes:
+        planes: arrays of its format; tensors if it was decoded on a GPU.
+        format: its format.
+        frame_index: index among the presented frames.
+        time: seconds.
+    """
+
+    planes: Sequence[Any]
+    format: FrameFormat
     frame_index: int
     time: float
 
+    @property
+    def image(self) -> Plane:
+        """The image [H, W, 3] uint8 of a frame in RGB."""
+        image: Plane = self.planes[0]
+        return image
+
     def __repr__(self) -> str:
-        height, width, _ = self.image.shape
+        height, width = self.format.upright_size
         return f"Frame({self.frame_index}, {self.time:.3f} s, {width}x{height})"
+
+
+class FrameSource(Protocol):
+    """Decodes the packets of one file into frames.
+
+    Attributes:
+        gpu: index of the GPU that decodes; None for the CPU.
+    """
+
+    gpu: int | None
+
+    def read(self, frame: Any) -> tuple[FrameFormat, Sequence[Any]]:
+        """Return format and planes of a decoded PyAV frame, valid as long as it is."""
+
+    def equals(self, frame: Any, expected: Any) -> bool:
+        """Return whether the planes of a frame are those of one that the CPU has decoded."""
+
+
+class SoftwareFrames:
+    """Frames that the CPU decodes; a `FrameSource`.
+
+    Args:
+        info: probe of the file.
+        as_planes: whether to leave frames as planes, if they are 4:2:0, rather than convert them.
+    """
+
+    gpu: int | None = None
+
+    def __init__(self, info: VideoInfo, *, as_planes: bool = False) -> None:
+        self._orientation = info.orientation
+        self._to_rgb = RgbConverter(info.path)
+        self._planes = PlaneReader(info.orientation) if as_planes else None
+
+    def read(self, frame: Any) -> tuple[FrameFormat, Sequence[Plane]]:
+        """See `FrameSource`."""
+        found = None if self._planes is None else self._planes(frame)
+        if found is not None:
+            return found
+        image = self._orientation.apply(self._to_rgb(frame))
+        return FrameFormat(*image.shape[:2]), [image]
+
+    def equals(self, frame: Any, expected: Any) -> bool:
+        """See `FrameSource`."""
+        pairs = zip(self.read(frame)[1], self.read(expected)[1], strict=True)
+        return all(np.array_equal(one, other) for one, other in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +111,9 @@ class Outcome:
         reason: machine-readable cause of a status other than `ok`.
         message: the cause in words, with counts; of `ok`, what a user should know, or "".
         num_lost_frames: number of presented frames that could not be decoded.
-        decoder: `decord` or `pyav`.
-        decoder_reason: why the video was decoded a second time; empty for a first try.
+        decoder: `nvdec`, `decord` or `pyav`.
+        decoder_reason: why the video was decoded a second time, or not by the decoder that was
+            planned; empty for a first try.
         decode_seconds: time that the decoder process spent.
     """
 
@@ -180,8 +243,9 @@ def _changed(path: str, remedy: str) -> VideoError:
 
 def read_frames(
     selection: Selection,
-    decoder: Decoder = "auto",
+    decoder: Decoder | Literal["nvdec"] = "auto",
     *,
+    source: FrameSource | None = None,
     decoder_reason: str = "",
     on_progress: Callable[[], None] = lambda: None,
 ) -> Generator[Frame, None, Outcome]:
@@ -193,16 +257,24 @@ def read_frames(
     Args:
         selection: frames to read.
         decoder: `auto` takes PyAV.
+        source: decodes the packets that PyAV reads; by default `SoftwareFrames`, to RGB.
         decoder_reason: why this is a second try, for the outcome.
         on_progress: called often while the file is read.
 
     Raises:
         VideoError: no frame can be decoded, or decord is asked for and is wrong; frames that it
             gave are void.
+        NvdecFaultError: `decoder` is `nvdec`, and the CPU must decode the file; frames that it gave
+            are void.
     """
-    if decoder != "decord":
-        return (yield from _read_by_pyav(selection, on_progress, decoder_reason=decoder_reason))
     info = selection.info
+    if source is None:
+        source = SoftwareFrames(info)
+    if decoder == "nvdec":
+        return (yield from _read_by_nvdec(selection, source, on_progress))
+    if decoder != "decord":
+        outcome = yield from _read_by_pyav(selection, source, on_progress)
+        return replace(outcome, decoder_reason=decoder_reason)
     # A span is read from the file's beginning; only a part would be wrong.
     if refusal := decord_refusal(info, is_part=selection.is_part):
         raise VideoError(
@@ -212,7 +284,7 @@ def read_frames(
         )
     try:
         for index, image in read_decord(info, selection.wanted, on_progress):
-            yield Frame(image, index, float(info.times[index]))
+            yield Frame([image], FrameFormat(*image.shape[:2]), index, float(info.times[index]))
     except DecordFaultError as fault:
         raise VideoError("damaged", f"{info.path}: decord {fault}; give --decoder auto") from None
     return Outcome(
@@ -223,18 +295,63 @@ def read_frames(
     )
 
 
-def _read_by_pyav(
-    selection: Selection, on_progress: Callable[[], None], *, decoder_reason: str
+def _read_by_nvdec(
+    selection: Selection, source: FrameSource, on_progress: Callable[[], None]
 ) -> Generator[Frame, None, Outcome]:
-    """Read packet by packet; skip errors, and count what is missing at the end."""
+    """Read as by PyAV, but accept no frame that the CPU might decode otherwise.
+
+    The first frame must equal the CPU's, each timestamp must be a packet's, and none may be missing
+    or come twice.
+
+    Raises:
+        NvdecFaultError: this does not hold, or the file is not sound.
+    """
+    info, found = selection.info, set[int]()
+    if refusal := nvdec_refusal(info):
+        raise NvdecFaultError(refusal)
+    first = int(info.presented_pts[0])
+
+    def check(frame: Any) -> None:
+        if not found and frame.pts != info.first_frame.pts:
+            raise NvdecFaultError(f"begins with timestamp {frame.pts}, not {info.first_frame.pts}")
+        if not found and not source.equals(frame, info.first_frame):
+            raise NvdecFaultError("its first frame differs from the CPU's")
+        is_before = frame.pts is not None and frame.pts < first  # the window's first packet
+        if frame.pts in found or (_rank(info, frame.pts) < 0 and not is_before):
+            raise NvdecFaultError(f"timestamp {frame.pts} is no packet's, or comes twice")
+        found.add(frame.pts)
+
+    try:
+        outcome = yield from _read_by_pyav(selection, source, on_progress, check)
+    except VideoError as error:
+        raise NvdecFaultError(str(error)) from None
+    if outcome.status != "ok":
+        raise NvdecFaultError(outcome.message)
+    return replace(outcome, decoder="nvdec")
+
+
+def _read_by_pyav(
+    selection: Selection,
+    source: FrameSource,
+    on_progress: Callable[[], None],
+    check: Callable[[Any], None] = lambda frame: None,
+) -> Generator[Frame, None, Outcome]:
+    """Read packet by packet; skip errors, and count what is missing at the end.
+
+    Args:
+        selection: frames to read.
+        source: decodes the packets.
+        on_progress: called for each packet.
+        check: called with each decoded PyAV frame.
+    """
     info, wanted, span = selection.info, selection.wanted, selection.span
     is_ranked = not info.count_reason
     is_missing = np.zeros(info.num_presented, dtype=bool)
     is_missing[wanted] = True
     num_decoded, num_errors, num_concealed, first_error = 0, 0, 0, ""
     rank = -1  # of the last timestamp, among those that are not unique
-    to_rgb = RgbConverter(info.path)
-    with open_window(info.path, selection.window, info.max_pixels) as (_, stream, every):
+    window = open_window(info.path, selection.window, info.max_pixels, gpu=source.gpu)
+    with window as (_, stream, every):
         for packet in itertools.chain(every, [None]):
             on_progress()
             frames, error = decode(stream, packet)
@@ -242,6 +359,7 @@ def _read_by_pyav(
                 num_errors += 1
                 first_error = first_error or error
             for frame in frames:
+                check(frame)
                 position = _rank(info, frame.pts) if is_ranked else num_decoded
                 num_decoded += 1
                 if info.count_reason == NOT_UNIQUE and frame.pts is not None:
@@ -250,9 +368,9 @@ def _read_by_pyav(
                 if not 0 <= position < len(is_missing) or not is_missing[position]:
                     continue
                 is_missing[position] = False
-                image = info.orientation.apply(to_rgb(frame))
                 time = info.times[position if rank < 0 else min(rank, info.num_presented - 1)]
-                yield Frame(image, selection.first_frame + position, float(time))
+                layout, planes = source.read(frame)
+                yield Frame(planes, layout, selection.first_frame + position, float(time))
             if not is_ranked and wanted[-1] < num_decoded < info.num_presented:
                 break
     # If frames are counted, a packet of some codecs need not be a frame: only errors tell.
@@ -286,14 +404,13 @@ def _read_by_pyav(
     ]
     words = NOTE_SEPARATOR.join(filter(None, [*faults, *info.notes]))
     if is_ok:
-        return Outcome(status="ok", message=words, decoder="pyav", decoder_reason=decoder_reason)
+        return Outcome(status="ok", message=words, decoder="pyav")
     return Outcome(
         status="partial",
         reason="truncated" if num_beyond_end and HOLE not in info.oddities else "damaged",
         message=f"{info.path}: {words}",
         num_lost_frames=num_lost,
         decoder="pyav",
-        decoder_reason=decoder_reason,
     )
 
 

@@ -101,23 +101,29 @@ class PacketReader:
 
 @contextmanager
 def open_window(
-    path: str, window: Window, max_pixels: int = MAX_PIXELS
+    path: str, window: Window, max_pixels: int = MAX_PIXELS, *, gpu: int | None = None
 ) -> Iterator[tuple[Any, Any, PacketReader]]:
     """Open a file at a window; yield (container, best video stream, packets).
 
     The first packet is the window's keyframe, found by a seek if that lands on it, else by reading
     from the file's beginning.
 
+    Args:
+        path: path of the file.
+        window: packets to read.
+        max_pixels: pixel limit of a frame.
+        gpu: see `open_best_stream`.
+
     Raises:
         VideoError: as `open_best_stream`.
     """
     if window.keyframe is not None:
-        with open_best_stream(path, max_pixels) as (container, stream):
+        with open_best_stream(path, max_pixels, gpu=gpu) as (container, stream):
             packets = _seek(container, stream, window)
             if packets is not None:
                 yield container, stream, packets
                 return
-    with open_best_stream(path, max_pixels) as (container, stream):
+    with open_best_stream(path, max_pixels, gpu=gpu) as (container, stream):
         packets = PacketReader(container, stream)
         packets.limit(window)
         yield container, stream, packets

@@ -7,207 +7,44 @@ come in order; those of different groups interleave.
 If a process dies or hangs, its group starts again in a new process; the request that it worked on
 has one more try, and then fails. Other groups and the worker process with the backbone are not
 affected. Processes are kept between calls and end with the worker.
+
+Groups of requests with the decoder `nvdec` go to the engines of a GPU: threads of one process. A
+group with a file that they do not decode exactly, or whose process dies or hangs, starts again on
+the CPU.
 """
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ...manifests.errors import StoppedError
 from ...manifests.failures import Reason, VideoError
 from .frames import Outcome
-from .limits import KEEP_FREED_MEMORY, Limits
+from .groups import Group, Station, WaitingGroup, for_cpu
+from .launch import EngineLauncher, Link, launch_decoder
+from .limits import Limits
 from .protocol import (
     Chunk,
     DecodeEvent,
     DecodeRequest,
-    Message,
     Question,
     Request,
     Restarted,
-    Selected,
-    SharedFrames,
-    receive,
-    send,
-    to_answer,
-    to_message,
 )
 
 K = TypeVar("K")
 Requests = tuple[K, Sequence[Request | Outcome]]  # key and requests of a group
 
-QUEUED_REQUESTS = 2  # of a group: the next file is opened while the last frames are fetched
 POLL_SECONDS = 1.0
 START_SECONDS = 120.0  # until a process is ready
 MAX_STARTS = 3  # of a process that is killed before it is ready
-
-_START = (
-    # With the parent's own search path: `-m` would put the current folder first.
-    "import sys; sys.path[:] = {path!r}; from vtnpipe.extract.decode.process import main; main()"
-)
-
-
-class _Process:
-    """One decoder process."""
-
-    def __init__(
-        self, limits: Limits, pin: Callable[[int, int], Callable[[], None]] | None
-    ) -> None:
-        self.frames = SharedFrames(limits.max_pixels, pin=pin)
-        self.is_ready = False
-        self.last_heard = time.monotonic()
-        ours, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        inherited = (theirs.fileno(), self.frames.descriptor, lifeline)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `kill`
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", _START.format(path=sys.path)),
-                *map(str, (*inherited, limits.memory_bytes, limits.max_pixels)),
-            ],
-            pass_fds=inherited,
-            env={**os.environ, **KEEP_FREED_MEMORY},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-        )
-        self.connection = Connection(ours.detach())
-        theirs.close()
-        os.close(lifeline)
-
-    def receive(self) -> Message | None:
-        """Return a message that has arrived; None if the process is gone."""
-        try:
-            message = receive(self.connection)
-        except (EOFError, OSError):
-            return None
-        self.last_heard = time.monotonic()
-        return message
-
-    def send(self, message: Message) -> None:
-        """Send a message; a dead process shows when its next message is waited for."""
-        self.last_heard = time.monotonic()
-        with contextlib.suppress(OSError):
-            send(self.connection, message)
-
-    def has_ended(self) -> bool:
-        """Return whether a process that was ready is gone, without anything to do."""
-        return self.is_ready and self.process.poll() is not None
-
-    def exit_code(self) -> int:
-        """Return the exit code of a process that is gone or does not answer."""
-        try:
-            return self.process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-    def last_output(self) -> str:
-        """Return the end of what the process has written to its standard error."""
-        self._errors.seek(0)
-        return self._errors.read()[-2000:].decode(errors="replace").strip()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()
-        os.close(self._lifeline)
-        os.close(self.frames.descriptor)
-        self._errors.close()
-
-
-@dataclass(eq=False)
-class _Group(Generic[K]):
-    """A group of requests in a process.
-
-    Attributes:
-        key: names the group to the caller.
-        requests: requests of the group, some of them replaced for a second try.
-        index: number of its process.
-        process: its process.
-        number: number of the request that the process works on.
-        num_sent: number of requests sent.
-        has_frames: whether frames of that request have arrived.
-        is_begun: whether events of the group have been yielded since it began.
-        num_starts: number of processes that were started for it and died before they were ready.
-        retried: numbers of the requests that had a second try.
-        events: (number, event) that have arrived and wait to be yielded.
-    """
-
-    key: K
-    requests: list[Request | Outcome]
-    index: int
-    process: _Process
-    number: int = 0
-    num_sent: int = 0
-    has_frames: bool = False
-    is_begun: bool = False
-    num_starts: int = 1
-    retried: set[int] = field(default_factory=set)
-    events: deque[tuple[int, Any]] = field(default_factory=deque)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the process has nothing more to do for it."""
-        return self.number == len(self.requests)
-
-    def send_requests(self) -> None:
-        """Send requests ahead of their turn; pass the outcomes of those that are decided."""
-        while not self.is_done and isinstance(decided := self.requests[self.number], Outcome):
-            self.events.append((self.number, decided))
-            self.number += 1
-        self.num_sent = max(self.num_sent, self.number)
-        while self.num_sent < min(len(self.requests), self.number + QUEUED_REQUESTS):
-            request = self.requests[self.num_sent]
-            if not isinstance(request, Outcome):
-                self.process.send(to_message(request))
-            self.num_sent += 1
-
-    def handle(self, message: Message) -> Outcome | None:
-        """Take a message; return an outcome that voids frames which the group has got."""
-        kind, number = message["kind"], self.number
-        if kind == "ready":
-            self.process.is_ready = True
-        elif kind == "chunk":
-            self.has_frames = True
-            self.events.append((number, self._chunk(message)))
-        elif kind == "selected":
-            self.events.append((number, Selected(message["num_frames"])))
-        elif kind == "answer":
-            request = self.requests[number]
-            assert not isinstance(request, DecodeRequest | Outcome)
-            self.events.append((number, to_answer(request, message["value"])))
-        elif kind == "end":
-            outcome = Outcome(**message["outcome"])
-            if outcome.status == "failed" and self.has_frames:
-                return outcome
-            self.events.append((number, outcome))
-            self.number += 1
-            self.has_frames = False
-            self.send_requests()
-        return None
-
-    def _chunk(self, message: Message) -> Chunk:
-        process, slot, shape = self.process, message["slot"], tuple(message["shape"])
-        return Chunk(
-            process.frames.frames(slot, shape),
-            message["frame_index"],
-            message["timestamps"],
-            is_pinned=process.frames.is_pinned(shape),
-            release=lambda: process.send({"slot": slot}),
-        )
+MAX_ENGINE_DEATHS = 3  # afterwards the CPU decodes everything
 
 
 class DecoderPool:
@@ -223,6 +60,7 @@ class DecoderPool:
             undoes it. None without a GPU.
         should_stop: asked every second while a process is waited for; if it returns True, the wait
             ends with a StoppedError.
+        engines: starts the process of a GPU's engines; None without them.
     """
 
     def __init__(
@@ -231,19 +69,21 @@ class DecoderPool:
         limits: Limits | None = None,
         pin: Callable[[int, int], Callable[[], None]] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        engines: EngineLauncher | None = None,
     ) -> None:
         self._should_stop = should_stop
         self._limits = limits or Limits()
         self._pin = pin
-        self._processes: list[_Process | None] = [None] * num_processes
-        self._idle = deque(reversed(range(num_processes)))
-        self._num_idle = os.eventfd(
-            num_processes, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE
-        )
-        self._turn = threading.Lock()
+        self._engines = engines
+        num_links = num_processes + (0 if engines is None else engines.num_threads)
+        self._links: list[Link | None] = [None] * num_links
+        self._cpu = Station(range(num_processes))
+        self._engine = Station(range(num_processes, num_links))
+        self._engine_fault = "" if engines is not None else "the worker has no engines"
+        self._dead_engines: set[int] = set()  # process ids
+        self._launching = threading.Lock()
         self._is_stopped = False
-        weakref.finalize(self, os.close, self._num_idle)  # also at exit
-        weakref.finalize(self, _kill_all, self._processes)
+        weakref.finalize(self, _kill_all, self._links)
 
     def __enter__(self) -> "DecoderPool":
         return self
@@ -259,26 +99,28 @@ class DecoderPool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the processes that have started."""
-        return [one.process.pid for one in self._processes if one is not None]
+        pids = (one.child.process.pid for one in self._links if one is not None)
+        return list(dict.fromkeys(pids))
 
     def start(self) -> None:
         """Start the processes without waiting for them, unless another thread is about to."""
-        if self._turn.acquire(blocking=False):
-            for index in list(self._idle):
-                if self._processes[index] is None:
-                    self._start(index)
-            self._turn.release()
+        for station in (self._cpu, self._engine):
+            if station.turn.acquire(blocking=False):
+                for index in station.idle:
+                    if self._links[index] is None:
+                        self._start(index)
+                station.turn.release()
 
     def close(self) -> None:
         """Kill the processes; they start again when needed."""
-        _kill_all(self._processes)
+        _kill_all(self._links)
 
     def stop(self) -> None:
         """Kill the processes for good; threads that use them get a StoppedError."""
         self._is_stopped = True
-        for process in list(self._processes):
-            if process is not None:
-                process.process.kill()  # whoever uses it cleans up
+        for link in list(self._links):
+            if link is not None:
+                link.child.process.kill()  # whoever uses it cleans up
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Any]]:
         """Yield (number, answer) of each question, in order; a VideoError is an answer, too."""
@@ -318,22 +160,24 @@ class DecoderPool:
 
         Args:
             groups: key and requests of each group, the first one first; an `Outcome` among them
-                stands for a video that is decided. Groups are removed when they begin; others may
-                be added as long as the last event has not been taken.
+                stands for a video that is decided. Groups are removed when they are noted; others,
+                which come first, may be added as long as the last event has not been taken.
 
         Raises:
             StoppedError: a process does not start, or the pool has been stopped.
         """
-        active: list[_Group[K]] = []
-        has_turn = False
+        active: list[Group[K]] = []
+        waiting: dict[Station, deque[WaitingGroup]] = {self._cpu: deque(), self._engine: deque()}
+        turns: set[Station] = set()
         try:
             while True:
                 if self._is_stopped:
                     raise StoppedError("the decoder pool has been stopped")
-                has_turn = self._begin(groups, active, has_turn)
+                self._note(groups, waiting)
+                self._begin(waiting, active, turns)
                 if not active:
-                    return  # `groups` is empty, else one would be active
-                self._receive(active, is_waiting=has_turn)
+                    return  # nothing waits, else one would be active
+                self._receive(active, waiting, [station.num_idle for station in turns])
                 for group in list(active):
                     if group.events:
                         number, event = group.events.popleft()
@@ -343,109 +187,167 @@ class DecoderPool:
                             event.release()
                     if group.is_done and not group.events:
                         active.remove(group)
-                        self._return(group.index)
+                        group.station.give_back(group.index)
         finally:
-            if has_turn:
-                self._turn.release()
+            for station in turns:
+                station.turn.release()
             for group in active:  # discards what their processes still send
-                self._kill(group.index)
-                self._return(group.index)
+                self._kill(group)
+                group.station.give_back(group.index)
+
+    def _note(
+        self, groups: "deque[Requests[K]]", waiting: dict[Station, deque[WaitingGroup]]
+    ) -> None:
+        """Move groups to where they wait, before those that wait already."""
+        added: dict[Station, list[WaitingGroup]] = {station: [] for station in waiting}
+        while groups:
+            one = WaitingGroup(*groups.popleft())
+            is_nvdec = isinstance(first := one.requests[0], DecodeRequest) and (
+                first.decoder == "nvdec"
+            )
+            added[self._engine if is_nvdec else self._cpu].append(one)
+        for station, some in added.items():
+            waiting[station].extendleft(reversed(some))
+        if self._engine_fault:
+            fault, queue = self._engine_fault, waiting[self._engine]
+            waiting[self._cpu].extendleft(
+                one._replace(requests=[for_cpu(request, fault) for request in one.requests])
+                for one in reversed(queue)
+            )
+            queue.clear()
 
     def _begin(
         self,
-        groups: "deque[Requests[K]]",
-        active: list[_Group[K]],
-        has_turn: bool,
-    ) -> bool:
-        """Start as many groups as processes are free; return whether to wait for more of them."""
-        while groups:
-            has_turn = has_turn or self._turn.acquire(blocking=not active)
-            if not has_turn:
-                return False  # another thread starts its groups; this one still has events
-            index = self._take(is_blocking=not active)
-            if index is None:
-                return True
-            process = self._processes[index]
-            if process is None or process.has_ended():
-                self._kill(index)
-                process = self._start(index)
-            process.last_heard = time.monotonic()
-            key, requests = groups.popleft()
-            group = _Group(key, list(requests), index, process)
-            group.send_requests()
-            active.append(group)
-        if has_turn:
-            self._turn.release()
-        return False
+        waiting: dict[Station, deque[WaitingGroup]],
+        active: list[Group[K]],
+        turns: set[Station],
+    ) -> None:
+        """Start as many groups as links are free; wait for one if no group is active."""
+        for station, queue in waiting.items():
+            while queue:
+                if station not in turns:
+                    if not station.turn.acquire(blocking=False):
+                        break  # another thread starts its groups
+                    turns.add(station)
+                index = station.take(is_blocking=False)
+                if index is None:
+                    break
+                active.append(self._group(queue.popleft(), station, index))
+            if not queue and station in turns:
+                turns.remove(station)
+                station.turn.release()
+        stations = [station for station, queue in waiting.items() if queue]
+        if active or not stations:
+            return
+        # Where it has the turn, if anywhere: to hold one while waiting for another might never end.
+        station = next((one for one in stations if one in turns), stations[0])
+        if station not in turns:
+            station.turn.acquire()
+            turns.add(station)
+        index = station.take(is_blocking=True)
+        assert index is not None
+        active.append(self._group(waiting[station].popleft(), station, index))
 
-    def _receive(self, active: Sequence[_Group[K]], *, is_waiting: bool) -> None:
+    def _group(self, one: WaitingGroup, station: Station, index: int) -> Group[K]:
+        """Start a group on a link."""
+        link = self._links[index]
+        if link is None or link.has_ended():
+            link = self._start(index)
+        link.last_heard = time.monotonic()
+        group: Group[K] = Group(
+            one.key, list(one.requests), station, index, link, station is self._engine
+        )
+        if one.is_restart:
+            group.events.append((0, Restarted()))
+        group.send_requests()
+        return group
+
+    def _receive(
+        self,
+        active: list[Group[K]],
+        waiting: dict[Station, deque[WaitingGroup]],
+        others: Iterable[int],
+    ) -> None:
         """Take the messages that have arrived; wait for one if there is no event to yield.
 
         Args:
-            active: groups in processes.
-            is_waiting: whether to return also when a process becomes free.
+            active: groups on links.
+            waiting: gets the groups that start again on the CPU.
+            others: further handles for which to return as soon as they are ready.
         """
-        waiting = {one.process.connection: one for one in active if not one.is_done}
+        by_connection = {one.link.connection: one for one in active if not one.is_done}
         timeout = 0.0
         if not any(one.events for one in active):
-            timeout = min(self._deadline(one) for one in waiting.values()) - time.monotonic()
-        handles: list[Any] = [*waiting, self._num_idle] if is_waiting else [*waiting]
+            timeout = min(self._deadline(one) for one in by_connection.values()) - time.monotonic()
+        handles: list[Any] = [*by_connection, *others]
         until = time.monotonic() + timeout
         while not (ready := wait(handles, max(0.0, min(timeout, POLL_SECONDS)))):
             if (timeout := until - time.monotonic()) <= 0:
                 break
             if self._should_stop():
                 raise StoppedError("stopped while a video was decoded")
+        lost: list[tuple[Group[K], Reason, str]] = []
         for connection in ready:
-            if connection not in waiting:
+            if connection not in by_connection:
                 continue
-            group = waiting[connection]
-            message = group.process.receive()
+            group = by_connection[connection]
+            message = group.link.receive()
             if self._is_stopped:
                 return
             if message is None:
-                code = group.process.exit_code()
-                why = f"the decoder process ended with code {code}; leave it out"
-                self._lost(group, "crashed", why)
+                code = group.link.child.exit_code()
+                lost.append((group, "crashed", f"the decoder process ended with code {code}"))
+            elif message["kind"] == "refused":
+                group.discard()
+                self._move_to_cpu(group, message["reason"], active, waiting)
             elif (outcome := group.handle(message)) is not None:
-                group.requests[group.number] = outcome
-                self._restart(group)
-        if ready or any(one.events for one in active):
-            return
-        for group in waiting.values():
-            if self._deadline(group) <= time.monotonic():
-                why = (
-                    f"no progress for {self._limits.stall_seconds:g} s; leave it out, or raise "
-                    "extract's --stall-seconds if the disk is slow"
-                )
-                self._lost(group, "stalled", why)
+                if group.is_on_engine:
+                    group.discard()
+                    self._move_to_cpu(group, outcome.message, active, waiting)
+                else:
+                    group.requests[group.number] = outcome
+                    self._restart(group)
+        if not ready and not any(one.events for one in active):
+            for group in by_connection.values():
+                if self._deadline(group) <= time.monotonic():
+                    why = f"no progress for {self._limits.stall_seconds:g} s"
+                    lost.append((group, "stalled", why))
+        for group, reason, why in lost:
+            if group.is_on_engine:
+                self._move_to_cpu(group, self._lost_engine(group, why), active, waiting)
+            else:
+                self._lost(group, reason, why)
 
-    def _deadline(self, group: _Group[K]) -> float:
+    def _deadline(self, group: Group[K]) -> float:
         """Return the time by which a group's process must send its next message."""
-        process = group.process
-        seconds = self._limits.stall_seconds if process.is_ready else START_SECONDS
-        return process.last_heard + seconds
+        seconds = self._limits.stall_seconds if group.link.child.is_ready else START_SECONDS
+        return group.link.last_heard + seconds
 
-    def _lost(self, group: _Group[K], reason: Reason, description: str) -> None:
+    def _lost(self, group: Group[K], reason: Reason, description: str) -> None:
         """Start a group again whose process died or hangs, with another try of its request.
 
         Raises:
             StoppedError: the process does not start.
         """
-        request = group.requests[group.number]
+        request, child = group.requests[group.number], group.link.child
         assert not isinstance(request, Outcome)
-        if not group.process.is_ready:
-            code = group.process.exit_code()
+        if not child.is_ready:
+            code = child.exit_code()
             # It ended by itself, or is killed each time.
             if code >= 0 or group.num_starts == MAX_STARTS:
                 raise StoppedError(
                     f"the decoder process does not start (code {code}): "
-                    f"{group.process.last_output()}; see `vtnpipe doctor`"
+                    f"{child.last_output()}; see `vtnpipe doctor`"
                 )
             group.num_starts += 1
         elif group.number in group.retried:
+            remedy = {"stalled": ", or raise extract's --stall-seconds if the disk is slow"}.get(
+                reason, ""
+            )
             group.requests[group.number] = Outcome(
-                status="failed", reason=reason, message=f"{request.path}: {description}"
+                status="failed",
+                reason=reason,
+                message=f"{request.path}: {description}; leave it out{remedy}",
             )
         else:
             group.retried.add(group.number)
@@ -454,45 +356,77 @@ class DecoderPool:
                 group.requests[group.number] = request._replace(decoder_reason=why)
         self._restart(group)
 
-    def _restart(self, group: _Group[K]) -> None:
+    def _lost_engine(self, group: Group[K], description: str) -> str:
+        """End the engines' process, which died or hangs; return why, in words.
+
+        It is not started again for ever.
+        """
+        child = group.link.child
+        self._dead_engines.add(child.process.pid)
+        fault = ""
+        if not child.is_ready:
+            output = child.last_output().splitlines() or [description]
+            fault = f"its process does not start: {output[-1]}"
+        elif len(self._dead_engines) >= MAX_ENGINE_DEATHS:
+            fault = f"its process was lost {MAX_ENGINE_DEATHS} times: {description}"
+        self._kill(group)
+        if fault and not self._engine_fault:  # the first of its links to notice knows best
+            self._engine_fault = fault
+            warnings.warn(f"NVDEC: {fault}; the CPU decodes everything", stacklevel=2)
+        return description if child.is_ready else self._engine_fault
+
+    def _move_to_cpu(
+        self,
+        group: Group[K],
+        reason: str,
+        active: list[Group[K]],
+        waiting: dict[Station, deque[WaitingGroup]],
+    ) -> None:
+        """Let a group of the engines start again on the CPU, before those that wait there."""
+        waiting[self._cpu].appendleft(group.moved_to_cpu(reason))
+        active.remove(group)
+        group.station.give_back(group.index)
+
+    def _restart(self, group: Group[K]) -> None:
         """Run a group again from its first request, in a new process."""
-        self._kill(group.index)
-        group.process = self._start(group.index)
+        self._kill(group)
+        group.link = self._start(group.index)
         group.events.clear()
         if group.is_begun:
             group.events.append((0, Restarted()))
         group.number, group.num_sent, group.has_frames = 0, 0, False
         group.send_requests()
 
-    def _take(self, *, is_blocking: bool) -> int | None:
-        """Return the number of a free process; None if there is none and it may not block."""
-        while True:
-            try:
-                os.eventfd_read(self._num_idle)
-                return self._idle.pop()
-            except BlockingIOError:
-                if not is_blocking:
-                    return None
-                wait([self._num_idle])
+    def _start(self, index: int) -> Link:
+        """Start the process of a link; of the engines, that of all their links."""
+        before = self._links[index]
+        if index in self._cpu.indices:
+            if before is not None:
+                before.kill()
+            link = self._links[index] = launch_decoder(self._limits, self._pin)
+            return link
+        assert self._engines is not None
+        with self._launching:
+            before = self._links[index]
+            if before is not None and before.child.process.poll() is None:
+                return before  # another thread has started it
+            if before is not None:
+                before.child.kill()
+            # Groups that still use the links of a dead process have them themselves.
+            links = self._engines.launch(self._limits)
+            self._links[self._engine.indices.start : self._engine.indices.stop] = links
+        return links[index - self._engine.indices.start]
 
-    def _return(self, index: int) -> None:
-        """Let others use a process."""
-        self._idle.append(index)
-        os.eventfd_write(self._num_idle, 1)
-
-    def _start(self, index: int) -> _Process:
-        process = self._processes[index] = _Process(self._limits, self._pin)
-        return process
-
-    def _kill(self, index: int) -> None:
-        process, self._processes[index] = self._processes[index], None
-        if process is not None:
-            process.kill()
+    def _kill(self, group: Group[K]) -> None:
+        """Kill the process of a group."""
+        group.link.kill()
+        if self._links[group.index] is group.link:
+            self._links[group.index] = None
 
 
-def _kill_all(processes: list[_Process | None]) -> None:
+def _kill_all(links: list[Link | None]) -> None:
     """Kill the processes of a list, and replace them by None."""
-    for index, process in enumerate(processes):
-        processes[index] = None
-        if process is not None:
-            process.kill()
+    for index, link in enumerate(links):
+        links[index] = None
+        if link is not None:
+            link.kill()

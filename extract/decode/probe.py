@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from ...manifests.failures import VideoError
 from .bitstream import FrameParser, is_clean_keyframe
 from .container import (
-    DISPLAY_MATRIX,
     MATROSKA,
     MOV,
     SEEKABLE,
@@ -28,6 +27,7 @@ from .container import (
     rate_of,
     time_base_of,
 )
+from .frame_format import UPRIGHT, Orientation, orientation_of
 from .limits import MAX_PIXELS
 from .packets import WHOLE_FILE, Keyframe, Window, decode, open_window
 from .truncation import Truncation, find_truncation
@@ -118,60 +118,6 @@ class Timeline:
         )
 
 
-class Orientation(NamedTuple):
-    """Steps that turn a coded frame upright: transpose first, then flip."""
-
-    transpose: bool
-    flip_horizontal: bool
-    flip_vertical: bool
-
-    @property
-    def is_mirrored(self) -> bool:
-        """Whether it is no pure rotation (a transposition is itself a mirroring)."""
-        return sum(self) % 2 == 1
-
-    def __str__(self) -> str:
-        if self.is_mirrored:
-            return "mirrored"
-        if self.transpose:
-            return "turned by 90°" if self.flip_vertical else "turned by 270°"
-        return "turned by 180°" if self.flip_vertical else "upright"
-
-    def apply(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Turn an image [H, W, 3]; a view, [W, H, 3] if it is transposed."""
-        if self.transpose:
-            image = image.transpose(1, 0, 2)
-        return image[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
-
-
-UPRIGHT = Orientation(False, False, False)
-# By the angle of a display matrix, counterclockwise in steps of 90°.
-_TURNED = (
-    UPRIGHT,
-    Orientation(True, False, True),
-    Orientation(False, True, True),
-    Orientation(True, True, False),
-)
-
-
-def orientation_of(frame: Any) -> Orientation:
-    """Return the orientation in the display matrix of a PyAV frame; upright if it has none.
-
-    The matrix (a, b, u, c, d, v, x, y, w) maps (column p, row q) to (a p + c q, b p + d q), see
-    FFmpeg's libavutil/display.h. Angles are rounded to multiples of 90°.
-    """
-    try:
-        data = frame.side_data.get(DISPLAY_MATRIX)
-    except ValueError:  # the frame has side data that this version of PyAV does not know
-        return _TURNED[round(frame.rotation / 90) % 4]
-    if data is None:
-        return UPRIGHT
-    a, b, _, c, d = np.frombuffer(data, dtype=np.int32)[:5].tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Orientation(False, a < 0, d < 0)
-    return Orientation(True, c < 0, b < 0)
-
-
 def spread(times: npt.NDArray[np.float64], last_step: float) -> npt.NDArray[np.float64]:
     """Spread equal times evenly up to the next one, or over the last step.
 
@@ -201,6 +147,7 @@ class VideoInfo(Timeline):
         demuxer_error: error that ended the file before its end, or "".
         notes: what a user should know of a sound file.
         max_pixels: pixel limit of a frame.
+        first_frame: first frame that the packets decode to, a PyAV frame; None if there is none.
     """
 
     path: str
@@ -215,6 +162,7 @@ class VideoInfo(Timeline):
     demuxer_error: str
     notes: tuple[str, ...]
     max_pixels: int
+    first_frame: Any
 
     def num_beyond_end_in(self, start: float | None, end: float | None) -> int:
         """Return the number of frames beyond the end in a span, by their decoding times."""
@@ -349,6 +297,7 @@ def probe(
             demuxer_error=demuxer_error,
             notes=tuple(notes),
             max_pixels=max_pixels,
+            first_frame=first_frame,
         )
 
 

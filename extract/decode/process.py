@@ -1,9 +1,10 @@
 """Decoder process: opens video files in isolation, so that a bad file costs only itself.
 
-`pool.py` starts it with CONNECTION FRAMES LIFELINE MEMORY_BYTES MAX_PIXELS (three file descriptors
-and two limits) as arguments. It sends `ready`, then answers each request and sends `end`: a
+`launch.py` starts it with CONNECTION LIFELINE FRAMES MEMORY_BYTES MAX_PIXELS as arguments: three
+file descriptors and two limits. It sends `ready`, then answers each request and sends `end`: a
 `decode` request with `selected` and `chunk`s, other requests with one `answer`. `alive` in between
-shows that a long file is being read.
+shows that a long file is being read. `extract/nvdec_process.py` is the same for a GPU's engines,
+with several connections; for a file that the CPU must decode it sends `refused` in place of `end`.
 """
 
 import dataclasses
@@ -14,19 +15,23 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import VideoError
 from .cuts import cut_video
-from .frames import Frame, Outcome, read_frames, select_frames
+from .frame_format import FrameFormat
+from .frames import Frame, FrameSource, Outcome, SoftwareFrames, read_frames, select_frames
 from .limits import apply_memory_limit, check_pixels
+from .nvdec import NvdecFaultError
 from .probe import VideoInfo, probe
 from .protocol import (
     NUM_SLOTS,
     CutRequest,
     DecodeRequest,
+    FrameSlots,
     QuickProbeRequest,
     Request,
     SharedFrames,
@@ -40,13 +45,27 @@ from .quick_probe import quick_probe
 ALIVE_SECONDS = 1.0
 
 
-class _Worker:
-    """State of the process: connection, waiting requests, free slots, the last probed file."""
+class Server:
+    """Answers the requests of one connection.
 
-    def __init__(self, connection: Connection, frames: SharedFrames, max_pixels: int) -> None:
+    Args:
+        connection: connection to the worker.
+        slots: memory for frames, shared with the worker.
+        max_pixels: pixel limit of a frame.
+        source_of: returns what decodes a file; by default the CPU.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        slots: FrameSlots,
+        max_pixels: int,
+        source_of: Callable[[VideoInfo, DecodeRequest], FrameSource] | None = None,
+    ) -> None:
         self.connection = connection
-        self.frames = frames
+        self.slots = slots
         self.max_pixels = max_pixels
+        self._source_of = source_of or _software
         self.requests: deque[Request] = deque()
         self.free_slots = deque(range(NUM_SLOTS))
         self.waited_seconds = 0.0
@@ -60,7 +79,11 @@ class _Worker:
             while not self.requests:
                 self._wait()
             start, self.waited_seconds = time.perf_counter(), 0.0
-            outcome = self._answer(self.requests.popleft())
+            try:
+                outcome = self._answer(self.requests.popleft())
+            except NvdecFaultError as fault:
+                self.send(kind="refused", reason=str(fault))
+                continue
             seconds = time.perf_counter() - start - self.waited_seconds
             outcome = dataclasses.replace(outcome, decode_seconds=seconds)
             self.send(kind="end", outcome=dataclasses.asdict(outcome))
@@ -111,8 +134,8 @@ class _Worker:
         except MemoryError:
             message = f"{path}: exceeds the memory limit of the decoder process; leave it out"
             return Outcome(status="failed", reason="too-large", message=message)
-        except (EOFError, ConnectionError):
-            raise  # the parent is gone
+        except (NvdecFaultError, EOFError, ConnectionError):
+            raise  # the CPU has to decode it, or the parent is gone
         except OSError as error:
             message = f"cannot read {path} ({error}); check the disk, then rerun the command"
             return Outcome(status="failed", reason="missing", message=message)
@@ -140,6 +163,7 @@ class _Worker:
         frames = read_frames(
             selection,
             request.decoder,
+            source=self._source_of(selection.info, request),
             decoder_reason=request.decoder_reason,
             on_progress=self.show_progress,
         )
@@ -174,61 +198,70 @@ class _Worker:
             self.send(kind="answer", value=info.to_json())
 
 
-class _ChunkWriter:
-    """Collects frames of one size in a slot and sends them as chunks."""
+def _software(info: VideoInfo, request: DecodeRequest) -> FrameSource:
+    return SoftwareFrames(info, as_planes=request.as_planes)
 
-    def __init__(self, worker: _Worker, path: str) -> None:
-        self._worker = worker
+
+class _ChunkWriter:
+    """Collects frames of one format in a slot and sends them as chunks."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        self._server = server
         self._path = path
         self._slot = -1
-        self._shape = (0, 0, 0)
+        self._format: FrameFormat | None = None
+        self._num_frames = 0  # of a chunk
         self._indices: list[int] = []
         self._times: list[float] = []
 
     def add(self, frame: Frame) -> None:
-        height, width, _ = frame.image.shape
-        check_pixels(self._path, width, height, self._worker.max_pixels)
-        if self._shape[1:] != (height, width) or len(self._indices) == self._shape[0]:
+        if self._format != frame.format or len(self._indices) == self._num_frames:
             self.flush()
-            self._slot = self._worker.take_slot()
-            length = frames_per_chunk(height, width, self._worker.frames.slot_bytes)
-            self._shape = (length, height, width)
-        self._worker.frames.frames(self._slot, self._shape)[len(self._indices)] = frame.image
+            layout, slots = frame.format, self._server.slots
+            check_pixels(self._path, layout.width, layout.height, self._server.max_pixels)
+            self._slot = self._server.take_slot()
+            self._format = layout
+            self._num_frames = frames_per_chunk(layout.num_bytes, slots.slot_bytes)
+        self._server.slots.write(self._slot, len(self._indices), frame)
         self._indices.append(frame.frame_index)
         self._times.append(frame.time)
 
     def flush(self) -> None:
         """Send the frames collected so far."""
         if self._indices:
-            self._worker.send(
+            self._server.send(
                 kind="chunk",
                 slot=self._slot,
-                shape=(len(self._indices), *self._shape[1:]),
+                format=self._format,
                 frame_index=self._indices,
                 timestamps=self._times,
             )
-        self._shape, self._indices, self._times = (0, 0, 0), [], []
+        self._format, self._indices, self._times = None, [], []
 
     def drop(self) -> None:
         """Free the slot without sending it, for a video that failed."""
         if self._indices:
-            self._worker.free_slots.append(self._slot)
+            self._server.free_slots.append(self._slot)
 
 
-def _exit_with_parent(lifeline: int) -> None:
-    """End this process when the other end of the lifeline closes, however the parent ends."""
-    os.read(lifeline, 1)
-    os._exit(1)
+def exit_with_parent(lifeline: int) -> None:
+    """End this process when the other end of a pipe closes, however the parent ends."""
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:
     """Serve requests until the parent is gone."""
-    connection_fd, frames_fd, lifeline_fd, memory_bytes, max_pixels = map(int, sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    connection_fd, lifeline_fd, frames_fd, memory_bytes, max_pixels = map(int, sys.argv[1:])
+    exit_with_parent(lifeline_fd)
     apply_memory_limit(memory_bytes)
-    threading.Thread(target=_exit_with_parent, args=(lifeline_fd,), daemon=True).start()
     frames = SharedFrames(max_pixels, frames_fd)
     try:
-        _Worker(Connection(connection_fd), frames, max_pixels).serve()
+        Server(Connection(connection_fd), frames, max_pixels).serve()
     except (EOFError, ConnectionError):
         return

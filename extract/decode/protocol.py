@@ -1,8 +1,9 @@
 """Protocol between a worker and its decoder processes: requests, events, messages, shared frames.
 
 Frames pass through an anonymous file in memory (memfd), divided into slots: it leaves nothing
-behind when a process is killed, and does not depend on the size of /dev/shm. Messages are JSON,
-since a process that decodes hostile files is never trusted with a pickle.
+behind when a process is killed, and does not depend on the size of /dev/shm. Those that a GPU
+decodes pass through slots in its memory, see `extract/nvdec_frames.py`. Messages are JSON, since a
+process that decodes hostile files is never trusted with a pickle.
 """
 
 import json
@@ -12,14 +13,15 @@ import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ...manifests.plan import Cut
 from .cuts import PREROLL_IF_CHEAP
-from .frames import Decoder, Outcome
+from .frame_format import FrameFormat, write_planes
+from .frames import Decoder, Frame, Outcome
 from .probe import Timeline
 from .quick_probe import QuickProbe
 from .sampling import EVERY_FRAME, Sampling
@@ -37,6 +39,7 @@ class DecodeRequest(NamedTuple):
     Attributes:
         frames: increasing frame indices, in place of the sampling.
         decoder_reason: why this is a second try; empty for a first one.
+        as_planes: whether frames are sent as planes rather than RGB, if they are 4:2:0.
     """
 
     path: str
@@ -44,9 +47,10 @@ class DecodeRequest(NamedTuple):
     end: float | None = None
     sampling: Sampling = EVERY_FRAME
     cut: Cut | None = None
-    decoder: Decoder = "auto"
+    decoder: Decoder | Literal["nvdec"] = "auto"
     frames: list[int] | None = None
     decoder_reason: str = ""
+    as_planes: bool = False
 
 
 class QuickProbeRequest(NamedTuple):
@@ -101,18 +105,27 @@ class Chunk:
     They are valid until the next event is taken, unless `hold` has been called.
 
     Attributes:
-        images: [n, H, W, 3] uint8.
+        data: [n, num_bytes] uint8, see `FrameFormat`; a tensor if a GPU has decoded them.
+        format: format of each frame.
         frame_index: index of each frame.
         timestamps: seconds of each frame.
         is_pinned: whether the memory is registered with a GPU.
         release: gives the memory back to the decoder process.
     """
 
-    images: npt.NDArray[np.uint8]
+    data: Any
+    format: FrameFormat
     frame_index: list[int]
     timestamps: list[float]
     is_pinned: bool = False
     release: Callable[[], None] = lambda: None
+
+    @property
+    def images(self) -> npt.NDArray[np.uint8]:
+        """Frames in RGB as images [n, H, W, 3]."""
+        assert self.format.is_rgb
+        images: npt.NDArray[np.uint8] = self.data
+        return images.reshape(-1, self.format.height, self.format.width, 3)
 
     def hold(self) -> Callable[[], None]:
         """Keep the frames valid until the function that is returned is called.
@@ -168,13 +181,32 @@ def receive(connection: Connection) -> Message:
     return message
 
 
+class FrameSlots(Protocol):
+    """Slots of memory that two processes share; each holds one chunk of frames.
+
+    Attributes:
+        slot_bytes: size of a slot.
+    """
+
+    slot_bytes: int
+
+    def data(self, slot: int, num_frames: int, num_bytes: int) -> Any:
+        """Return the first frames of a slot, [num_frames, num_bytes] uint8, as a view."""
+
+    def write(self, slot: int, number: int, frame: Frame) -> None:
+        """Copy a frame to its place in a slot; it is there when this returns."""
+
+    def is_pinned(self, num_bytes: int) -> bool:
+        """Return whether a chunk of a number of bytes is in pinned memory of the CPU."""
+
+
 class SharedFrames:
-    """Slots of shared memory; each holds one chunk of frames [n, H, W, 3] uint8.
+    """Slots of the CPU's memory; a `FrameSlots`.
 
     Pages exist only once they are used, or pinned.
 
     Attributes:
-        slot_bytes: size of a slot; any frame within the pixel limit fits.
+        slot_bytes: size of a slot; any frame within the pixel limit fits, with 3 bytes per pixel.
         descriptor: file descriptor of the memory.
     """
 
@@ -199,6 +231,7 @@ class SharedFrames:
             descriptor = os.memfd_create("vtnpipe-frames")
             os.ftruncate(descriptor, size)
         self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
         self._memory = mmap.mmap(descriptor, size)
         self._pinned_bytes = 0
         if pin is not None:  # a larger frame than CHUNK_BYTES, alone in its slot, is not worth it
@@ -208,28 +241,26 @@ class SharedFrames:
                 unpin = pin(address + slot * self.slot_bytes, self._pinned_bytes)
                 weakref.finalize(self._memory, unpin)
 
-    def is_pinned(self, shape: tuple[int, int, int]) -> bool:
-        """Return whether a chunk of frames (n, H, W) is in pinned memory."""
-        return 3 * int(np.prod(shape)) <= self._pinned_bytes
+    def is_pinned(self, num_bytes: int) -> bool:
+        """See `FrameSlots`."""
+        return num_bytes <= self._pinned_bytes
 
-    def frames(self, slot: int, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-        """Return the first frames of a slot, [n, H, W, 3], as a view.
-
-        Args:
-            slot: number of the slot.
-            shape: (n, H, W).
-        """
+    def data(self, slot: int, num_frames: int, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """See `FrameSlots`."""
         array = np.frombuffer(
-            self._memory, np.uint8, count=3 * int(np.prod(shape)), offset=slot * self.slot_bytes
+            self._memory, np.uint8, count=num_frames * num_bytes, offset=slot * self.slot_bytes
         )
-        return array.reshape(*shape, 3)
+        return array.reshape(num_frames, num_bytes)
+
+    def write(self, slot: int, number: int, frame: Frame) -> None:
+        """See `FrameSlots`."""
+        write_planes(frame.planes, self.data(slot, number + 1, frame.format.num_bytes)[number])
 
 
-def frames_per_chunk(height: int, width: int, slot_bytes: int = CHUNK_BYTES) -> int:
+def frames_per_chunk(num_bytes: int, slot_bytes: int = CHUNK_BYTES) -> int:
     """Return the number of frames of a size that one chunk holds, at least one.
 
-    >>> frames_per_chunk(240, 320), frames_per_chunk(1080, 1920)
+    >>> frames_per_chunk(3 * 240 * 320), frames_per_chunk(3 * 1080 * 1920)
     (32, 2)
     """
-    most_bytes = min(CHUNK_BYTES, slot_bytes)
-    return max(1, min(CHUNK_FRAMES, most_bytes // (3 * height * width)))
+    return max(1, min(CHUNK_FRAMES, min(CHUNK_BYTES, slot_bytes) // num_bytes))

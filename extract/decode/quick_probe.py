@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from ...manifests.failures import VideoError
 from .container import MOV, US_PER_SECOND, open_best_stream, rate_of
+from .frame_format import orientation_of
 from .limits import MAX_PIXELS
 from .packets import PacketReader, decode
-from .probe import orientation_of
 
 ASSUMED_BYTES_PER_FRAME = 4000  # for files that store neither number nor duration
 MAX_PACKETS_TO_FIRST_FRAME = 100
@@ -33,6 +33,7 @@ class QuickProbe(NamedTuple):
         seconds: duration.
         source: origin of `num_frames`; exact if it is the index.
         orientation: how frames are turned, in words; empty if not asked for.
+        pixel_format: FFmpeg's name of the format of decoded frames; "" if it is not known.
     """
 
     container: str
@@ -44,6 +45,7 @@ class QuickProbe(NamedTuple):
     seconds: float
     source: Source
     orientation: str = ""
+    pixel_format: str = ""
 
     @property
     def is_counted(self) -> bool:
@@ -85,6 +87,7 @@ def quick_probe(
             seconds=seconds or num_frames / fps,
             source=source,
             orientation=_orientation(container, stream) if with_orientation else "",
+            pixel_format=codec.pix_fmt or "",
         )
 
 

@@ -9,12 +9,15 @@ from rich.console import Console
 
 from ...extract.backbone import evaluation_transform
 from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
+from ...extract.decode.nvdec import describe, read_engines
 from ...extract.device import resolve
 from ...extract.views import VIEW_NAMES
 from ...extract.weights_file import check_weights
 from ...manifests.atomic import sha256_of
 from ...manifests.errors import FeaturesError, SettingsError
 from ...manifests.feature_folder import (
+    AFTER_RESIZE,
+    BEFORE_RESIZE,
     Extraction,
     FeatureFolder,
     FeatureSpec,
@@ -28,6 +31,8 @@ from ..models.model_folder import backbone_of_model, read_config
 from ..settings import option_name
 from .settings import ExtractSettings
 
+ASSUMED_ENGINES = 4  # of a GPU of a worker elsewhere; without them, the CPU does their share
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewExtraction:
@@ -37,11 +42,13 @@ class NewExtraction:
         extraction: stored or to be stored.
         device: `cpu`, `cuda` or `cuda:N`.
         weights: bytes of backbone.safetensors; None if the folder has them.
+        num_engines: number of video engines of a GPU that may decode; 0 for none.
     """
 
     extraction: Extraction
     device: str
     weights: bytes | None
+    num_engines: int = 0
 
 
 def resolve_spec(
@@ -69,6 +76,7 @@ def resolve_spec(
             f"{folder.root}: is not a feature folder and not empty; give a new or an empty folder"
         )
     device, precision = _resolve_device(settings, stored, console)
+    num_engines = _resolve_engines(settings, device, folder, stored, console)
     assert settings.backbone is not None
     spec = FeatureSpec(
         backbone=settings.backbone,
@@ -78,6 +86,7 @@ def resolve_spec(
         frame_stride=settings.frame_stride,
         views=VIEW_NAMES[settings.views],
         pool=settings.pool,
+        color_conversion=BEFORE_RESIZE if stored is None else stored.spec.color_conversion,
     )
     if stored is not None:
         if stored.spec.is_imported:
@@ -93,15 +102,26 @@ def resolve_spec(
             )
         source = _weights_source(settings)
         if _model_folder(settings) is None and source == stored.weights:
-            return NewExtraction(extraction=stored, device=device, weights=None)
+            return NewExtraction(
+                extraction=stored, device=device, weights=None, num_engines=num_engines
+            )
     built, source = _build(settings)
     if built.weights_taken:
         say(console, f"weights {settings.weights}: {built.weights_taken}")
     spec = replace(spec, weights_digest=built.digest, preprocessing=built.preprocessing.to_json())
     if stored is not None:
         check_spec(folder, spec)
-        return NewExtraction(extraction=stored, device=device, weights=None)
-    evaluation_transform(built.preprocessing, "cpu", spec.views)  # refuses impossible views
+        return NewExtraction(
+            extraction=stored, device=device, weights=None, num_engines=num_engines
+        )
+    transform = evaluation_transform(built.preprocessing, "cpu", spec.views)
+    if device != "cpu" and settings.decoder != "decord" and transform.planes is not None:
+        spec = replace(spec, color_conversion=AFTER_RESIZE)
+    elif settings.decoder == "nvdec":
+        raise SettingsError(
+            f"--decoder nvdec: the preprocessing of {settings.backbone} resizes images by "
+            f"{built.preprocessing.interpolation!r}, which planes are not resized by; leave it out"
+        )
     extraction = Extraction(
         spec=spec,
         fingerprint=spec.fingerprint,
@@ -112,7 +132,9 @@ def resolve_spec(
             "versions": package_versions(),
         },
     )
-    return NewExtraction(extraction=extraction, device=device, weights=built.weights)
+    return NewExtraction(
+        extraction=extraction, device=device, weights=built.weights, num_engines=num_engines
+    )
 
 
 def _resolve_device(
@@ -138,6 +160,44 @@ def _resolve_device(
         )
     say(console, f"device {device}; precision {precision}: {reason}")
     return device, precision
+
+
+def _resolve_engines(
+    settings: ExtractSettings,
+    device: str,
+    folder: FeatureFolder,
+    stored: Extraction | None,
+    console: Console,
+) -> int:
+    """Return the number of video engines of each GPU that decode; 0 for none.
+
+    Raises:
+        SettingsError: `--decoder` asks for what this machine or the folder does not allow.
+    """
+    is_wanted = settings.decoder == "nvdec"
+    if stored is not None and stored.spec.as_planes and settings.decoder == "decord":
+        raise SettingsError(
+            f"--decoder decord: it decodes to RGB, but {folder.root} has features of planes that "
+            "were converted after the resize; give --decoder auto, or another folder"
+        )
+    if device == "cpu" or settings.decoder not in ("auto", "nvdec"):
+        if is_wanted:
+            raise SettingsError("--decoder nvdec: needs a GPU; give --device cuda, or leave it out")
+        return 0
+    if stored is not None and not stored.spec.as_planes:
+        if is_wanted:
+            raise SettingsError(
+                f"--decoder nvdec: {folder.root} has features of frames that were converted to RGB "
+                "before the resize; leave it out, or extract into another folder"
+            )
+        return 0
+    if not settings.is_here:
+        return ASSUMED_ENGINES
+    engines = read_engines(int(device.partition(":")[2] or 0))
+    if is_wanted and not engines.num_engines:
+        raise SettingsError(f"--decoder nvdec: {engines.obstacle}; or leave it out")
+    say(console, f"GPU: {describe(engines)}")
+    return engines.num_engines
 
 
 def _build(settings: ExtractSettings) -> tuple[BuiltBackbone, str]:

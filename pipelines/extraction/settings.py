@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from ...extract.create_backbone import DEFAULT_BACKBONE
-from ...extract.decode.frames import Decoder
 from ...extract.decode.limits import Limits
 from ...extract.decode.sampling import Sampling
 from ...extract.device import PrecisionChoice
@@ -13,9 +12,10 @@ from ...extract.views import Views
 from ...manifests.errors import SettingsError
 from ...manifests.failures import Reason
 from ..dask_cluster.jobqueue import ClusterSettings
-from ..settings import above, at_least, auto_or_at_least, decoder_setting, setting
+from ..settings import above, at_least, auto_or_at_least, setting
 from .failure_limit import check_failure_limit
 
+ExtractDecoder = Literal["auto", "nvdec", "pyav", "decord"]
 FeatureDtype = Literal["float16", "float32"]
 Compile = Literal["auto", "yes", "no"]
 
@@ -62,7 +62,12 @@ class ExtractSettings(ClusterSettings):
         "GPU supports it, else float16 on a GPU, float32 on a CPU.",
     )
     feature_dtype: FeatureDtype = setting("float16", help="Dtype of the stored features.")
-    decoder: Decoder = decoder_setting()
+    decoder: ExtractDecoder = setting(
+        "auto",
+        help="auto: PyAV, on a GPU also by its video engines (NVDEC), which share the work with "
+        "the cores; nvdec: by them alone, but for files that they do not decode exactly; pyav: by "
+        "the cores alone; decord for whole files that pass its checks.",
+    )
     fps: float | None = setting(
         None,
         help="Frames per second to take, nearest to a steady rate; by default every frame.",

@@ -8,6 +8,7 @@ from math import ceil
 
 from rich.console import Console
 
+from ...extract.nvdec_process import NUM_THREADS
 from ...extract.task import TaskReport
 from ...manifests.atomic import read_json, write_json
 from ...manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, counted
@@ -26,6 +27,7 @@ LIMITS = {
     "backbone": "--precision bfloat16 if it helps, a smaller backbone, or more cores or GPUs",
     "decoding": "more --decoder-processes or cores, or videos of fewer pixels",
     "preparing frames": "more --workers, or videos of fewer pixels",
+    "video engines": "more cores, or videos of fewer pixels",
 }
 MIN_BUSY = 0.5  # share from which on something is called the limit
 
@@ -90,6 +92,8 @@ def throughput_of(run: FinishedRun) -> Throughput:
         "decoding": stages["decode"] / (workers.num_decoder_processes * available),
         "preparing frames": (stages["copy"] + stages["preprocess"]) / available,
     }
+    if "nvdec" in stages:
+        busy["video engines"] = stages["nvdec"] / (NUM_THREADS * available)
     return Throughput(
         seconds=round(run.seconds, 3),
         frames_per_second=round(num_frames / max(run.seconds, 1e-9), 2),

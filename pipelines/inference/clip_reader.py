@@ -173,8 +173,7 @@ class VideoClipReader:
                     is_lost[number, lost(request)] = True
                 elif isinstance(event, Chunk):
                     decoded = [positions[number][index] for index in event.frame_index]
-                    images = torch.from_numpy(event.images)
-                    inputs[number, decoded] = self._prepare(images, int(clips.views[number]))
+                    inputs[number, decoded] = self._prepare(event, int(clips.views[number]))
                     is_lost[number, decoded] = False
                 elif isinstance(event, Outcome) and event.status != "ok":
                     if event.status == "failed":
@@ -186,11 +185,11 @@ class VideoClipReader:
         self._idle.put(pool)
         return Read(inputs, is_lost, tuple(faults.values()))
 
-    def _prepare(self, images: Tensor, seed: int) -> Tensor:
-        """Convert frames [n, H, W, 3] to inputs [n, 3, h, w], uint8."""
+    def _prepare(self, frames: Chunk, seed: int) -> Tensor:
+        """Convert n frames to inputs [n, 3, h, w], uint8."""
         if self._augmentation is not None:
-            return self._augmentation(images, seed)
-        return self._transform.resize(images)[:, 0]
+            return self._augmentation(torch.from_numpy(frames.images), seed)
+        return self._transform(frames.images)[:, 0]
 
     def _idle_pool(self) -> DecoderPool | None:
         with contextlib.suppress(Empty):

@@ -1,7 +1,7 @@
 """Recomputation of a sample of stored features by the plainest path, to check them.
 
-The plainest path is PyAV, timm's own transform on PIL images, and the eager backbone in float32 on
-the CPU, one frame at a time.
+The plainest path is PyAV, whole frames in RGB, timm's own transform on PIL images, and the eager
+backbone in float32 on the CPU, one frame at a time.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from ...extract.create_backbone import timm_steps
 from ...extract.decode.frames import Outcome
 from ...extract.decode.pool import DecoderPool
 from ...extract.decode.protocol import Chunk, DecodeRequest
+from ...extract.planes import PlaneResize
 from ...extract.preprocessing import Transform
 from ...extract.views import crop_offset
 from ...manifests.errors import FeaturesError
@@ -65,7 +66,7 @@ def recompute_sample(features: str | Path, num_frames: int) -> list[FrameCompari
     compared = []
     for video_id, chosen in draw_sample(store, num_frames, SEED).items():
         video = store[video_id]
-        plain = _plain_features(rows[video_id], video, chosen, backbone)
+        plain = _plain_features(rows[video_id], video, chosen, backbone, store.spec.as_planes)
         stored = video.features[chosen].astype(np.float32).reshape(plain.shape)
         compared += _compare(video, chosen, stored, plain, backbone.transform.views)
     return compared
@@ -101,9 +102,20 @@ def draw_sample(
 
 
 def _plain_features(
-    row: VideoRow, video: VideoFeatures, chosen: npt.NDArray[np.int64], backbone: Backbone
+    row: VideoRow,
+    video: VideoFeatures,
+    chosen: npt.NDArray[np.int64],
+    backbone: Backbone,
+    as_planes: bool,
 ) -> npt.NDArray[np.float32]:
     """Return the features [t, V, D] of a video's chosen rows, by the plainest path.
+
+    Args:
+        row: the video.
+        video: its stored features.
+        chosen: rows of them [t].
+        backbone: the backbone.
+        as_planes: whether planes were resized before they were converted to RGB.
 
     Raises:
         VideoError: a frame cannot be decoded any more.
@@ -114,11 +126,18 @@ def _plain_features(
     wanted = video.frame_index[chosen].tolist()
     found: dict[int, list[Tensor]] = {}
     begin, last = video.timestamps[chosen[[0, -1]]].tolist()
-    request = DecodeRequest(row.path, begin, float(np.nextafter(last, np.inf)), decoder="pyav")
+    end = float(np.nextafter(last, np.inf))
+    request = DecodeRequest(row.path, begin, end, decoder="pyav", as_planes=as_planes)
+    to_rgb = PlaneResize(lambda height, width: (height, width), "bilinear", torch.float32)
     with DecoderPool() as pool:
         for _, event in pool.decode([request]):
             if isinstance(event, Chunk):
-                for image, index in zip(event.images, event.frame_index, strict=True):
+                if event.format.is_rgb:
+                    images = event.images
+                else:
+                    rgb = to_rgb(torch.from_numpy(event.data), event.format)
+                    images = rgb.permute(0, 2, 3, 1).numpy()
+                for image, index in zip(images, event.frame_index, strict=True):
                     if index in wanted:
                         found[index] = _plain_views(Image.fromarray(image), steps, transform)
             elif isinstance(event, Outcome) and event.status == "failed":

@@ -157,7 +157,7 @@ class VideoClassifier:
             if self.mode == "chunked":
                 found = _extract(self.network, requests, pool, self.chunk_frames)
             else:
-                found = _decode(requests, pool, _transform(self.network))
+                found = _decode(self.network, requests, pool)
             pieces = zip(owners, found, strict=True)
             for number, of_video in groupby(pieces, lambda pair: pair[0][0]):
                 clips = [
@@ -247,7 +247,9 @@ def _extract(
     transform = _transform(network)
     backbone = Backbone(module=network.backbone, transform=transform, dtype=torch.float32)
     row_shape = (len(transform.views), network.config.temporal.feature_dim)
-    rows = [RowRequest(name=request.path, request=request) for request in requests]
+    rows = [
+        RowRequest(name=request.path, request=request) for request in _as_trained(network, requests)
+    ]
     lanes = [[number] for number in range(len(rows))]
     batcher = Batcher(backbone, chunk_frames, np.float32)
     for (video,) in extract_rows(rows, lanes, pool, batcher):
@@ -256,22 +258,34 @@ def _extract(
         yield Piece(torch.from_numpy(features), timestamps, frame_index, video.outcome)
 
 
+def _as_trained(
+    network: VideoTransformerNetwork, requests: Sequence[DecodeRequest]
+) -> list[DecodeRequest]:
+    """Return requests for frames in the format of those that the network was trained on."""
+    as_planes = network.config.spec.as_planes
+    return [
+        request._replace(as_planes=as_planes and request.decoder != "decord")
+        for request in requests
+    ]
+
+
 def _decode(
-    requests: Sequence[DecodeRequest], pool: DecoderPool, transform: Transform
+    network: VideoTransformerNetwork, requests: Sequence[DecodeRequest], pool: DecoderPool
 ) -> Iterator[Piece]:
     """Yield each request's frames [T, V, 3, h, w], uint8."""
+    transform = _transform(network)
     shape = (0, len(transform.views), *transform.preprocessing.input_size)
     empty = torch.empty(shape, dtype=torch.uint8, device=transform.device)
     # Of each request that is being decoded: frame index → time, views.
     decoded: defaultdict[int, dict[int, tuple[float, Tensor]]] = defaultdict(dict)
     pieces: dict[int, Piece] = {}
     num_yielded = 0
-    for number, event in pool.decode(requests):
+    for number, event in pool.decode(_as_trained(network, requests)):
         frames = decoded[number]
         if isinstance(event, Selected):
             frames.clear()
         elif isinstance(event, Chunk):
-            views = transform(event.images)
+            views = transform.resize(transform.upload(event.data)[0], event.format)
             for index, time, frame in zip(event.frame_index, event.timestamps, views, strict=True):
                 frames[index] = (time, frame)
         elif isinstance(event, Outcome):

@@ -12,8 +12,10 @@ from numbered_videos import CLIP_LENGTHS, write_video
 from PIL import Image
 from vtnpipe.extract.backbone import load_backbone
 from vtnpipe.extract.batching import Batcher
+from vtnpipe.extract.decode.nvdec import read_engines
 from vtnpipe.extract.decode.protocol import Chunk
 from vtnpipe.extract.task import release_worker
+from vtnpipe.manifests.feature_folder import AFTER_RESIZE
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow
 from vtnpipe.manifests.plan import with_file_state
@@ -48,6 +50,45 @@ def test_features_are_those_of_a_cpu(tmp_path: Path, images: np.ndarray, name: s
     compiled = load_backbone(path, spec, "cuda:0", compiled_batch_size=8)
     again = compiled.features(compiled.transform(images))  # padded to 8
     assert torch.cosine_similarity(again[:, 0], found[:, 0]).min() >= 0.9999
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and not read_engines(0).num_engines, reason="no video engines"
+)
+def test_the_engines_change_no_bit(tmp_path: Path, rows: list[VideoRow]) -> None:
+    paths = [
+        write_video(tmp_path / "a.mp4", 300, height=240, width=320),
+        write_video(tmp_path / "b.mkv", 200, height=240, width=320, codec="libx265"),
+        write_video(tmp_path / "c.webm", 100, height=480, width=640, codec="libvpx-vp9"),
+        write_video(tmp_path / "d.mp4", 100, height=180, width=318, rotation=90),
+    ]
+    planned = [
+        with_file_state(VideoRow(video_id=path.name, path=str(path)))._replace(
+            num_frames=100, may_use_nvdec=True
+        )
+        for path in paths
+    ]
+    stores = []
+    for number, share in enumerate((1.0, 0.0)):
+        folder = make_folder(tmp_path / str(number), "test_vit", color_conversion=AFTER_RESIZE)
+        extract_rows(
+            folder,
+            planned,
+            lane_frames=100,
+            nvdec_share=share,
+            num_decoder_processes=3,
+            device="cuda:0",
+            engines="cuda:0",
+        )
+        release_worker()
+        stores.append(open_features(folder.root))
+    by_nvdec, by_cpu = stores
+    for name in by_cpu:
+        entry = by_nvdec.entries[name][0]
+        assert (entry.decoder, entry.decoder_reason) == ("nvdec", "")
+        assert by_cpu[name].decoder == "pyav"
+        np.testing.assert_array_equal(by_nvdec[name].features, by_cpu[name].features)
+        np.testing.assert_array_equal(by_nvdec[name].timestamps, by_cpu[name].timestamps)
 
 
 def test_a_task_gives_the_same_bits_without_staging_copies(

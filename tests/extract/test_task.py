@@ -17,7 +17,7 @@ from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
 from read_videos import write_video_that_loses_a_frame
 from vtnpipe.extract.batching import Batcher, ExtractedVideo, TaskProgress
-from vtnpipe.extract.decode import pool as pool_module
+from vtnpipe.extract.decode import groups
 from vtnpipe.extract.decode.cuts import cut_video
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.probe import probe
@@ -83,7 +83,7 @@ def test_lanes_that_start_again_change_no_bit(
 ) -> None:
     undisturbed = make_folder(tmp_path / "f", "toy_backbones:mixer")
     extract_rows(undisturbed, _planned(rows), lane_frames=lane_frames)
-    handle = pool_module._Group.handle
+    handle = groups.Group.handle
     for after in (1, 2, 3):  # frames of files 1 and 3
         begun_again: list[str] = []
 
@@ -101,7 +101,7 @@ def test_lanes_that_start_again_change_no_bit(
                 return request  # takes the place of the request when the group starts again
             return handle(group, message)
 
-        monkeypatch.setattr(pool_module._Group, "handle", handle_badly)
+        monkeypatch.setattr(groups.Group, "handle", handle_badly)
         disturbed = make_folder(tmp_path / f"g{after}", "toy_backbones:mixer")
         seen: list[TaskProgress] = []
         report = extract_rows(
@@ -174,17 +174,17 @@ def test_memory_is_given_back_when_it_has_been_copied(
             tensor, images = copies.popleft()
             assert torch.equal(tensor, torch.from_numpy(images))  # not overwritten until now
 
-    def upload(transform: object, images: np.ndarray, *, is_pinned: bool) -> Any:
-        tensor = torch.empty(images.shape, dtype=torch.uint8)
-        copies.append((tensor, images))
+    def upload(transform: object, data: np.ndarray, *, is_pinned: bool) -> Any:
+        tensor = torch.empty(data.shape, dtype=torch.uint8)
+        copies.append((tensor, data))
         return tensor, Event()
 
     monkeypatch.setattr(Transform, "upload", upload)
     resize = Transform.resize
 
-    def resize_later(transform: Transform, images: torch.Tensor) -> torch.Tensor:
-        images.copy_(torch.from_numpy(copies[-1][1]))
-        return resize(transform, images)
+    def resize_later(transform: Transform, data: torch.Tensor, *args: Any) -> torch.Tensor:
+        data.copy_(torch.from_numpy(copies[-1][1]))
+        return resize(transform, data, *args)
 
     monkeypatch.setattr(Transform, "resize", resize_later)
     folder = make_folder(tmp_path / "f", "toy_backbones:block_means")

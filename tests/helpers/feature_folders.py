@@ -8,6 +8,7 @@ import numpy as np
 from vtnpipe.extract.create_backbone import build_backbone
 from vtnpipe.extract.task import TaskReport, WorkerSettings, run_task
 from vtnpipe.manifests.feature_folder import (
+    BEFORE_RESIZE,
     Extraction,
     FeatureFolder,
     FeatureSpec,
@@ -27,6 +28,7 @@ def make_folder(
     views: Sequence[str] = ("center",),
     frame_stride: int = 1,
     pool: str | None = None,
+    color_conversion: str = BEFORE_RESIZE,
 ) -> FeatureFolder:
     """A feature folder without features."""
     folder = FeatureFolder(root)
@@ -43,6 +45,7 @@ def make_folder(
         views=tuple(views),
         frame_stride=frame_stride,
         pool=pool,
+        color_conversion=color_conversion,
     )
     row_shape = (built.dim,) if len(views) == 1 else (len(views), built.dim)
     write_extraction(
@@ -72,6 +75,7 @@ def extract_rows(
     name: str = "000-00000",
     *,
     lane_frames: int | None = None,
+    nvdec_share: float = 0.0,
     device: str = "cpu",
     **settings: Any,
 ) -> TaskReport:
@@ -81,7 +85,11 @@ def extract_rows(
     if manifest:
         write_manifest(manifest, folder.manifest)
     planned = [with_file_state(row) if isinstance(row, VideoRow) else row for row in rows]
-    task = Task(name=name, rows=tuple(planned), computation=Computation(16, lane_frames))
+    task = Task(
+        name=name,
+        rows=tuple(planned),
+        computation=Computation(16, lane_frames, nvdec_share=nvdec_share),
+    )
     on_progress = settings.pop("on_progress", lambda progress: None)
     defaults: dict[str, Any] = {"num_threads": 1, "num_decoder_processes": 1}
     worker = WorkerSettings(folder=str(folder.root), device=device, **{**defaults, **settings})

@@ -6,20 +6,21 @@ from typing import Any
 import av
 import numpy as np
 from numbered_videos import read_number, write_video
-from vtnpipe.extract.decode.frames import Decoder, Frame, Outcome, read_frames, select_frames
+from vtnpipe.extract.decode.frames import Frame, FrameSource, Outcome, read_frames, select_frames
 
 
 def read_video(
-    path: Path, *, decoder: Decoder = "auto", **selection: Any
+    path: Path, *, decoder: Any = "auto", source: FrameSource | None = None, **selection: Any
 ) -> tuple[list[Frame], Outcome]:
     """Select frames, and read them all.
 
     Args:
         path: path of the file.
         decoder: decoder option.
+        source: decodes the packets; planes that it gives are valid only until the next frame.
         selection: arguments of `select_frames`.
     """
-    frames = read_frames(select_frames(str(path), **selection), decoder)
+    frames = read_frames(select_frames(str(path), **selection), decoder, source=source)
     found: list[Frame] = []
     while True:
         try:

@@ -5,6 +5,7 @@ A conftest.py that imports the fixtures `extracted`, `folder` and `two_views` pr
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ def lose_frames_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
                 if name == "1":
                     yield (
                         number,
-                        Chunk(event.images[2:], event.frame_index[2:], event.timestamps[2:]),
+                        replace(
+                            event,
+                            data=event.data[2:],
+                            frame_index=event.frame_index[2:],
+                            timestamps=event.timestamps[2:],
+                        ),
                     )
             elif isinstance(event, Outcome) and name in ("1", "2"):
                 status: Any = "partial" if name == "1" else "failed"

@@ -94,8 +94,10 @@ def test_plans_round_trip_and_count_up(folder: FeatureFolder) -> None:
 def test_a_plan_of_version_3_is_read(folder: FeatureFolder) -> None:
     _write(folder, _rows(1, 2))
     path = folder.plans / "000.json"
-    text = path.read_text().replace('"version": 4', '"version": 3')
-    path.write_text(text.replace(', "lane_frames": 300, "is_compiled": true', ""))
+    text = path.read_text().replace('"version": 5', '"version": 3')
+    path.write_text(
+        text.replace(', "lane_frames": 300, "is_compiled": true, "nvdec_share": 0.0', "")
+    )
     (task,) = read_plans(folder, "f")
     assert task.computation == Computation(8)
     assert task.lanes == [range(2)]
@@ -124,8 +126,8 @@ def test_a_damaged_or_a_missing_plan_is_named(folder: FeatureFolder) -> None:
 def test_a_plan_of_another_version_is_refused(folder: FeatureFolder) -> None:
     _write(folder, _rows(1))
     path = folder.plans / "000.json"
-    path.write_text(path.read_text().replace('"version": 4', '"version": 5'))
-    with pytest.raises(FeaturesError, match=r"000\.json: .*version 5"):
+    path.write_text(path.read_text().replace('"version": 5', '"version": 6'))
+    with pytest.raises(FeaturesError, match=r"000\.json: .*version 6"):
         read_plans(folder, "f")
 
 

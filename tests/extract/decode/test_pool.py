@@ -286,7 +286,7 @@ def test_a_killed_process_costs_one_more_try(clips: dict[str, Path], long_video:
         for _, number, event in pool.run(deque([("", requests)])):
             if isinstance(event, Chunk):
                 num_frames += len(event.images)
-                events.append((number, replace(event, images=event.images.copy())))
+                events.append((number, replace(event, data=event.data.copy())))
                 if num_frames == 64:
                     _kill(pool)
             elif isinstance(event, Restarted):
@@ -329,7 +329,7 @@ def test_a_video_that_ends_its_process_twice_fails_alone(
             if isinstance(event, Restarted):
                 events.clear()
             elif isinstance(event, Chunk):
-                events.append((row, replace(event, images=event.images.copy())))
+                events.append((row, replace(event, data=event.data.copy())))
             else:
                 events.append((row, event))
     numbers, outcomes = _numbers(events, 3)

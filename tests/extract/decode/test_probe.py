@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, write_video
-from vtnpipe.extract.decode.probe import Orientation, Timeline, probe
+from vtnpipe.extract.decode.frame_format import Orientation
+from vtnpipe.extract.decode.probe import Timeline, probe
 from vtnpipe.manifests.failures import VideoError
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from numbered_videos import CLIP_LENGTHS, read_number, write_video
 from vtnpipe.extract.decode import process
+from vtnpipe.extract.decode.frame_format import FrameFormat
 from vtnpipe.extract.decode.probe import probe
 from vtnpipe.extract.decode.protocol import (
     NUM_SLOTS,
@@ -42,7 +43,7 @@ def frames() -> SharedFrames:
 def ask(frames: SharedFrames) -> Iterator[Ask]:
     """Sends a request, gives slots back, and returns the messages up to `end`."""
     ours, theirs = (Connection(one.detach()) for one in socket.socketpair())
-    worker = process._Worker(theirs, frames, MAX_PIXELS)
+    worker = process.Server(theirs, frames, MAX_PIXELS)
 
     def serve() -> None:
         with pytest.raises(EOFError):  # ours is closed
@@ -59,8 +60,10 @@ def ask(frames: SharedFrames) -> Iterator[Ask]:
             assert ours.poll(20), "the process hangs"
             messages.append(receive(ours))
             if messages[-1]["kind"] == "chunk":
-                shape = tuple(messages[-1]["shape"])
-                images = frames.frames(messages[-1]["slot"], shape)
+                layout = FrameFormat.from_json(messages[-1]["format"])
+                num_frames = len(messages[-1]["frame_index"])
+                data = frames.data(messages[-1]["slot"], num_frames, layout.num_bytes)
+                images = data.reshape(num_frames, layout.height, layout.width, 3)
                 messages[-1]["numbers"] = [read_number(image) for image in images]
                 send(ours, {"slot": messages[-1]["slot"]})
         return messages

@@ -9,9 +9,11 @@ import pytest
 from feature_folders import make_folder
 from rich.console import Console
 from vtnpipe.extract.create_backbone import build_backbone
+from vtnpipe.extract.decode.nvdec import Engines
 from vtnpipe.manifests.atomic import sha256_of
 from vtnpipe.manifests.errors import BackboneError, FeaturesError, SettingsError
-from vtnpipe.manifests.feature_folder import FeatureFolder
+from vtnpipe.manifests.feature_folder import AFTER_RESIZE, FeatureFolder
+from vtnpipe.pipelines.extraction import feature_spec
 from vtnpipe.pipelines.extraction.feature_spec import (
     NewExtraction,
     package_versions,
@@ -62,6 +64,53 @@ def test_the_folders_precision_is_taken_and_other_settings_are_refused(tmp_path:
     folder.backbone.unlink()
     with pytest.raises(FeaturesError, match="missing, but its features were computed with it"):
         _resolve(tmp_path / "f", **FLOAT32)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Engines]:
+    """A GPU with the engines of the list."""
+    engines = [Engines(7, ("h264 8",))]
+    monkeypatch.setattr(feature_spec, "resolve", lambda device, *_, **__: (device, "float32", ""))
+    monkeypatch.setattr(feature_spec, "read_engines", lambda gpu: engines[0])
+    return engines
+
+
+def test_a_new_folder_of_a_gpu_takes_planes_and_engines(tmp_path: Path, gpu: list[Engines]) -> None:
+    for decoder, as_planes, num_engines in [
+        ("auto", True, 7),
+        ("nvdec", True, 7),
+        ("pyav", True, 0),
+        ("decord", False, 0),
+    ]:
+        new = _resolve(tmp_path / "f", **FLOAT32, device="cuda", decoder=decoder)
+        assert (new.extraction.spec.as_planes, new.num_engines) == (as_planes, num_engines)
+    assert not _resolve(tmp_path / "f", **FLOAT32, device="cpu").extraction.spec.as_planes
+    gpu[0] = Engines(0, obstacle="libnvcuvid.so.1 is not there; a container needs `video`")
+    assert _resolve(tmp_path / "f", **FLOAT32, device="cuda:0").num_engines == 0
+    with pytest.raises(SettingsError, match=r"--decoder nvdec: libnvcuvid\.so\.1 is not there"):
+        _resolve(tmp_path / "f", **FLOAT32, device="cuda:0", decoder="nvdec")
+    with pytest.raises(SettingsError, match="--decoder nvdec: needs a GPU"):
+        _resolve(tmp_path / "f", **FLOAT32, device="cpu", decoder="nvdec")
+
+
+def test_a_folder_keeps_its_color_conversion(tmp_path: Path, gpu: list[Engines]) -> None:
+    make_folder(tmp_path / "rgb", MEANS["backbone"])
+    make_folder(tmp_path / "planes", MEANS["backbone"], color_conversion=AFTER_RESIZE)
+    new = _resolve(tmp_path / "rgb", **FLOAT32, device="cuda:0")
+    assert (new.extraction.spec.as_planes, new.num_engines) == (False, 0)
+    with pytest.raises(SettingsError, match="converted to RGB before the resize"):
+        _resolve(tmp_path / "rgb", **FLOAT32, device="cuda:0", decoder="nvdec")
+    assert _resolve(tmp_path / "planes", **FLOAT32, device="cuda:0").num_engines == 7
+    assert _resolve(tmp_path / "planes", **FLOAT32, device="cpu").extraction.spec.as_planes
+    with pytest.raises(SettingsError, match="--decoder decord: it decodes to RGB"):
+        _resolve(tmp_path / "planes", **FLOAT32, device="cpu", decoder="decord")
+
+
+def test_workers_elsewhere_are_planned_with_engines(tmp_path: Path, gpu: list[Engines]) -> None:
+    gpu[0] = Engines(0)
+    settings = {**FLOAT32, "device": "cuda", "scheduler": "tcp://127.0.0.1:1"}
+    assert _resolve(tmp_path / "f", **settings).num_engines == feature_spec.ASSUMED_ENGINES
+    assert _resolve(tmp_path / "f", **settings, decoder="pyav").num_engines == 0
 
 
 def test_other_weights_are_refused_and_the_same_bytes_are_not(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from vtnpipe.pipelines.extraction.planning import (
     file_properties,
     lane_frames,
     max_task_frames,
+    nvdec_share,
     probe_rows,
 )
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
@@ -187,3 +188,28 @@ def test_compiling_pays_for_long_work_on_a_gpu(
     monkeypatch.setattr(planning, "can_compile", lambda device: False)
     division = divide_work([ProbedRow(row=row, probe=None)], settings, new)
     assert division.computation.is_compiled is (choice == "yes")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "num_engines", "expected"),
+    [("auto", 7, 0.532), ("auto", 1, 0.14), ("auto", 0, 0.0), ("pyav", 0, 0.0), ("nvdec", 7, 1.0)],
+)
+def test_engines_and_cores_end_together(decoder: Any, num_engines: int, expected: float) -> None:
+    """An engine decodes as fast as 2.6 cores."""
+    new = NewExtraction(
+        extraction=EXTRACTION, device="cuda:0", weights=None, num_engines=num_engines
+    )
+    assert nvdec_share(ExtractSettings(decoder=decoder), new, 16) == expected
+
+
+def test_a_probe_tells_which_rows_the_engines_may_decode(clips: dict[str, Path]) -> None:
+    rows = [VideoRow(video_id=name, path=str(path)) for name, path in clips.items()]
+    planned = [with_file_state(row) for row in rows]
+    with DecoderPool() as pool:
+        probed = probe_rows(planned, Sampling(), pool)
+    assert {one.row.video_id: one.row.may_use_nvdec for one in probed} == {
+        "a": True,
+        "b": True,
+        "c": True,
+        "d": False,  # MPEG-4
+    }

@@ -125,7 +125,15 @@ def test_frames_of_an_abandoned_try_are_void(
             yield number, event
             if isinstance(event, Chunk):  # again, without the first frame
                 yield number, Selected(len(event.frame_index))
-                yield number, Chunk(event.images[1:], event.frame_index[1:], event.timestamps[1:])
+                yield (
+                    number,
+                    replace(
+                        event,
+                        data=event.data[1:],
+                        frame_index=event.frame_index[1:],
+                        timestamps=event.timestamps[1:],
+                    ),
+                )
 
     monkeypatch.setattr(DecoderPool, "decode", decode_twice)
     preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))

@@ -8,7 +8,7 @@ from command_line import Vtnpipe
 from feature_folders import extract_rows, make_folder
 from numbered_videos import write_video
 from vtnpipe.manifests.failures import VideoError
-from vtnpipe.manifests.feature_folder import read_extraction
+from vtnpipe.manifests.feature_folder import AFTER_RESIZE, read_extraction
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.plan import Computation, with_file_state, write_plan
@@ -50,6 +50,11 @@ def test_stored_features_equal_recomputed_ones(tmp_path: Path, vtnpipe: Vtnpipe)
     assert len(frames) == 3 * 30 + 25
     assert min(frame.cosine for frame in frames) > 0.9999
     assert 0 < max(frame.error for frame in frames) < 0.01
+
+
+def test_planes_that_were_converted_after_the_resize(tmp_path: Path) -> None:
+    root = _extracted(tmp_path, num_videos=2, color_conversion=AFTER_RESIZE)
+    assert min(frame.cosine for frame in recompute_sample(root, 60)) > 0.9999
 
 
 def test_every_view_is_compared(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS
 from rich.console import Console
 from vtnpipe.extract.create_backbone import create_module, default_preprocessing
-from vtnpipe.extract.decode import pool as pool_module
+from vtnpipe.extract.decode import groups
 from vtnpipe.extract.decode.protocol import DecodeRequest
 from vtnpipe.extract.decode.sampling import Sampling
 from vtnpipe.manifests.errors import ManifestError, StoppedError
@@ -129,7 +129,7 @@ def test_a_video_that_is_decoded_again_counts_once(
     classify = VideoClassifier(network=_network(), mode=mode, chunk_frames=16)
     videos = whole_videos(rows, Sampling())
     expected = [one.logits for one in classify(videos)]
-    handle = pool_module._Group.handle
+    handle = groups.Group.handle
     faulty = {str(rows[1].path), str(rows[2].path)}
 
     def interrupted(group: Any, message: Any) -> Any:
@@ -140,7 +140,7 @@ def test_a_video_that_is_decoded_again_counts_once(
             return request  # begins again
         return found
 
-    monkeypatch.setattr(pool_module._Group, "handle", interrupted)
+    monkeypatch.setattr(groups.Group, "handle", interrupted)
     found = [one.logits for one in classify(videos)]
     assert faulty == set()
     for one, other in zip(found, expected, strict=True):
