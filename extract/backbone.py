@@ -226,7 +226,9 @@ def load_backbone(
             f"{spec.weights_digest[:16]}…; the weights were changed: restore them, or extract into "
             "another folder"
         )
-    module = create_module(spec.backbone, pretrained=False, pool=spec.pool)
+    module = create_module(
+        spec.backbone, pretrained=False, pool=spec.pool, image_size=spec.image_size
+    )
     module.load_state_dict(safetensors.torch.load(data))
     torch_dtype: torch.dtype = getattr(torch, dtype or spec.precision)
     module = module.to(device, torch_dtype).eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,20 @@ class BuiltBackbone:
     weights_taken: str = ""
 
 
-def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBackbone:
+def build_backbone(
+    name: str, weights: str, pool: str | None = None, image_size: int | None = None
+) -> BuiltBackbone:
     """Create a backbone and its weights.
 
     Args:
         name: timm name, `hf-hub:` name, or `package.module:factory`.
         weights: `pretrained`, `none` (random, always the same), or a safetensors or PyTorch file.
         pool: timm pooling in place of the backbone's own.
+        image_size: height and width of its input in place of its own, in pixels.
 
     Raises:
-        BackboneError: the name is unknown, the weights are not available or do not fit, or the
-            output is not [N, D].
+        BackboneError: the name is unknown, the weights are not available or do not fit, the image
+            size is not possible, or the output is not [N, D].
     """
     check_weights(weights)
     path = None if weights in WEIGHTS_WORDS else Path(weights)
@@ -70,6 +73,9 @@ def build_backbone(name: str, weights: str, pool: str | None = None) -> BuiltBac
         module = create_module(name, pretrained=weights == "pretrained", pool=pool)
     taken = "" if path is None else load_weights_file(module, path)
     preprocessing = default_preprocessing(module)
+    if image_size is not None:
+        set_image_size(module, name, image_size)
+        preprocessing = replace(preprocessing, input_size=(3, image_size, image_size))
     dim = feature_dim(module, preprocessing, name)
     data, digest = weights_bytes(module.state_dict())
     return BuiltBackbone(
@@ -85,7 +91,9 @@ def weights_bytes(state: Mapping[str, Tensor]) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn.Module:
+def create_module(
+    name: str, *, pretrained: bool, pool: str | None = None, image_size: int | None = None
+) -> nn.Module:
     """Create a backbone's module, [N, 3, H, W] → [N, D].
 
     Args:
@@ -93,6 +101,7 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
         pretrained: load its pretrained weights.
         pool: how a timm model reduces its last feature map or tokens to one vector (`avg`, `max`,
             `avgmax`, `token`, ...); None for its own way.
+        image_size: height and width of its input in place of its own, in pixels.
 
     Raises:
         BackboneError: the name or the pooling is unknown, or pretrained weights are not available.
@@ -108,11 +117,12 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
                 f"backbone {name!r} is a user module, which has no pretrained weights by name; "
                 "give --weights none or --weights FILE"
             )
-        return call_factory(name, returns=nn.Module, role="backbone", error_type=BackboneError)
+        module = call_factory(name, returns=nn.Module, role="backbone", error_type=BackboneError)
+        return set_image_size(module, name, image_size)
     timm = _timm()
     try:
         with _one_try() if pretrained else contextlib.nullcontext():
-            module: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except OSError as error:  # before ValueError: some of the hub's errors are both
         raise BackboneError(
             f"backbone {name!r}: cannot download from the Hugging Face hub ({first_line(error)}); "
@@ -132,11 +142,31 @@ def create_module(name: str, *, pretrained: bool, pool: str | None = None) -> nn
         raise BackboneError(f"backbone {name!r}: {error}; {hint}") from None
     if pool is not None:
         try:
-            module.reset_classifier(0, pool)  # type: ignore[operator]
+            module.reset_classifier(0, pool)
         except Exception as error:  # models refuse in different ways
             raise BackboneError(
                 f"--pool {pool}: backbone {name!r} has no such pooling ({first_line(error)}); "
                 "try token or avg for a transformer, avg, max or avgmax for a convolutional network"
+            ) from error
+    return set_image_size(module, name, image_size)
+
+
+def set_image_size(module: nn.Module, name: str, image_size: int | None) -> nn.Module:
+    """Fit a module to images of another size than its own, and return it.
+
+    Position embeddings are interpolated, as timm does it; convolutional networks take any size.
+
+    Raises:
+        BackboneError: the module does not allow the size.
+    """
+    setter: Any = getattr(module, "set_input_size", None)
+    if image_size is not None and setter is not None:
+        try:
+            setter(img_size=(image_size, image_size))
+        except Exception as error:  # models refuse in different ways
+            raise BackboneError(
+                f"--image-size {image_size}: backbone {name!r} does not allow it "
+                f"({first_line(error)}); give a multiple of its patch size, or leave it out"
             ) from error
     return module
 
@@ -220,7 +250,7 @@ def feature_dim(module: nn.Module, preprocessing: Preprocessing, name: str) -> i
     except Exception as error:
         raise BackboneError(
             f"backbone {name!r} fails on an image of {list(preprocessing.input_size)}: "
-            f"{type(error).__name__}: {first_line(error)}; check its input size"
+            f"{type(error).__name__}: {first_line(error)}; check its input size (--image-size)"
         ) from error
     module.train(was_training)
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:

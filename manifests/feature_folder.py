@@ -43,6 +43,7 @@ class FeatureSpec:
         frame_stride: distance between the frames taken, in frames.
         views: name of each view of a frame.
         pool: timm pooling that replaces the backbone's own.
+        image_size: height and width of the backbone's input in place of its own, in pixels.
         color_conversion: `before-resize` if frames are converted to RGB as a whole; `after-resize`
             if the planes of 4:2:0 frames are resized first, see `extract/planes.py`.
     """
@@ -56,6 +57,7 @@ class FeatureSpec:
     frame_stride: int = 1
     views: tuple[str, ...] = ("center",)
     pool: str | None = None
+    image_size: int | None = None
     color_conversion: str = BEFORE_RESIZE
 
     @property
@@ -99,10 +101,8 @@ class FeatureSpec:
         """Return the known fields as JSON values."""
         values = {**asdict(self), "views": list(self.views)}
         if not self.as_planes:
-            del values["color_conversion"]  # as before there was another
-        return {
-            name: value for name, value in values.items() if value or name not in _MAY_BE_UNKNOWN
-        }
+            del values["color_conversion"]
+        return {name: value for name, value in values.items() if value or name not in _OMITTED}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FeatureSpec":
@@ -118,6 +118,7 @@ class FeatureSpec:
 
 
 _MAY_BE_UNKNOWN = ("weights_digest", "preprocessing", "precision", "feature_dtype")
+_OMITTED = (*_MAY_BE_UNKNOWN, "image_size")  # if they have no value
 
 
 def digest_of(value: Any) -> str:

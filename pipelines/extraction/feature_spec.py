@@ -86,6 +86,7 @@ def resolve_spec(
         frame_stride=settings.frame_stride,
         views=VIEW_NAMES[settings.views],
         pool=settings.pool,
+        image_size=settings.image_size,
         color_conversion=BEFORE_RESIZE if stored is None else stored.spec.color_conversion,
     )
     if stored is not None:
@@ -207,7 +208,7 @@ def _build(settings: ExtractSettings) -> tuple[BuiltBackbone, str]:
     if model is not None:
         built = backbone_of_model(model)
         return built, f"model-sha256:{built.digest}"
-    built = build_backbone(settings.backbone, settings.weights, settings.pool)
+    built = build_backbone(settings.backbone, settings.weights, settings.pool, settings.image_size)
     return built, _weights_source(settings)
 
 
@@ -228,6 +229,7 @@ def with_model_settings(settings: ExtractSettings, console: Console) -> ExtractS
         "fps": spec.fps,
         "frame_stride": spec.frame_stride,
         "pool": spec.pool,
+        "image_size": spec.image_size,
         "views": next(word for word, names in VIEW_NAMES.items() if names == spec.views),
     }
     for key, value in wanted.items():

@@ -84,6 +84,11 @@ class ExtractSettings(ClusterSettings):
         help="Pooling of a timm model, in place of its own: token, avg, max, avgmax, ...",
         metavar="NAME",
     )
+    image_size: int | None = setting(
+        None,
+        help="Height and width of the backbone's input, in place of its own; pixels.",
+        check=at_least(1),
+    )
     shard_frames: str = setting(
         "auto",
         help="Frames per task, whose features become one shard.",

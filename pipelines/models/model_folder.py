@@ -78,7 +78,10 @@ class NetworkConfig:
 
 def backbone_module(config: NetworkConfig) -> nn.Module:
     """Create the backbone of a model, without its weights."""
-    return create_module(config.spec.backbone, pretrained=False, pool=config.spec.pool)
+    spec = config.spec
+    return create_module(
+        spec.backbone, pretrained=False, pool=spec.pool, image_size=spec.image_size
+    )
 
 
 def write_model(files: RunFolder, temporal: nn.Module, config: NetworkConfig) -> None:

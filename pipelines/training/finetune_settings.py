@@ -19,7 +19,14 @@ from ..settings import (
 from .settings import TrainSettings
 
 WITHOUT_MODEL = "With --from none"
-NEW_BACKBONE = ("backbone", "weights", "pool", "fps", "frame_stride")  # only with --from none
+NEW_BACKBONE = (
+    "backbone",
+    "weights",
+    "pool",
+    "image_size",
+    "fps",
+    "frame_stride",
+)  # only with --from none
 AUGMENTATION = ("short_side_min", "short_side_max", "flip")
 
 
@@ -50,6 +57,12 @@ class FinetuneSettings(TrainSettings):
     )
     pool: str | None = setting(
         None, help=f"{WITHOUT_MODEL}: pooling of a timm model, not its own.", metavar="NAME"
+    )
+    image_size: int | None = setting(
+        None,
+        help=f"{WITHOUT_MODEL}: height and width of the backbone's input, in place of its own; "
+        "pixels.",
+        check=at_least(1),
     )
     fps: float | None = setting(
         None,

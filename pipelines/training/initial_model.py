@@ -62,7 +62,7 @@ def _on_backbone(settings: FinetuneSettings) -> InitialModel:
         raise SettingsError(
             f"--weights {settings.weights}: is a model folder; give --from {settings.weights}"
         )
-    built = build_backbone(name, settings.weights, settings.pool)
+    built = build_backbone(name, settings.weights, settings.pool, settings.image_size)
     taken = f" ({built.weights_taken})" if built.weights_taken else ""
     chosen = choose_preset(settings, name, built.dim)
     spec = FeatureSpec(
@@ -72,6 +72,7 @@ def _on_backbone(settings: FinetuneSettings) -> InitialModel:
         fps=settings.fps,
         frame_stride=settings.frame_stride,
         pool=settings.pool,
+        image_size=settings.image_size,
     )
 
     def create(splits: Splits) -> VideoTransformerNetwork:

@@ -28,6 +28,19 @@ from vtnpipe.temporal.checkpoint import RunFolder, read_weights
 from vtnpipe.temporal.model import TemporalClassifier
 
 
+def test_another_image_size_from_extraction_to_prediction(tmp_path: Path) -> None:
+    write_labelled_clips(tmp_path)
+    own = ("--backbone", "test_vit", "--weights", "none", "--image-size", 96)
+    run_cli(tmp_path, "extract", "m.csv", "f", *own, "--precision", "float32", code=1)
+    spec = json.loads((tmp_path / "f/extraction.json").read_text())["spec"]
+    assert (spec["image_size"], spec["preprocessing"]["input_size"]) == (96, [3, 96, 96])
+    ran = run_cli(tmp_path, "extract", "m.csv", "f", *own[:4], code=2)
+    assert "image_size is None here and 96 in the folder" in ran.stderr
+    run_cli(tmp_path, "train-temporal", "f", "run", *SMALL)
+    for arguments in (("0.mp4",), ("v0", "--mode", "features", "--features", "f")):
+        assert "%  up" in run_cli(tmp_path, "predict", "run", *arguments).stdout
+
+
 def test_from_extraction_to_prediction_through_the_command_line(tmp_path: Path) -> None:
     folder = tmp_path
     write_labelled_clips(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import timm
 import torch
 from feature_folders import write_backbone
@@ -17,6 +18,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 from vtnpipe.extract.backbone import Backbone, load_backbone
+from vtnpipe.extract.create_backbone import build_backbone
 from vtnpipe.extract.preprocessing import MatrixResize
 from vtnpipe.manifests.errors import BackboneError
 
@@ -122,6 +124,22 @@ def test_other_poolings(tmp_path: Path) -> None:
     }
     assert torch.equal(features[None], features["token"])
     assert not torch.allclose(features[None], features["avg"], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_other_image_sizes(tmp_path: Path, name: str) -> None:
+    """Position embeddings are interpolated; a convolutional network's weights stay as they are."""
+    backbone = _load(tmp_path, name, image_size=96)
+    assert backbone.transform(np.zeros((1, 120, 200, 3), np.uint8)).shape == (1, 1, 3, 96, 96)
+    images = _numbered([5, 99])
+    inputs = backbone.transform.normalize(backbone.transform(images)[:, 0])
+    plain = timm.create_model(name, num_classes=0).eval()
+    own = build_backbone(name, "none")
+    plain.load_state_dict(safetensors.torch.load(own.weights))
+    if name == "test_vit":
+        plain.set_input_size(img_size=96)
+    with torch.inference_mode():
+        torch.testing.assert_close(_features(backbone, images)[:, 0], plain(inputs))
 
 
 def test_convolutional_networks_compute_in_channels_last_memory(tmp_path: Path) -> None:

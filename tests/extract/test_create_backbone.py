@@ -27,6 +27,19 @@ def test_random_weights_are_always_the_same_ones() -> None:
     assert first.dim == timm.create_model(TINY).num_features
 
 
+def test_an_image_size_that_is_not_possible() -> None:
+    with pytest.raises(BackboneError, match=r"'test_vit' fails on an image of \[3, 100, 100\]"):
+        build_backbone(TINY, "none", image_size=100)
+
+
+def test_weights_of_a_file_are_fitted_to_an_image_size(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(build_backbone(TINY, "none").weights)
+    fitted = build_backbone(TINY, str(path), image_size=96)
+    assert fitted.digest == build_backbone(TINY, "none", image_size=96).digest
+    assert fitted.preprocessing.input_size == (3, 96, 96)
+
+
 @pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped"])
 @pytest.mark.parametrize("num_classes", [0, 7])
 def test_weights_from_a_file(tmp_path: Path, form: str, num_classes: int) -> None:

@@ -57,7 +57,7 @@ def make_folder(
 
 def write_backbone(folder: Path, name: str, **fields: Any) -> tuple[Path, FeatureSpec]:
     """The weights file and the specification of a backbone of random weights."""
-    built = build_backbone(name, "none", fields.get("pool"))
+    built = build_backbone(name, "none", fields.get("pool"), fields.get("image_size"))
     path = folder / "backbone.safetensors"
     path.write_bytes(built.weights)
     spec = FeatureSpec(

@@ -41,6 +41,8 @@ def test_every_field_of_a_specification_changes_its_fingerprint() -> None:
         "frame_stride": 2,
         "views": ("center", "flip"),
         "pool": "avg",
+        "image_size": 96,
+        "color_conversion": "after-resize",
     }
     others = [replace(spec, **{name: value}) for name, value in changes.items()]
     assert len({spec.fingerprint, *(one.fingerprint for one in others)}) == len(changes) + 1

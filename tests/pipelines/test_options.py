@@ -128,7 +128,7 @@ def test_every_setting_has_a_sentence_of_help() -> None:
 OUTPUT = "quiet verbose"
 EXTRACTION = f"""
     backbone batch-size cluster compile config decoder decoder-processes device feature-dtype finish
-    fps frame-stride jobs max-failures max-megapixels part pool precision redo-changed retry
+    fps frame-stride image-size jobs max-failures max-megapixels part pool precision redo-changed retry
     scheduler shard-frames stall-seconds threads tls views weights workers {OUTPUT}
 """
 TRAINING = f"""
@@ -163,7 +163,7 @@ OPTIONS = {
     "features show": OUTPUT,
     "features verify": f"config drop recompute {OUTPUT}",
     "finetune": f"""
-        augment backbone chunk-frames decoder flip fps frame-stride from layer-decay new-head pool
+        augment backbone chunk-frames decoder flip fps frame-stride from image-size layer-decay new-head pool
         short-side-max short-side-min train-blocks val-clips weights {TRAINING}
     """,
     "import-checkpoint": f"backbone classes config {OUTPUT}",

@@ -85,6 +85,7 @@ def test_features_fit_a_model_whatever_their_precision_and_views(files: RunFolde
         {"frame_stride": 2},
         {"fps": 5.0},
         {"pool": "avg"},
+        {"image_size": 96},
         {"preprocessing": {**config.spec.preprocessing, "crop_pct": 0.9}},
     ):
         with pytest.raises(FeaturesError, match=f"^f: .*{next(iter(changes))}"):
