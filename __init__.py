@@ -7,23 +7,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .manifests.feature_store import open_features
-    from .manifests.manifest import read_manifest
+    from .manifests.feature_store import FeatureStore, open_features
+    from .manifests.manifest import VideoRow, read_manifest
+    from .pipelines.api import evaluate, extract_features, predict, train_temporal
     from .pipelines.models.network import VideoTransformerNetwork
+    from .temporal.feature_dataset import FeatureDataset
     from .temporal.model import TemporalClassifier
 
 __all__ = [
+    "FeatureDataset",
+    "FeatureStore",
     "TemporalClassifier",
+    "VideoRow",
     "VideoTransformerNetwork",
     "__version__",
+    "evaluate",
+    "extract_features",
     "open_features",
+    "predict",
     "read_manifest",
+    "train_temporal",
 ]
 
 _HOMES = {
-    "read_manifest": ".manifests.manifest",
-    "open_features": ".manifests.feature_store",
+    "FeatureDataset": ".temporal.feature_dataset",
+    "FeatureStore": ".manifests.feature_store",
     "TemporalClassifier": ".temporal.model",
+    "VideoRow": ".manifests.manifest",
+    "evaluate": ".pipelines.api",
+    "extract_features": ".pipelines.api",
+    "open_features": ".manifests.feature_store",
+    "predict": ".pipelines.api",
+    "read_manifest": ".manifests.manifest",
+    "train_temporal": ".pipelines.api",
     "VideoTransformerNetwork": ".pipelines.models.network",
 }
 

@@ -7,11 +7,12 @@ is absent, never short.
 import resource
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,9 @@ import numpy.typing as npt
 from .errors import FeaturesError, counted
 from .failures import TRANSIENT_REASONS, Failure, message_of_parts, notes_in
 from .feature_folder import FeatureFolder, read_extraction
-from .manifest import VideoRow
+from .manifest import VideoRow, read_manifest
 from .shards import ROW_DTYPES, Entry, Shard, Status, read_shard, rows_of
+from .tabular import Tabular
 from .times import frame_rate
 
 MAX_NAMED_IDS = 5  # in an error
@@ -50,13 +52,55 @@ class VideoFeatures:
     reason: str = ""
     decoder: str = ""
 
+    def __len__(self) -> int:
+        """Return the number of frames, T."""
+        return len(self.timestamps)
+
+    def __getitem__(self, frames: slice) -> "VideoFeatures":
+        """Return some of the frames, as views.
+
+        >>> store["a"][10:20]  # doctest: +SKIP
+        VideoFeatures('a', 10×768 float16, ok)
+        """
+        timestamps = self.timestamps[frames]
+        return replace(
+            self,
+            features=self.features[frames],
+            frame_index=self.frame_index[frames],
+            timestamps=timestamps,
+            fps=frame_rate(timestamps),
+        )
+
+    def between(self, start: float, end: float) -> "VideoFeatures":
+        """Return the frames with start <= time < end, in seconds, as views."""
+        first, stop = np.searchsorted(self.timestamps, (start, end)).tolist()
+        return self[first:stop]
+
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.features.shape))
         return f"VideoFeatures({self.video_id!r}, {shape} {self.features.dtype}, {self.status})"
 
 
-class FeatureStore(Mapping[str, VideoFeatures]):
+class FeatureBatch(NamedTuple):
+    """Features of B videos, padded to the longest one.
+
+    Attributes:
+        video_ids: ids of the videos.
+        features: [B, T, D], or [B, T, V, D]; zeros where there is no frame.
+        timestamps: [B, T] float64, seconds.
+        mask: [B, T] bool, where there is a frame.
+    """
+
+    video_ids: list[str]
+    features: npt.NDArray[np.floating[Any]]
+    timestamps: npt.NDArray[np.float64]
+    mask: npt.NDArray[np.bool_]
+
+
+class FeatureStore(Mapping[str, VideoFeatures], Tabular):
     """The videos of a folder that have rows, by id; memory-mapped, picklable, safe after a fork.
+
+    Its table has a row for each video of the folder's manifest, failed ones included.
 
     Args:
         folder: a feature folder.
@@ -180,6 +224,47 @@ class FeatureStore(Mapping[str, VideoFeatures]):
     def num_frames(self, video_id: str) -> int:
         """Return the number of stored frames of a video, T."""
         return sum(entry.length for entry in self.entries[video_id])
+
+    def batches(
+        self, batch_size: int, video_ids: Iterable[str] | None = None
+    ) -> Iterator[FeatureBatch]:
+        """Yield the features of videos in batches, padded with zeros.
+
+        Args:
+            batch_size: number of videos in a batch; the last one may have fewer.
+            video_ids: ids of the videos; by default all.
+        """
+        ids = iter(self if video_ids is None else video_ids)
+        while chosen := list(islice(ids, batch_size)):
+            videos = [self[video_id] for video_id in chosen]
+            shape = (len(videos), max(map(len, videos)))
+            features = np.zeros((*shape, *self.row_shape), self.dtype)
+            timestamps, mask = np.zeros(shape), np.zeros(shape, dtype=bool)
+            for row, video in enumerate(videos):
+                features[row, : len(video)] = video.features
+                timestamps[row, : len(video)] = video.timestamps
+                mask[row, : len(video)] = True
+            yield FeatureBatch(chosen, features, timestamps, mask)
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield a row for each video of the manifest: frames, seconds, status and its reason."""
+        rows = read_manifest(self.folder.manifest) if self.folder.manifest.exists() else []
+        known = {row.video_id: (row.label, row.split) for row in rows}
+        for video_id in known or self.entries:
+            label, split = known.get(video_id, ("", ""))
+            parts = self.entries.get(video_id)
+            status, reason = ("missing", "") if parts is None else overall_status(parts)
+            num_frames = self.num_frames(video_id) if parts else 0
+            seconds = float(self.times(video_id)[1][-1]) if num_frames else None
+            yield {
+                "video_id": video_id,
+                "label": label,
+                "split": split,
+                "frames": num_frames,
+                "last_second": seconds,
+                "status": status,
+                "reason": reason,
+            }
 
     def __getstate__(self) -> dict[str, Any]:
         return {

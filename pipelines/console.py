@@ -199,10 +199,14 @@ class LineClock:
 
 
 class Bar(Progress):
-    """rich's progress bar, on terminals only; before 14.3, a disabled one left an empty line."""
+    """rich's progress bar, on terminals and in notebooks only.
+
+    Before 14.3, a disabled one left an empty line.
+    """
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        is_shown = console.is_terminal or console.is_jupyter
+        super().__init__(*columns, console=console, transient=True, disable=not is_shown)
 
     def stop(self) -> None:
         """Remove the bar."""

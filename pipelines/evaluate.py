@@ -14,6 +14,7 @@ from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, SettingsError, count
 from ..manifests.groups import BY_FILE, group_of
 from ..manifests.manifest import VideoRow
 from ..manifests.segments import read_segments
+from ..manifests.tabular import Tabular
 from ..temporal.checkpoint import RunFolder
 from ..temporal.config import TaskType
 from ..temporal.distributed import accelerated
@@ -49,8 +50,8 @@ from .training.session import read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateReport:
-    """Metrics of a split, also stored in MODEL/predictions/SPLIT.json.
+class EvaluateReport(Tabular):
+    """Metrics of a split, also stored in MODEL/predictions/SPLIT.json; a table of them.
 
     Attributes:
         task: task of the model.
@@ -74,6 +75,13 @@ class EvaluateReport:
         num_classes = len(getattr(self.metrics, "per_class", ()))
         names = shown_names(self.task, num_classes)
         return {name: self.metrics[name] for name in names}
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield each metric worth showing, with its interval and the baselines' values."""
+        for name, value in self.values.items():
+            low, high = self.intervals.get(name, (None, None))
+            baselines = {one: metrics[name] for one, metrics in self.baselines.items()}
+            yield {"metric": name, "value": value, "low": low, "high": high, **baselines}
 
     def to_json(self) -> dict[str, Any]:
         """Return all values by name."""

@@ -1,42 +1,30 @@
-"""`vtnpipe features`: show a feature folder, verify it, export its features, import others'.
-
-    FOLDER/ID.npy   [T, D] float32, or [T, V, D] with --view all
-    FOLDER/ID.json  fps, and each row's time and frame index
-
-Characters of an id that a file name cannot contain, such as `/`, are percent-encoded as in URLs:
-`run%2Fa.mp4.npy`.
-"""
+"""`vtnpipe features`: show a feature folder, verify it, export its features, import others'."""
 
 import contextlib
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from ..extract.cores import num_cpus
-from ..manifests.atomic import atomic_path, write_json
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError, counted
 from ..manifests.feature_folder import FeatureFolder, read_extraction
-from ..manifests.feature_store import FeatureStore, VideoFeatures, num_noted, open_features
+from ..manifests.feature_store import num_noted, open_features
 from ..manifests.lock import locked
 from ..manifests.manifest import read_manifest
 from ..manifests.plan import read_plans
-from ..manifests.times import nearest_each
 from ..manifests.verify import backbone_faults, shard_faults
 from .console import CountProgress, say
+from .extraction.export_features import ExportSettings, export_features
 from .extraction.import_features import ImportSettings, import_features
 from .options import console_options, settings_options
-from .settings import above, at_least, check_settings, make_folder, setting
+from .settings import at_least, check_settings, setting
 
 MIN_COSINE = 0.99  # of stored and recomputed features; bfloat16 gives 0.9999
 NUM_LISTED = 5  # recomputed frames with the smallest cosines
@@ -57,41 +45,6 @@ class VerifySettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """Settings of `vtnpipe features export`."""
-
-    fps: float | None = setting(
-        None,
-        help="Rows per second, evenly spaced, each the frame nearest to its time; by default every "
-        "stored frame once.",
-        check=above(0),
-    )
-    dtype: Literal["float32", "float16"] = setting("float32", help="Dtype of the arrays.")
-    view: str = setting("first", help="View, if several are stored: first, all, or its name.")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """Result of `vtnpipe features export`.
-
-    Attributes:
-        num_videos: number of exported videos.
-        num_missing: number of wanted videos without features.
-    """
-
-    num_videos: int
-    num_missing: int
-
-    @property
-    def exit_code(self) -> int:
-        """1 if a wanted video has no features."""
-        return EXIT_WITH_FAILURES if self.num_missing else EXIT_OK
 
 
 def show_features(features: str | Path) -> Iterator[str]:
@@ -250,119 +203,6 @@ def _recompute(features: str | Path, num_frames: int, console: Console) -> int:
     return EXIT_OK
 
 
-def export_features(
-    features: str | Path,
-    folder: str | Path,
-    video_ids: Sequence[str] = (),
-    settings: ExportSettings | None = None,
-    *,
-    console: Console | None = None,
-) -> ExportReport:
-    """Write each video's features as .npy, with a JSON file of fps and times.
-
-    Args:
-        features: feature folder.
-        folder: folder to write to; created if missing. Files of the same names are replaced.
-        video_ids: ids of the videos; none means all of the folder's manifest.
-        settings: by default `ExportSettings()`.
-        console: for progress; by default nothing is printed.
-
-    Raises:
-        FeaturesError: it is not a feature folder, or has no such video.
-        SettingsError: it has no such view.
-    """
-    settings = settings or ExportSettings()
-    console = console or Console(quiet=True)
-    store = open_features(features)
-    known = [row.video_id for row in read_manifest(store.folder.manifest)]
-    for video_id in set(video_ids).difference(known):
-        raise FeaturesError(f"{features}: has no video_id {video_id!r}; see its manifest.csv")
-    view = _view_index(store, settings.view)
-    wanted = list(video_ids) or known
-    present = [video_id for video_id in wanted if video_id in store]
-    root = Path(folder)
-    make_folder(root)
-    with CountProgress("export", "videos", len(present), console) as progress:
-        for video_id in present:
-            _export(store[video_id], root, view, settings)
-            progress.count()
-    num_missing = len(wanted) - len(present)
-    missing = f"; {num_missing:,} have no features, see {store.folder.failures}"
-    say(console, f"{root}: {counted(len(present), 'video')}{missing if num_missing else ''}")
-    return ExportReport(num_videos=len(present), num_missing=num_missing)
-
-
-def file_name(video_id: str) -> str:
-    """Return the name of a video's files, without extension.
-
-    A name that file systems would refuse as too long is cut, and ends in a hash of the id.
-
-    >>> file_name("run/a b.mp4"), file_name("走る.mp4")
-    ('run%2Fa%20b.mp4', '走る.mp4')
-    """
-    name = "".join(one if ord(one) > 127 else quote(one, safe="") for one in video_id)
-    data = name.encode()
-    if len(data) <= MAX_NAME_BYTES:
-        return name
-    digest = hashlib.sha256(video_id.encode()).hexdigest()[:16]
-    return f"{data[: MAX_NAME_BYTES - 17].decode(errors='ignore')}-{digest}"
-
-
-def _view_index(store: FeatureStore, view: str) -> int | None:
-    """Return the index of a stored view; None for all views.
-
-    Raises:
-        SettingsError: the folder has no such view.
-    """
-    names = store.spec.views
-    if view == "all":
-        return None
-    if view == "first":
-        return 0
-    if view not in names:
-        raise SettingsError(
-            f"--view {view}: {store.folder.root} has {', '.join(names)}; give one of them, or "
-            "first or all"
-        )
-    return names.index(view)
-
-
-def _export(video: VideoFeatures, root: Path, view: int | None, settings: ExportSettings) -> None:
-    """Write the two files of one video."""
-    features, times = video.features, video.timestamps
-    if features.ndim == 3 and view is not None:
-        features = features[:, view]
-    rows = np.arange(len(times))
-    fps = video.fps
-    step = 1 / fps if math.isfinite(fps) else 0.0
-    if settings.fps is not None:
-        fps = settings.fps
-        count = max(1, math.ceil((times[-1] - times[0] + step) * fps - 1e-6))
-        rows = nearest_each(times, times[0] + np.arange(count) / fps)
-    name = file_name(video.video_id)
-    with atomic_path(root / f"{name}.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, np.ascontiguousarray(features[rows], dtype=settings.dtype))
-    record = {
-        "video_id": video.video_id,
-        "fps": fps if math.isfinite(fps) else None,
-        "num_frames": len(rows),
-        "duration": float(times[-1] - times[0] + step),
-        "times": times[rows].tolist(),
-        "frame_index": video.frame_index[rows].tolist(),
-        "largest_offset_seconds": _largest_offset(times[rows], fps),
-        "status": video.status,
-        "num_lost_frames": video.num_lost_frames,
-    }
-    write_json(record, root / f"{name}.json", indent=None)
-
-
-def _largest_offset(times: npt.NDArray[np.float64], fps: float) -> float | None:
-    """Return the largest deviation of a row from even spacing, in seconds; None without a rate."""
-    if not math.isfinite(fps):
-        return None
-    return float(np.abs(times - times[0] - np.arange(len(times)) / fps).max())
-
-
 @click.group("features")
 def group() -> None:
     """Show, verify and export a feature folder, or import the features of other programs."""
@@ -397,8 +237,7 @@ def verify_command(features: str, console: Console, **options: Any) -> int:
 def export_command(
     features: str, folder: str, video_id: tuple[str, ...], console: Console, **options: Any
 ) -> int:
-    """Write FEATURES, or those of each VIDEO_ID, into FOLDER: ID.npy, and ID.json with fps and
-    times. A slash in an id becomes %2F.
+    """Write FEATURES, or those of each VIDEO_ID, into FOLDER.
 
     For action-localization tools such as ActionFormer and OpenTAD, give --fps.
     """

@@ -24,7 +24,9 @@ from ..manifests.atomic import atomic_text
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES, FeaturesError, SettingsError
 from ..manifests.feature_store import open_features
 from ..manifests.segments import Segment
+from ..manifests.tabular import Tabular
 from ..temporal.checkpoint import RunFolder
+from ..temporal.config import FRAME_TASKS, TaskType
 from ..temporal.distributed import accelerated
 from ..temporal.segmentation import Method
 from ..temporal.tasks import decision, probabilities
@@ -120,11 +122,32 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictReport:
-    """Predictions, in the order of the videos."""
+class PredictReport(Tabular):
+    """Predictions, in the order of the videos; a table of videos or, of a task on frames, segments.
+
+    Attributes:
+        predictions: prediction for each video.
+        class_names: names of the classes.
+        task: task of the model.
+    """
 
     predictions: list[Prediction]
     class_names: list[str]
+    task: TaskType
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield a row per video, with the probability of each class; or a row per segment."""
+        for video, logits, note, segments in self.predictions:
+            if self.task in FRAME_TASKS:
+                for one in segments:
+                    yield {"video": video, "start": one.start, "end": one.end, "label": one.label}
+                continue
+            row: dict[str, Any] = {"video": video, "predicted": None, "note": note}
+            shares: list[float | None] = [None] * len(self.class_names)
+            if logits is not None:
+                row["predicted"] = decision(logits, self.class_names, self.task)
+                shares = probabilities(logits, self.task).tolist()
+            yield {**row, **dict(zip(self.class_names, shares, strict=True))}
 
     @property
     def exit_code(self) -> int:
@@ -180,7 +203,9 @@ def predict(
         write_segments_output(output, segments)
     elif output is not None:
         _write(predictions, config, output)
-    return PredictReport(predictions=predictions, class_names=config.class_names)
+    return PredictReport(
+        predictions=predictions, class_names=config.class_names, task=config.temporal.task
+    )
 
 
 def _from_features(

@@ -3,7 +3,7 @@
 import re
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 from command_line import run_cli
 from drawn_events import draw_event_videos
 from feature_folders import extract_rows, made_up_features, make_folder
+from numbered_videos import write_video
 from vtnpipe.manifests.failures import Reason
 from vtnpipe.manifests.feature_store import open_features
-from vtnpipe.manifests.manifest import VideoRow
+from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.segments import by_video, read_segments, write_audacity
 from vtnpipe.manifests.shards import Entry
 from vtnpipe.pipelines.cli import LazyCommand, cli
@@ -74,6 +75,27 @@ def test_every_option_in_the_text_is_some_commands() -> None:
         for code in re.findall(r"`(--[^`\n]+)`", page.read_text()):
             for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code):
                 assert word in known, f"{page.name}: {code}"
+
+
+def test_the_code_of_python_md_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for name in ("swim/0.mp4", "walk/1.mp4", "swim/2.mp4", "walk/3.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, 60, first=50 * len(rows))
+        split = "train" if len(rows) < 2 else "val"
+        rows.append(VideoRow(video_id=name, path=str(path), label=name[:4], split=split))
+    write_manifest(rows, tmp_path / "videos.csv")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    for block in _blocks(DOCS / "python.md"):
+        exec(block, values)
+    assert values["report"].values["top1"] is not None
+    assert len(values["predictions"].predictions) == 2
+    assert values["logits"].shape == (1, 2)
+    assert "top-1" in capsys.readouterr().out
 
 
 def test_troubleshooting_has_every_reason_and_quotes_the_messages() -> None:

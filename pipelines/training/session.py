@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...manifests.atomic import read_json, remove_temporaries, write_json
 from ...manifests.errors import SettingsError, counted
 from ...manifests.lock import locked
+from ...manifests.tabular import Tabular
 from ...temporal.checkpoint import RunFolder, kept_epoch
 from ...temporal.clips import ClipSampling
 from ...temporal.config import FRAME_TASKS, TemporalConfig
@@ -51,20 +52,27 @@ RENAMED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainReport:
-    """Result of a training.
+class TrainReport(Tabular):
+    """Result of a training; its table has a row per epoch.
 
     Attributes:
+        epochs: lines of metrics.jsonl.
         best: line of its best epoch in metrics.jsonl, see `temporal.train.EpochReport`.
         last: line of its last epoch.
         kept: line of the epoch that became the run's model.
         lost: clips and videos that could not be read completely in any epoch, and why.
     """
 
+    epochs: list[dict[str, Any]]
     best: dict[str, Any]
     last: dict[str, Any]
     kept: dict[str, Any]
     lost: list[str]
+
+    def table(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of metrics.jsonl, without what could not be read."""
+        for line in self.epochs:
+            yield {name: value for name, value in line.items() if name != "lost"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,4 +340,4 @@ def run_training(
         f"{best['epoch']})",
     )
     lost = sorted({fault for line in lines for fault in line["lost"]})
-    return TrainReport(best=best, last=lines[-1], kept=kept, lost=lost)
+    return TrainReport(epochs=lines, best=best, last=lines[-1], kept=kept, lost=lost)

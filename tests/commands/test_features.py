@@ -1,6 +1,9 @@
 """`vtnpipe features`: show, verify (with --recompute), and export."""
 
+import io
 import json
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,13 @@ import pytest
 from command_line import Vtnpipe
 from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import number_of_blocks, write_video
+from pyarrow import parquet
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
 from vtnpipe.manifests.feature_folder import read_extraction
 from vtnpipe.manifests.feature_store import open_features
 from vtnpipe.manifests.manifest import VideoRow, write_manifest
 from vtnpipe.manifests.plan import Computation, with_file_state, write_plan
+from vtnpipe.pipelines.extraction import export_features as export_module
 from vtnpipe.pipelines.features import ExportSettings, export_features
 
 IRREGULAR = [0, 40, 80, 400, 440, 1000, 1040, 1080]  # ms
@@ -176,3 +181,54 @@ def test_long_ids_get_short_file_names(tmp_path: Path) -> None:
     records = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
     assert {record["video_id"] for record in records} == set(ids)
     assert all(len(name.encode()) <= 210 for name in names)
+
+
+@pytest.mark.parametrize("file_bytes", [1, 2**20])
+def test_archives_for_webdataset(
+    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_bytes: int
+) -> None:
+    monkeypatch.setattr(export_module, "FILE_BYTES", file_bytes)
+    settings = ExportSettings(format="webdataset", dtype="float16")
+    report = export_features(extracted / "f", tmp_path / "out", settings=settings)
+    assert (report.num_videos, report.num_missing) == (12, 1)
+    store, found = open_features(extracted / "f"), {}
+    paths = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in paths] == [
+        f"features-{n:05d}.tar" for n in range(12 if file_bytes == 1 else 1)
+    ]
+    for path in paths:
+        with tarfile.open(path) as archive:
+            members = {one.name: archive.extractfile(one).read() for one in archive.getmembers()}
+        for name, data in members.items():
+            key, _, extension = name.partition(".")
+            if extension == "json":
+                record = json.loads(data)
+                found[record["video_id"]] = np.load(io.BytesIO(members[f"{key}.npy"]))
+                assert record["label"] in ("up", "down")
+                assert record["times"] == store[record["video_id"]].timestamps.tolist()
+    assert set(found) == set(store)
+    for video_id, features in found.items():
+        np.testing.assert_array_equal(features, store[video_id].features.astype(np.float16))
+
+
+def test_parquet_through_the_command_line(folder: Path, vtnpipe: Vtnpipe) -> None:
+    vtnpipe("features", "export", "f", "out", "--format", "parquet", "--view", "all", code=1)
+    (path,) = (folder / "out").iterdir()
+    file, store = parquet.ParquetFile(path), open_features(folder / "f")
+    assert file.num_row_groups == len(store)
+    table = file.read().to_pandas()
+    for video_id, of_video in table.groupby("video_id", observed=True):
+        video = store[str(video_id)]
+        np.testing.assert_array_equal(of_video.frame_index, video.frame_index)
+        np.testing.assert_array_equal(of_video.timestamp, video.timestamps)
+        features = np.stack(of_video.features.to_list()).reshape(video.features.shape)
+        np.testing.assert_allclose(features, video.features, rtol=1e-6)
+
+
+def test_parquet_without_pyarrow(
+    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SettingsError, match=r"needs pyarrow; install vtnpipe\[parquet\]"):
+        export_features(extracted / "f", tmp_path / "x", settings=ExportSettings(format="parquet"))
+    assert list(tmp_path.iterdir()) == []

@@ -128,8 +128,8 @@ def test_every_setting_has_a_sentence_of_help() -> None:
 OUTPUT = "quiet verbose"
 EXTRACTION = f"""
     backbone batch-size cluster compile config decoder decoder-processes device feature-dtype finish
-    fps frame-stride image-size jobs max-failures max-megapixels part pool precision redo-changed retry
-    scheduler shard-frames stall-seconds threads tls views weights workers {OUTPUT}
+    fps frame-stride image-size jobs max-failures max-megapixels part pool precision redo-changed
+    retry scheduler shard-frames stall-seconds threads tls views weights workers {OUTPUT}
 """
 TRAINING = f"""
     attention-window background batch-size checkpoint-minutes class-weights clip-frames
@@ -158,13 +158,13 @@ OPTIONS = {
         {OUTPUT}
     """,
     "extract": EXTRACTION,
-    "features export": f"config dtype fps view {OUTPUT}",
+    "features export": f"config dtype format fps view {OUTPUT}",
     "features import": f"config feature-dtype fps key name stride {OUTPUT}",
     "features show": OUTPUT,
     "features verify": f"config drop recompute {OUTPUT}",
     "finetune": f"""
-        augment backbone chunk-frames decoder flip fps frame-stride from image-size layer-decay new-head pool
-        short-side-max short-side-min train-blocks val-clips weights {TRAINING}
+        augment backbone chunk-frames decoder flip fps frame-stride from image-size layer-decay
+        new-head pool short-side-max short-side-min train-blocks val-clips weights {TRAINING}
     """,
     "import-checkpoint": f"backbone classes config {OUTPUT}",
     "manifest build": f"classes config fold format multi-label output split videos {OUTPUT}",
