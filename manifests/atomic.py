@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from .errors import FeaturesError, StorageError
+from .image_sequences import split_rate
 
 BLOCK_BYTES = 2**24
 CANNOT_FSYNC_FOLDERS = (
@@ -34,7 +35,7 @@ class FileState(NamedTuple):
 def file_state(path: str) -> FileState:
     """Return the size and modification time of a file."""
     try:
-        found = os.stat(path)  # noqa: PTH116  # called for millions of files
+        found = os.stat(split_rate(path)[0])  # noqa: PTH116  # called for millions of files
     except (OSError, ValueError):
         return FileState(None, None)
     return FileState(found.st_size, found.st_mtime_ns)

@@ -1,10 +1,11 @@
 """The video manifest: a CSV with one row per clip, read into `VideoRow`s and written back.
 
-    video_id,path,label,split[,start,end]
+    video_id,path,label,split[,start,end,fps]
 
 `video_id` is unique; `path` is relative to the manifest's folder, or absolute; `label` and `split`
 may be empty; `start` and `end` are seconds on the video's own clock (0 is its first presented
-frame), half open. Reading touches no video file, so a million rows take seconds.
+frame), half open; `fps` is the rate of a folder or archive of images. Reading touches no video
+file, so a million rows take seconds.
 """
 
 import csv
@@ -12,14 +13,16 @@ import math
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .atomic import atomic_text
 from .errors import ManifestError
+from .image_sequences import is_image_sequence, split_rate, with_rate
 
 COLUMNS = ("video_id", "path", "label", "split")
 SPAN_COLUMNS = ("start", "end")
+RATE_COLUMN = "fps"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,8 @@ class VideoRow:
 
     Attributes:
         video_id: unique in its manifest.
-        path: absolute path of the video file.
+        path: absolute path of the video file; of an image sequence, with its rate, see
+            `image_sequences.py`.
         label: class name, in Unicode's form NFC; `a|b` for several; a number for regression; may be
             empty.
         split: name of the split, such as `train`; may be empty.
@@ -61,7 +65,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[VideoRow]:
     first_lines: dict[str, int] = {}
     rows: list[VideoRow] = []
     for line, fields in read_records(
-        path, COLUMNS, SPAN_COLUMNS, what="manifest; make one with `vtnpipe manifest build`"
+        path,
+        COLUMNS,
+        (*SPAN_COLUMNS, RATE_COLUMN),
+        what="manifest; make one with `vtnpipe manifest build`",
     ):
         try:
             row = _parse_row(fields, base)
@@ -178,15 +185,28 @@ def _parse_row(fields: dict[str, str], base: str) -> VideoRow:
             f"end {end:g} is not after start {start or 0.0:g}; a "
             "span is start <= t < end, in seconds: correct one, or leave it empty"
         )
+    # A URL stays as written, so that it is refused as a URL and not as a missing file.
+    path = path if "://" in path else os.path.join(base, path)  # noqa: PTH118
+    if rate := fields.get(RATE_COLUMN, "").strip():
+        path = with_rate(path, _parse_rate(rate))
     return VideoRow(
         video_id=video_id,
-        # A URL stays as written, so that it is refused as a URL and not as a missing file.
-        path=path if "://" in path else os.path.join(base, path),  # noqa: PTH118
+        path=path,
         label=nfc(fields["label"]),
         split=fields["split"],
         start=start,
         end=end,
     )
+
+
+def _parse_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise ManifestError(f"fps {text!r} is not a rate; give images per second, more than 0")
+    return rate
 
 
 def parse_seconds(name: str, text: str) -> float:
@@ -207,7 +227,7 @@ def parse_seconds(name: str, text: str) -> float:
 def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> None:
     """Write rows as a manifest, atomically; paths below the manifest's folder become relative.
 
-    The columns `start` and `end` are written only if a row has a span.
+    The columns `start` and `end`, and `fps`, are written only if a row has a value.
 
     Raises:
         ManifestError: the path is a folder or in no folder, or a name is not valid UTF-8.
@@ -219,13 +239,24 @@ def write_manifest(rows: Iterable[VideoRow], path: str | os.PathLike[str]) -> No
         raise ManifestError(f"{path}: is a folder; give a file")
     if not path.parent.is_dir():
         raise ManifestError(f"{path}: its folder does not exist; create it, or give another path")
-    has_spans = any(row.start is not None or row.end is not None for row in rows)
     try:
-        _write(rows, path, str(path.parent.absolute()), has_spans=has_spans)
+        _write(rows, path, str(path.parent.absolute()))
     except UnicodeEncodeError as error:
         raise ManifestError(
             f"{path}: {error.object!r} is not valid UTF-8; rename the file"
         ) from None
+
+
+def with_image_rate(rows: Iterable[VideoRow], fps: float | None) -> list[VideoRow]:
+    """Return rows with a rate for the image sequences that have none; unchanged if it is None."""
+    if fps is None:
+        return list(rows)
+    return [
+        replace(row, path=with_rate(row.path, fps))
+        if split_rate(row.path)[1] is None and is_image_sequence(row.path)
+        else row
+        for row in rows
+    ]
 
 
 def update_manifest(rows: Sequence[VideoRow], path: Path) -> list[VideoRow]:
@@ -237,14 +268,20 @@ def update_manifest(rows: Sequence[VideoRow], path: Path) -> list[VideoRow]:
     return rows
 
 
-def _write(rows: list[VideoRow], path: Path, base: str, *, has_spans: bool) -> None:
+def _write(rows: list[VideoRow], path: Path, base: str) -> None:
+    has_spans = any(row.start is not None or row.end is not None for row in rows)
+    has_rates = any(split_rate(row.path)[1] is not None for row in rows)
+    columns = (*COLUMNS, *SPAN_COLUMNS * has_spans, *(RATE_COLUMN,) * has_rates)
     with atomic_text(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*COLUMNS, *SPAN_COLUMNS) if has_spans else COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            fields = [row.video_id, _relative(row.path, base), row.label, row.split]
+            bare, rate = split_rate(row.path)
+            fields = [row.video_id, _relative(bare, base), row.label, row.split]
             if has_spans:
                 fields += ["" if t is None else repr(t) for t in (row.start, row.end)]
+            if has_rates:
+                fields.append("" if rate is None else repr(rate))
             writer.writerow(fields)
 
 

@@ -20,7 +20,7 @@ from ..manifests.atomic import remove_temporaries
 from ..manifests.errors import StoppedError, VtnpipeError, counted
 from ..manifests.feature_folder import FeatureFolder
 from ..manifests.lock import locked, planning_lock
-from ..manifests.manifest import VideoRow, read_manifest
+from ..manifests.manifest import VideoRow, read_manifest, with_image_rate
 from ..manifests.plan import Task, pending_tasks
 from .console import CountProgress, say, say_details
 from .dask_cluster.client import dashboard_lines, open_client
@@ -72,7 +72,7 @@ def extract(
     """
     settings = settings or ExtractSettings()
     console = console or Console(quiet=True)
-    rows = read_manifest(manifest)
+    rows = with_image_rate(read_manifest(manifest), settings.image_fps)
     folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
     if settings.part is not None:

@@ -18,7 +18,7 @@ from ..extract.task import set_num_threads
 from ..manifests.errors import EXIT_OK, EXIT_WITH_FAILURES
 from ..manifests.feature_folder import Extraction, FeatureFolder
 from ..manifests.lock import locked
-from ..manifests.manifest import read_manifest
+from ..manifests.manifest import read_manifest, with_image_rate
 from ..manifests.plan import Task, with_file_state
 from .console import counts_text, duration_text, say, say_some
 from .extraction.feature_spec import resolve_spec, with_model_settings
@@ -86,7 +86,7 @@ def plan(
     settings = settings or ExtractSettings()
     check_unset(settings, ["part", "finish"], "`vtnpipe plan` plans for all parts")
     console = console or Console(quiet=True)
-    rows = read_manifest(manifest)
+    rows = with_image_rate(read_manifest(manifest), settings.image_fps)
     folder = FeatureFolder(Path(features))
     settings = with_model_settings(settings, console)
     with locked(folder), planning_pool(rows, settings) as pool:

@@ -16,13 +16,15 @@ import numpy.typing as npt
 
 from ...manifests.errors import counted
 from ...manifests.failures import NOTE_SEPARATOR, Reason, VideoError
+from ...manifests.image_sequences import is_image_sequence
 from ...manifests.plan import Cut
 from .cuts import window_around, window_of
 from .decord_reader import DecordFaultError, decord_refusal, read_decord
 from .frame_format import FrameFormat, Plane, PlaneReader
+from .images import IMAGES, probe_images, read_images
 from .limits import MAX_PIXELS
 from .nvdec import NvdecFaultError, nvdec_refusal
-from .packets import RgbConverter, Window, decode, open_window
+from .packets import WHOLE_FILE, RgbConverter, Window, decode, open_window
 from .probe import HOLE, NOT_UNIQUE, VideoInfo, probe
 from .sampling import EVERY_FRAME, Sampling, select
 
@@ -111,7 +113,7 @@ class Outcome:
         reason: machine-readable cause of a status other than `ok`.
         message: the cause in words, with counts; of `ok`, what a user should know, or "".
         num_lost_frames: number of presented frames that could not be decoded.
-        decoder: `nvdec`, `decord` or `pyav`.
+        decoder: `nvdec`, `decord` or `pyav`; `pillow` for images.
         decoder_reason: why the video was decoded a second time, or not by the decoder that was
             planned; empty for a first try.
         decode_seconds: time that the decoder process spent.
@@ -181,12 +183,12 @@ def select_frames(
     """
     if cut is None:
         if probe_whole is None:
-            info = probe(path, max_pixels=max_pixels, on_progress=on_progress)
+            info = probe_any(path, max_pixels=max_pixels, on_progress=on_progress)
         else:
             info = probe_whole(path)
         first_frame, part = 0, None
     else:
-        info = probe(
+        info = probe_any(
             path,
             window_of(cut),
             origin_pts=cut.origin_pts,
@@ -237,6 +239,22 @@ def select_frames(
     )
 
 
+def probe_any(
+    path: str,
+    window: Window = WHOLE_FILE,
+    *,
+    origin_pts: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    on_progress: Callable[[], None] = lambda: None,
+) -> VideoInfo:
+    """Probe a video or an image sequence; see `probe`."""
+    if is_image_sequence(path):
+        return probe_images(path, window, max_pixels)
+    return probe(
+        path, window, origin_pts=origin_pts, max_pixels=max_pixels, on_progress=on_progress
+    )
+
+
 def _changed(path: str, remedy: str) -> VideoError:
     return VideoError("damaged", f"{path}: changed since it was probed; {remedy}")
 
@@ -268,6 +286,8 @@ def read_frames(
             are void.
     """
     info = selection.info
+    if info.container == IMAGES:
+        return (yield from _read_sequence(selection, decoder, on_progress))
     if source is None:
         source = SoftwareFrames(info)
     if decoder == "nvdec":
@@ -412,6 +432,39 @@ def _read_by_pyav(
         num_lost_frames=num_lost,
         decoder="pyav",
     )
+
+
+def _read_sequence(
+    selection: Selection, decoder: str, on_progress: Callable[[], None]
+) -> Generator[Frame, None, Outcome]:
+    """Read the images of a sequence; count those that cannot be read."""
+    info, wanted = selection.info, selection.wanted
+    if decoder == "nvdec":
+        raise NvdecFaultError("an image sequence")
+    images = read_images(info, wanted, on_progress)
+    num_read = 0
+    while True:
+        try:
+            position, image = next(images)
+        except StopIteration as end:
+            error = str(end.value)
+            break
+        num_read += 1
+        layout = FrameFormat(*image.shape[:2])
+        index = selection.first_frame + position
+        yield Frame([image], layout, index, float(info.times[position]))
+    if num_lost := len(wanted) - num_read:
+        words = f"{num_lost} of {len(wanted)} images could not be read; {error}"
+        if not num_read:
+            raise VideoError("damaged", f"{info.path}: {words}")
+        return Outcome(
+            status="partial",
+            reason="damaged",
+            message=f"{info.path}: {words}",
+            num_lost_frames=num_lost,
+            decoder="pillow",
+        )
+    return Outcome(status="ok", decoder="pillow")
 
 
 def _num_corrupt_in(info: VideoInfo, span: range) -> int:

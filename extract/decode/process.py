@@ -23,10 +23,18 @@ from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import VideoError
 from .cuts import cut_video
 from .frame_format import FrameFormat
-from .frames import Frame, FrameSource, Outcome, SoftwareFrames, read_frames, select_frames
+from .frames import (
+    Frame,
+    FrameSource,
+    Outcome,
+    SoftwareFrames,
+    probe_any,
+    read_frames,
+    select_frames,
+)
 from .limits import apply_memory_limit, check_pixels
 from .nvdec import NvdecFaultError
-from .probe import VideoInfo, probe
+from .probe import VideoInfo
 from .protocol import (
     NUM_SLOTS,
     CutRequest,
@@ -108,7 +116,7 @@ class Server:
         """Probe a whole file, but not again for the next span of the same file."""
         key = (path, file_state(path))
         if self._last_probe is None or self._last_probe[0] != key:
-            info = probe(path, max_pixels=self.max_pixels, on_progress=self.show_progress)
+            info = probe_any(path, max_pixels=self.max_pixels, on_progress=self.show_progress)
             self._last_probe = key, info
         return self._last_probe[1]
 
@@ -189,7 +197,7 @@ class Server:
             )
             self.send(kind="answer", value=found)
             return
-        info = probe(request.path, max_pixels=self.max_pixels, on_progress=self.show_progress)
+        info = probe_any(request.path, max_pixels=self.max_pixels, on_progress=self.show_progress)
         if isinstance(request, CutRequest):
             _, offsets, sampling, start, end, max_preroll = request
             cuts = cut_video(info, offsets, sampling, start=start, end=end, max_preroll=max_preroll)

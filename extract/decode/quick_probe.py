@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ...manifests.failures import VideoError
+from ...manifests.image_sequences import is_image_sequence
 from .container import MOV, US_PER_SECOND, open_best_stream, rate_of
 from .frame_format import orientation_of
+from .images import probe_images
 from .limits import MAX_PIXELS
-from .packets import PacketReader, decode
+from .packets import WHOLE_FILE, PacketReader, decode
 
 ASSUMED_BYTES_PER_FRAME = 4000  # for files that store neither number nor duration
 MAX_PACKETS_TO_FIRST_FRAME = 100
@@ -66,6 +68,19 @@ def quick_probe(
     Raises:
         VideoError: the file cannot be opened, or has no video stream.
     """
+    if is_image_sequence(path):
+        info = probe_images(path, WHOLE_FILE, max_pixels)
+        return QuickProbe(
+            container=info.container,
+            codec=info.codec,
+            width=info.width,
+            height=info.height,
+            fps=info.rate,
+            num_frames=info.num_presented,
+            seconds=info.num_presented / info.rate,
+            source="index",
+            orientation=str(info.orientation) if with_orientation else "",
+        )
     with open_best_stream(path, max_pixels) as (container, stream):
         fps = rate_of(stream)
         seconds = 0.0

@@ -74,6 +74,12 @@ class ExtractSettings(ClusterSettings):
         check=above(0),
     )
     frame_stride: int = setting(1, help="Take every Nth frame.", check=at_least(1))
+    image_fps: float | None = setting(
+        None,
+        help="Images per second of the folders and archives of images that have no rate in the "
+        "manifest's column fps; by default 25.",
+        check=above(0),
+    )
     views: Views = setting(
         "center",
         help="Views of each frame; flip adds the mirrored center, three-crop is left, center, "

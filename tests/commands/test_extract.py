@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from command_line import Vtnpipe, cli_environment, run_cli
-from numbered_videos import CLIP_LENGTHS, number_of_blocks, write_video
+from numbered_videos import CLIP_LENGTHS, draw_number, number_of_blocks, write_video
+from PIL import Image
 from rich.console import Console
 from vtnpipe.manifests.errors import FeaturesError, StoppedError
 from vtnpipe.manifests.feature_folder import FeatureFolder
@@ -346,3 +348,30 @@ def test_parts_share_a_plan_and_the_last_one_reports(
     manifest.write_text(manifest.read_text() + "new,new.mp4,a,train\n")
     with pytest.raises(StoppedError, match="1 videos are in no plan yet, 'new'"):
         extract(manifest, folder, replace(means, finish=True))
+
+
+def test_folders_and_archives_of_images(tmp_path: Path, vtnpipe: Vtnpipe) -> None:
+    images = {f"{n}.jpg": draw_number(n, 64, 128) for n in range(30)}
+    (tmp_path / "folder").mkdir()
+    for name, image in images.items():
+        Image.fromarray(image).save(tmp_path / "folder" / name, quality=95)
+    with tarfile.open(tmp_path / "archive.tar", "w") as archive:
+        archive.add(tmp_path / "folder", "v")
+    write_video(tmp_path / "v.mp4", 30)
+    (tmp_path / "m.csv").write_text(
+        "video_id,path,label,split,fps\n"
+        "a,folder,x,train,12.5\nb,archive.tar,x,train,\nc,v.mp4,x,train,\n"
+    )
+    own = ("--backbone", "toy_backbones:block_means", "--weights", "none", "--image-fps", 10)
+    vtnpipe("extract", "m.csv", "f", *own, "--workers", 2)
+    store = open_features(tmp_path / "f")
+    for name, fps in (("a", 12.5), ("b", 10), ("c", 25)):
+        numbers = [number_of_blocks(row) for row in store[name].features.astype(float)]
+        assert numbers == list(range(30)), name
+        np.testing.assert_allclose(store[name].timestamps, np.arange(30) / fps, rtol=1e-9)
+    assert (tmp_path / "f/manifest.csv").read_text().splitlines()[2].endswith(",train,10.0")
+    assert "nothing to do" in vtnpipe("extract", "m.csv", "f", *own).stdout
+    vtnpipe("features", "verify", "f", "--recompute", 20)
+    (tmp_path / "folder/3.jpg").rename(tmp_path / "folder/99.jpg")
+    ran = vtnpipe("extract", "m.csv", "f", *own, code=2)
+    assert "'a' was extracted from" in ran.stderr

@@ -128,8 +128,9 @@ def test_every_setting_has_a_sentence_of_help() -> None:
 OUTPUT = "quiet verbose"
 EXTRACTION = f"""
     backbone batch-size cluster compile config decoder decoder-processes device feature-dtype finish
-    fps frame-stride image-size jobs max-failures max-megapixels part pool precision redo-changed
-    retry scheduler shard-frames stall-seconds threads tls views weights workers {OUTPUT}
+    fps frame-stride image-fps image-size jobs max-failures max-megapixels part pool precision
+    redo-changed retry scheduler shard-frames stall-seconds threads tls views weights workers
+    {OUTPUT}
 """
 TRAINING = f"""
     attention-window background batch-size checkpoint-minutes class-weights clip-frames

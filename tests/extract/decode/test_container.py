@@ -34,7 +34,8 @@ def test_refusals_by_reason(tmp_path: Path) -> None:
     playlist = b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n"
     cases = {
         "missing": str(tmp_path / "none.mp4"),
-        "refused": str(tmp_path / "folder.mp4"),
+        "refused": "/dev/null",
+        "no-frames": str(tmp_path / "folder.mp4"),
         "empty": _file(tmp_path, "empty.mp4", b""),
         "not-a-video": _file(tmp_path, "text.mp4", b"hello" * 100),
         "damaged": _file(tmp_path, "head.mp4", b"\0\0\0\x18ftypmp42" + b"\0" * 12),

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from numbered_videos import CLIP_LENGTHS, damage_packet, read_number, write_video
 from read_videos import read_video, write_video_that_loses_a_frame
-from vtnpipe.extract.decode import pool as pool_module
+from vtnpipe.extract.decode import groups as groups_module
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.limits import Limits
 from vtnpipe.extract.decode.pool import DecoderPool
@@ -315,7 +315,7 @@ def test_a_video_that_ends_its_process_twice_fails_alone(
     """It ends, or hangs, whenever its number of frames is known; the others do not suffer."""
     requests = [DecodeRequest(str(path)) for path in (clips["a"], long_video, clips["b"])]
     with DecoderPool(limits=Limits(stall_seconds=1.5)) as pool:
-        handle = pool_module._Group.handle
+        handle = groups_module.Group.handle
 
         def deadly(group: Any, message: Any) -> Outcome | None:
             found = handle(group, message)
@@ -323,7 +323,7 @@ def test_a_video_that_ends_its_process_twice_fails_alone(
                 _kill(pool, number)
             return found
 
-        monkeypatch.setattr(pool_module._Group, "handle", deadly)
+        monkeypatch.setattr(groups_module.Group, "handle", deadly)
         events: list[tuple[int, Any]] = []
         for _, row, event in pool.run(deque([("", requests)])):
             if isinstance(event, Restarted):

@@ -132,7 +132,7 @@ def test_spans_of_one_file_are_probed_once(
 ) -> None:
     probed = []
     monkeypatch.setattr(
-        process, "probe", lambda path, **options: probed.append(path) or probe(path, **options)
+        process, "probe_any", lambda path, **options: probed.append(path) or probe(path, **options)
     )
     path = write_video(tmp_path / "a.mp4", 80)
     for start in (0.0, 1.0, 2.0):
