@@ -5,13 +5,18 @@ leaves on the GPU: threads of one process share the engines well, processes do n
 through slots of memory that the worker owns. The rules for files and the checks of what the engines
 give are in `decode/nvdec.py` and `decode/frames.py`.
 
+There is no limit of memory as in other decoder processes: CUDA maps what would exceed it. Planning
+has opened the files before, under one.
+
 With the device `cpu` the frames are decoded by the CPU, in the same process and by the same rules,
 for tests.
 """
 
+import os
 import resource
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,7 +31,7 @@ from .decode.frame_format import FrameFormat, Plane, PlaneReader, planar_format
 from .decode.frames import Frame, FrameSource, SoftwareFrames
 from .decode.launch import Child, Link
 from .decode.limits import Limits
-from .decode.nvdec import NvdecFaultError
+from .decode.nvdec import NvdecFaultError, read_engines
 from .decode.probe import VideoInfo
 from .decode.process import Server, exit_with_parent
 from .decode.protocol import NUM_SLOTS, DecodeRequest, FrameSlots, SharedFrames
@@ -42,10 +47,9 @@ class DeviceSlots:
         memory: [NUM_SLOTS, SLOT_BYTES] uint8.
     """
 
-    slot_bytes = SLOT_BYTES
-
     def __init__(self, memory: Tensor) -> None:
         self._memory = memory
+        self._written: torch.cuda.Event | None = None
 
     def data(self, slot: int, num_frames: int, num_bytes: int) -> Tensor:
         """See `FrameSlots`."""
@@ -58,8 +62,15 @@ class DeviceSlots:
             part = memory[offset : offset + plane.nbytes]
             part.view(plane.dtype).view(plane.shape).copy_(plane)
             offset += plane.nbytes
-        if memory.is_cuda:  # FFmpeg uses the frame's memory again as soon as the frame is gone
-            torch.cuda.current_stream(memory.device).synchronize()
+
+    def flush(self) -> None:
+        """See `FrameSlots`."""
+        # FFmpeg uses a frame's memory again in the same stream, behind the copy.
+        if self._memory.is_cuda:
+            if self._written is None:
+                self._written = torch.cuda.Event(blocking=True)
+            self._written.record(torch.cuda.current_stream(self._memory.device))
+            self._written.synchronize()
 
     def is_pinned(self, num_bytes: int) -> bool:
         """See `FrameSlots`."""
@@ -131,7 +142,7 @@ def _is_equal(ours: Tensor, theirs: Plane) -> bool:
 
 
 class NvdecLauncher:
-    """Starts the process of a GPU's engines; owns the memory for its frames.
+    """Starts the process of a GPU's engines, with memory for its frames that the worker owns.
 
     Args:
         device: the worker's device, `cuda` or `cuda:N`; `cpu` to decode there.
@@ -139,7 +150,7 @@ class NvdecLauncher:
         module: module whose `main` the process runs.
 
     Raises:
-        NvdecFaultError: the memory cannot be shared.
+        NvdecFaultError: the GPU has no engines that can be used.
     """
 
     def __init__(self, device: str, num_threads: int = NUM_THREADS, module: str = __name__) -> None:
@@ -150,16 +161,15 @@ class NvdecLauncher:
             return
         with torch.cuda.device(device):
             self._gpu = torch.cuda.current_device()
-            torch.cuda.current_stream().synchronize()  # makes its context the present one
-            try:
-                self._memory = DeviceMemory(num_threads * NUM_SLOTS * SLOT_BYTES)
-                self._handle = self._memory.handle
-            except CudaError as error:
-                raise NvdecFaultError(str(error)) from None
-            self._slots = slots_of(self._memory, num_threads, self._gpu)
+        if obstacle := read_engines(self._gpu).obstacle:
+            raise NvdecFaultError(obstacle)
 
     def launch(self, limits: Limits) -> list[Link]:
-        """Start the process; return its connections."""
+        """Start the process; return its connections.
+
+        Raises:
+            NvdecFaultError: the memory cannot be allocated or shared.
+        """
         slots: list[FrameSlots] = []
         if self._gpu is None:
             shared = [SharedFrames(limits.max_pixels) for _ in range(self.num_threads)]
@@ -167,10 +177,21 @@ class NvdecLauncher:
             arguments = ("cpu", ",".join(map(str, inherited)), limits.max_pixels)
             slots += shared
         else:
-            inherited, arguments = [], (f"{self._gpu}", self._handle, limits.max_pixels)
-            slots += self._slots
+            memory = self._allocate(self._gpu)  # new, as chunks of a lost process may be in use
+            inherited, arguments = [], (f"{self._gpu}", memory.handle, limits.max_pixels)
+            slots += slots_of(memory, self.num_threads, self._gpu)
         child = Child(self._module, self.num_threads, arguments, inherited)
         return [Link(child, *one) for one in zip(child.connections, slots, strict=True)]
+
+    def _allocate(self, gpu: int) -> DeviceMemory:
+        with torch.cuda.device(gpu):
+            _use_context(gpu)
+            try:
+                memory = DeviceMemory(self.num_threads * NUM_SLOTS * SLOT_BYTES)
+                assert memory.handle
+            except (CudaError, RuntimeError) as error:
+                raise NvdecFaultError(str(error)) from None
+        return memory
 
 
 def slots_of(memory: DeviceMemory, num_threads: int, gpu: int) -> list[DeviceSlots]:
@@ -191,7 +212,7 @@ def main() -> None:
         slots += [SharedFrames(int(max_pixels), int(one)) for one in memory.split(",")]
     else:
         gpu = int(device)
-        _enter_context(gpu)
+        _use_context(gpu)
         shared = DeviceMemory(len(descriptors) * NUM_SLOTS * SLOT_BYTES, memory)
         slots += slots_of(shared, len(descriptors), gpu)
     threads = [
@@ -210,16 +231,20 @@ def _serve(descriptor: int, slots: FrameSlots, max_pixels: int, gpu: int | None)
     def source_of(info: VideoInfo, request: DecodeRequest) -> FrameSource:
         return SoftwareFrames(info, as_planes=True) if gpu is None else HardwareFrames(info, gpu)
 
-    if gpu is not None:
-        _enter_context(gpu)
     try:
+        if gpu is not None:
+            _use_context(gpu)
         Server(Connection(descriptor), slots, max_pixels, source_of).serve()
     except (EOFError, ConnectionError):
         return
+    except BaseException:  # noqa: BLE001  # errors of CUDA stay, for all threads
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
-def _enter_context(gpu: int) -> None:
+def _use_context(gpu: int) -> None:
     """Make PyTorch's context of a GPU the present one of this thread."""
     torch.cuda.set_device(gpu)
-    torch.empty(1, device=f"cuda:{gpu}")
+    torch.zeros(1, device=f"cuda:{gpu}")  # a kernel: memory alone may come from a cache
     torch.cuda.synchronize(gpu)

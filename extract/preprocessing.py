@@ -87,6 +87,8 @@ class PySlowFastResize:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of a resized image."""
         short = min(height, width)
+        if short == self._size:
+            return height, width
         shape = [math.floor(side / short * self._size) for side in (height, width)]
         shape[0 if height <= width else 1] = self._size
         return shape[0], shape[1]

@@ -143,7 +143,7 @@ def run_task(
         pool,
         batcher,
         part_frames=None if settings.decoder == "decord" else how.lane_frames,
-        nvdec_share=how.nvdec_share if settings.decoder in ("auto", "nvdec") else 0.0,
+        nvdec_share={"auto": how.nvdec_share, "nvdec": 1.0}.get(settings.decoder, 0.0),
         on_progress=on_progress,
     )
     parts = [

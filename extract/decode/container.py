@@ -166,6 +166,8 @@ def open_best_stream(
             "too-large",
             f"{path}: exceeds the memory limit when opened; copy it again, or leave it out",
         ) from None
+    except RuntimeError as error:  # the engines do not decode its codec
+        raise VideoError("unsupported-codec", f"{path}: {error}") from None
     except (av.error.FFmpegError, ValueError) as error:
         _raise_if_truncated(path, demuxers)
         raise VideoError("damaged", f"{path}: cannot be opened ({error}); copy it again") from None
@@ -202,7 +204,8 @@ def _hardware(gpu: int | None) -> HWAccel | None:
     """Return what makes FFmpeg decode on a GPU, and leave the frames there."""
     if gpu is None:
         return None
-    # FFmpeg's own context would not share memory with PyTorch's.
+    # In the context that PyTorch has made current; by default, PyAV would ask for one with other
+    # flags, which FFmpeg refuses.
     options: dict[str, object] = {"primary_ctx": "0", "current_ctx": "1"}
     return HWAccel(
         "cuda", device=gpu, allow_software_fallback=False, is_hw_owned=True, options=options

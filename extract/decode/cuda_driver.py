@@ -4,6 +4,7 @@ Functions as in cuda.h of the CUDA toolkit. Nothing is loaded before it is neede
 """
 
 import ctypes
+import weakref
 from functools import cache
 from typing import Any
 
@@ -42,7 +43,7 @@ def check(error: int, what: str) -> None:
 class DeviceMemory:
     """Memory of the GPU of the present context; tensors of PyTorch can be made of it.
 
-    It is freed, or closed, when the process ends.
+    It is freed when nothing refers to it any more; tensors do.
 
     Args:
         num_bytes: its size.
@@ -63,6 +64,8 @@ class DeviceMemory:
             check(error, "opening memory of another process")
         self.num_bytes = num_bytes
         self._address = address.value
+        if handle is None:
+            weakref.finalize(self, driver().cuMemFree_v2, address)
 
     @property
     def handle(self) -> str:

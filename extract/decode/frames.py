@@ -320,8 +320,9 @@ def _read_by_nvdec(
 ) -> Generator[Frame, None, Outcome]:
     """Read as by PyAV, but accept no frame that the CPU might decode otherwise.
 
-    The first frame must equal the CPU's, each timestamp must be a packet's, and none may be missing
-    or come twice.
+    The first frame must equal the CPU's, all must have its size, each timestamp must be a packet's,
+    and none may be missing or come twice. What this cannot see is damage within a picture: the
+    engines report none.
 
     Raises:
         NvdecFaultError: this does not hold, or the file is not sound.
@@ -336,6 +337,8 @@ def _read_by_nvdec(
             raise NvdecFaultError(f"begins with timestamp {frame.pts}, not {info.first_frame.pts}")
         if not found and not source.equals(frame, info.first_frame):
             raise NvdecFaultError("its first frame differs from the CPU's")
+        if (frame.width, frame.height) != (info.first_frame.width, info.first_frame.height):
+            raise NvdecFaultError("the size of its frames changes")
         is_before = frame.pts is not None and frame.pts < first  # the window's first packet
         if frame.pts in found or (_rank(info, frame.pts) < 0 and not is_before):
             raise NvdecFaultError(f"timestamp {frame.pts} is no packet's, or comes twice")

@@ -9,7 +9,6 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .frame_format import FrameFormat
@@ -54,16 +53,13 @@ class Station:
         """Indices of the free links."""
         return list(self._idle)
 
-    def take(self, *, is_blocking: bool) -> int | None:
-        """Return the index of a free link; None if there is none and it may not block."""
-        while True:
-            try:
-                os.eventfd_read(self.num_idle)
-                return self._idle.pop()
-            except BlockingIOError:
-                if not is_blocking:
-                    return None
-                wait([self.num_idle])
+    def take(self) -> int | None:
+        """Return the index of a free link; None if there is none."""
+        try:
+            os.eventfd_read(self.num_idle)
+        except BlockingIOError:
+            return None
+        return self._idle.pop()
 
     def give_back(self, index: int) -> None:
         """Let others use a link."""
@@ -130,6 +126,18 @@ class Group(Generic[K]):
             if not isinstance(request, Outcome):
                 self.link.send(to_message(request))
             self.num_sent += 1
+
+    def refusal(self, message: Message) -> str | None:
+        """Return why the engines leave a file to the CPU; None if they do not.
+
+        The CPU tries all files that fail on them, too.
+        """
+        if message["kind"] == "refused":
+            return str(message["reason"])
+        if self.is_on_engine and message["kind"] == "end":
+            outcome = Outcome(**message["outcome"])
+            return outcome.message if outcome.status == "failed" else None
+        return None
 
     def handle(self, message: Message) -> Outcome | None:
         """Take a message; return an outcome that voids frames which the group has got."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -42,6 +43,7 @@ class Child:
         inherited: Sequence[int] = (),
     ) -> None:
         self.is_ready = False
+        self._ending = threading.Lock()  # threads share the process of a GPU's engines
         pairs = [socket.socketpair() for _ in range(num_connections)]
         theirs = [pair[1] for pair in pairs]
         lifeline, self._lifeline = os.pipe()
@@ -73,18 +75,20 @@ class Child:
 
     def last_output(self) -> str:
         """Return the end of what the process has written to its standard error."""
-        if self._errors.closed:
-            return ""
-        self._errors.seek(0)
-        return self._errors.read()[-2000:].decode(errors="replace").strip()
+        with self._ending:
+            if self._errors.closed:
+                return ""
+            self._errors.seek(0)
+            return self._errors.read()[-2000:].decode(errors="replace").strip()
 
     def kill(self) -> None:
         """Kill the process; its connections stay open."""
         self.process.kill()
         self.process.wait()
-        if not self._errors.closed:
-            os.close(self._lifeline)
-            self._errors.close()
+        with self._ending:
+            if not self._errors.closed:
+                os.close(self._lifeline)
+                self._errors.close()
 
 
 class Link:
@@ -137,7 +141,11 @@ class EngineLauncher(Protocol):
     num_threads: int
 
     def launch(self, limits: Limits) -> list[Link]:
-        """Start the process; return its connections."""
+        """Start the process; return its connections.
+
+        Raises:
+            NvdecFaultError: the engines cannot be used.
+        """
 
 
 def launch_decoder(

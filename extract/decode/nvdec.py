@@ -14,6 +14,7 @@ from .probe import VideoInfo
 
 # By FFmpeg's name of a codec: its number in NVIDIA's cuviddec.h (cudaVideoCodec).
 CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10}
+DEEP_CODECS = ("hevc", "vp9")  # also of 10 bits
 CHROMA_420 = 1  # cudaVideoChromaFormat
 LIBRARY = "libnvcuvid.so.1"
 
@@ -55,7 +56,7 @@ def format_refusal(codec: str, pixel_format: str, width: int, height: int) -> st
     if codec not in CODECS:
         return f"codec {codec}"
     num_bits = PLANAR_FORMATS.get(pixel_format)
-    if num_bits is None or (num_bits > 8 and codec == "h264"):
+    if num_bits is None or (num_bits > 8 and codec not in DEEP_CODECS):
         return f"{codec} with pixel format {pixel_format}"
     if width % 2 or height % 2:
         return f"an odd size, {width}x{height}"
@@ -133,11 +134,13 @@ def _engines(cuvid: ctypes.CDLL) -> Engines:
     num_engines, codecs = 0, []
     for name, number in CODECS.items():
         for num_bits in (8, 10):
+            if num_bits > 8 and name not in DEEP_CODECS:
+                continue
             caps = _DecoderCaps(codec=number, chroma=CHROMA_420, bit_depth_minus_8=num_bits - 8)
             if not cuvid.cuvidGetDecoderCaps(ctypes.byref(caps)) and caps.is_supported:
                 num_engines = max(num_engines, caps.num_engines, 1)
                 codecs.append(f"{name} {num_bits}")
-    obstacle = "" if num_engines else "the GPU decodes neither H.264 nor HEVC"
+    obstacle = "" if num_engines else f"the GPU decodes none of {', '.join(CODECS)}"
     return Engines(num_engines, tuple(codecs), obstacle)
 
 

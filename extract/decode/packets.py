@@ -76,6 +76,10 @@ class PacketReader:
     def __iter__(self) -> Iterator[Any]:
         return self._packets
 
+    def close(self) -> None:
+        """Release the container: the packets' generator and this object refer to each other."""
+        self._packets, self._clock = iter(()), None
+
     def limit(self, window: Window, first: Any = None) -> None:
         """Restrict the packets to a window; `first`: its first packet, if that has been read."""
         if first is not None:
@@ -121,12 +125,18 @@ def open_window(
         with open_best_stream(path, max_pixels, gpu=gpu) as (container, stream):
             packets = _seek(container, stream, window)
             if packets is not None:
-                yield container, stream, packets
+                try:
+                    yield container, stream, packets
+                finally:
+                    packets.close()
                 return
     with open_best_stream(path, max_pixels, gpu=gpu) as (container, stream):
         packets = PacketReader(container, stream)
         packets.limit(window)
-        yield container, stream, packets
+        try:
+            yield container, stream, packets
+        finally:
+            packets.close()
 
 
 def _seek(container: Any, stream: Any, window: Window) -> PacketReader | None:

@@ -18,10 +18,11 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...manifests.errors import StoppedError
 from ...manifests.failures import Reason, VideoError
@@ -29,6 +30,7 @@ from .frames import Outcome
 from .groups import Group, Station, WaitingGroup, for_cpu
 from .launch import EngineLauncher, Link, launch_decoder
 from .limits import Limits
+from .nvdec import NvdecFaultError
 from .protocol import (
     Chunk,
     DecodeEvent,
@@ -45,6 +47,21 @@ POLL_SECONDS = 1.0
 START_SECONDS = 120.0  # until a process is ready
 MAX_STARTS = 3  # of a process that is killed before it is ready
 MAX_ENGINE_DEATHS = 3  # afterwards the CPU decodes everything
+
+
+@dataclass(eq=False)
+class _Call(Generic[K]):
+    """State of one call of `DecoderPool.run`.
+
+    Attributes:
+        waiting: groups that wait at each station.
+        active: groups on links.
+        turns: stations at which it is this call's turn to start groups.
+    """
+
+    waiting: dict[Station, deque[WaitingGroup]]
+    active: list[Group[K]] = field(default_factory=list)
+    turns: set[Station] = field(default_factory=set)
 
 
 class DecoderPool:
@@ -105,11 +122,17 @@ class DecoderPool:
     def start(self) -> None:
         """Start the processes without waiting for them, unless another thread is about to."""
         for station in (self._cpu, self._engine):
+            if station is self._engine and self._engine_fault:
+                continue
             if station.turn.acquire(blocking=False):
-                for index in station.idle:
-                    if self._links[index] is None:
-                        self._start(index)
-                station.turn.release()
+                try:
+                    for index in station.idle:
+                        if self._links[index] is None:
+                            self._start(index)
+                except NvdecFaultError as fault:
+                    self._disable_engines(str(fault))
+                finally:
+                    station.turn.release()
 
     def close(self) -> None:
         """Kill the processes; they start again when needed."""
@@ -166,19 +189,17 @@ class DecoderPool:
         Raises:
             StoppedError: a process does not start, or the pool has been stopped.
         """
-        active: list[Group[K]] = []
-        waiting: dict[Station, deque[WaitingGroup]] = {self._cpu: deque(), self._engine: deque()}
-        turns: set[Station] = set()
+        call: _Call[K] = _Call({self._cpu: deque(), self._engine: deque()})
         try:
             while True:
                 if self._is_stopped:
                     raise StoppedError("the decoder pool has been stopped")
-                self._note(groups, waiting)
-                self._begin(waiting, active, turns)
-                if not active:
+                self._note(groups, call.waiting)
+                self._begin(call)
+                if not call.active:
                     return  # nothing waits, else one would be active
-                self._receive(active, waiting, [station.num_idle for station in turns])
-                for group in list(active):
+                self._receive(call)
+                for group in list(call.active):
                     if group.events:
                         number, event = group.events.popleft()
                         group.is_begun = not isinstance(event, Restarted)
@@ -186,12 +207,12 @@ class DecoderPool:
                         if isinstance(event, Chunk):
                             event.release()
                     if group.is_done and not group.events:
-                        active.remove(group)
+                        call.active.remove(group)
                         group.station.give_back(group.index)
         finally:
-            for station in turns:
+            for station in call.turns:
                 station.turn.release()
-            for group in active:  # discards what their processes still send
+            for group in call.active:  # discards what their processes still send
                 self._kill(group)
                 group.station.give_back(group.index)
 
@@ -208,6 +229,10 @@ class DecoderPool:
             added[self._engine if is_nvdec else self._cpu].append(one)
         for station, some in added.items():
             waiting[station].extendleft(reversed(some))
+        self._move_waiting(waiting)
+
+    def _move_waiting(self, waiting: dict[Station, deque[WaitingGroup]]) -> None:
+        """Give the CPU what waits for engines that are of no use."""
         if self._engine_fault:
             fault, queue = self._engine_fault, waiting[self._engine]
             waiting[self._cpu].extendleft(
@@ -216,37 +241,42 @@ class DecoderPool:
             )
             queue.clear()
 
-    def _begin(
-        self,
-        waiting: dict[Station, deque[WaitingGroup]],
-        active: list[Group[K]],
-        turns: set[Station],
-    ) -> None:
+    def _begin(self, call: _Call[K]) -> None:
         """Start as many groups as links are free; wait for one if no group is active."""
-        for station, queue in waiting.items():
-            while queue:
-                if station not in turns:
-                    if not station.turn.acquire(blocking=False):
-                        break  # another thread starts its groups
-                    turns.add(station)
-                index = station.take(is_blocking=False)
-                if index is None:
-                    break
-                active.append(self._group(queue.popleft(), station, index))
-            if not queue and station in turns:
-                turns.remove(station)
-                station.turn.release()
-        stations = [station for station, queue in waiting.items() if queue]
-        if active or not stations:
-            return
-        # Where it has the turn, if anywhere: to hold one while waiting for another might never end.
-        station = next((one for one in stations if one in turns), stations[0])
-        if station not in turns:
-            station.turn.acquire()
-            turns.add(station)
-        index = station.take(is_blocking=True)
-        assert index is not None
-        active.append(self._group(waiting[station].popleft(), station, index))
+        while True:
+            for station, queue in call.waiting.items():
+                self._begin_at(station, queue, call)
+            self._move_waiting(call.waiting)
+            stations = [station for station, queue in call.waiting.items() if queue]
+            if call.active or not stations:
+                return
+            held = [station for station in stations if station in call.turns]
+            if held:
+                wait([station.num_idle for station in held])
+            else:  # to wait for a turn while holding another one might never end
+                stations[0].turn.acquire()
+                call.turns.add(stations[0])
+
+    def _begin_at(self, station: Station, queue: deque[WaitingGroup], call: _Call[K]) -> None:
+        """Start as many groups at a station as it has free links."""
+        while queue:
+            if station not in call.turns:
+                if not station.turn.acquire(blocking=False):
+                    return  # another thread starts its groups
+                call.turns.add(station)
+            index = station.take()
+            if index is None:
+                return
+            try:
+                call.active.append(self._group(queue[0], station, index))
+                queue.popleft()
+            except NvdecFaultError as fault:
+                station.give_back(index)
+                self._disable_engines(str(fault))
+                break
+        if station in call.turns:
+            call.turns.remove(station)
+            station.turn.release()
 
     def _group(self, one: WaitingGroup, station: Station, index: int) -> Group[K]:
         """Start a group on a link."""
@@ -254,39 +284,27 @@ class DecoderPool:
         if link is None or link.has_ended():
             link = self._start(index)
         link.last_heard = time.monotonic()
-        group: Group[K] = Group(
-            one.key, list(one.requests), station, index, link, station is self._engine
-        )
+        is_on_engine = station is self._engine
+        group: Group[K] = Group(one.key, list(one.requests), station, index, link, is_on_engine)
+        group.is_begun = one.is_restart
         if one.is_restart:
             group.events.append((0, Restarted()))
         group.send_requests()
         return group
 
-    def _receive(
-        self,
-        active: list[Group[K]],
-        waiting: dict[Station, deque[WaitingGroup]],
-        others: Iterable[int],
-    ) -> None:
-        """Take the messages that have arrived; wait for one if there is no event to yield.
-
-        Args:
-            active: groups on links.
-            waiting: gets the groups that start again on the CPU.
-            others: further handles for which to return as soon as they are ready.
-        """
-        by_connection = {one.link.connection: one for one in active if not one.is_done}
+    def _receive(self, call: _Call[K]) -> None:
+        """Take the messages that have arrived; wait for one if there is no event to yield."""
+        by_connection = {one.link.connection: one for one in call.active if not one.is_done}
         timeout = 0.0
-        if not any(one.events for one in active):
+        if not any(one.events for one in call.active):
             timeout = min(self._deadline(one) for one in by_connection.values()) - time.monotonic()
-        handles: list[Any] = [*by_connection, *others]
+        handles: list[Any] = [*by_connection, *(station.num_idle for station in call.turns)]
         until = time.monotonic() + timeout
         while not (ready := wait(handles, max(0.0, min(timeout, POLL_SECONDS)))):
             if (timeout := until - time.monotonic()) <= 0:
                 break
             if self._should_stop():
                 raise StoppedError("stopped while a video was decoded")
-        lost: list[tuple[Group[K], Reason, str]] = []
         for connection in ready:
             if connection not in by_connection:
                 continue
@@ -296,39 +314,36 @@ class DecoderPool:
                 return
             if message is None:
                 code = group.link.child.exit_code()
-                lost.append((group, "crashed", f"the decoder process ended with code {code}"))
-            elif message["kind"] == "refused":
+                self._lost(call, group, "crashed", f"the decoder process ended with code {code}")
+            elif (reason := group.refusal(message)) is not None:
                 group.discard()
-                self._move_to_cpu(group, message["reason"], active, waiting)
+                self._move_to_cpu(call, group, reason)
             elif (outcome := group.handle(message)) is not None:
-                if group.is_on_engine:
-                    group.discard()
-                    self._move_to_cpu(group, outcome.message, active, waiting)
-                else:
-                    group.requests[group.number] = outcome
-                    self._restart(group)
-        if not ready and not any(one.events for one in active):
-            for group in by_connection.values():
-                if self._deadline(group) <= time.monotonic():
-                    why = f"no progress for {self._limits.stall_seconds:g} s"
-                    lost.append((group, "stalled", why))
-        for group, reason, why in lost:
-            if group.is_on_engine:
-                self._move_to_cpu(group, self._lost_engine(group, why), active, waiting)
-            else:
-                self._lost(group, reason, why)
+                group.requests[group.number] = outcome
+                self._restart(group)
+        if ready or any(one.events for one in call.active):
+            return
+        for group in by_connection.values():
+            if self._deadline(group) <= time.monotonic():
+                why = f"no progress for {self._limits.stall_seconds:g} s"
+                self._lost(call, group, "stalled", why)
 
     def _deadline(self, group: Group[K]) -> float:
         """Return the time by which a group's process must send its next message."""
         seconds = self._limits.stall_seconds if group.link.child.is_ready else START_SECONDS
         return group.link.last_heard + seconds
 
-    def _lost(self, group: Group[K], reason: Reason, description: str) -> None:
-        """Start a group again whose process died or hangs, with another try of its request.
+    def _lost(self, call: _Call[K], group: Group[K], reason: Reason, description: str) -> None:
+        """Start a group again whose process died or hangs.
+
+        Engines are left for the CPU; there, its request has another try.
 
         Raises:
             StoppedError: the process does not start.
         """
+        if group.is_on_engine:
+            self._move_to_cpu(call, group, self._lost_engine(group, description))
+            return
         request, child = group.requests[group.number], group.link.child
         assert not isinstance(request, Outcome)
         if not child.is_ready:
@@ -341,13 +356,11 @@ class DecoderPool:
                 )
             group.num_starts += 1
         elif group.number in group.retried:
-            remedy = {"stalled": ", or raise extract's --stall-seconds if the disk is slow"}.get(
-                reason, ""
-            )
+            remedy = {"stalled": ", or raise extract's --stall-seconds if the disk is slow"}
             group.requests[group.number] = Outcome(
                 status="failed",
                 reason=reason,
-                message=f"{request.path}: {description}; leave it out{remedy}",
+                message=f"{request.path}: {description}; leave it out{remedy.get(reason, '')}",
             )
         else:
             group.retried.add(group.number)
@@ -363,28 +376,24 @@ class DecoderPool:
         """
         child = group.link.child
         self._dead_engines.add(child.process.pid)
-        fault = ""
         if not child.is_ready:
             output = child.last_output().splitlines() or [description]
-            fault = f"its process does not start: {output[-1]}"
+            self._disable_engines(f"its process does not start: {output[-1]}")
         elif len(self._dead_engines) >= MAX_ENGINE_DEATHS:
-            fault = f"its process was lost {MAX_ENGINE_DEATHS} times: {description}"
+            self._disable_engines(f"its process was lost {MAX_ENGINE_DEATHS} times: {description}")
         self._kill(group)
-        if fault and not self._engine_fault:  # the first of its links to notice knows best
-            self._engine_fault = fault
-            warnings.warn(f"NVDEC: {fault}; the CPU decodes everything", stacklevel=2)
         return description if child.is_ready else self._engine_fault
 
-    def _move_to_cpu(
-        self,
-        group: Group[K],
-        reason: str,
-        active: list[Group[K]],
-        waiting: dict[Station, deque[WaitingGroup]],
-    ) -> None:
+    def _disable_engines(self, fault: str) -> None:
+        """Use the engines no more; the first fault is the one to tell."""
+        if not self._engine_fault:
+            self._engine_fault = fault
+            warnings.warn(f"NVDEC: {fault}; the CPU decodes everything", stacklevel=2)
+
+    def _move_to_cpu(self, call: _Call[K], group: Group[K], reason: str) -> None:
         """Let a group of the engines start again on the CPU, before those that wait there."""
-        waiting[self._cpu].appendleft(group.moved_to_cpu(reason))
-        active.remove(group)
+        call.waiting[self._cpu].appendleft(group.moved_to_cpu(reason))
+        call.active.remove(group)
         group.station.give_back(group.index)
 
     def _restart(self, group: Group[K]) -> None:
@@ -420,8 +429,9 @@ class DecoderPool:
     def _kill(self, group: Group[K]) -> None:
         """Kill the process of a group."""
         group.link.kill()
-        if self._links[group.index] is group.link:
-            self._links[group.index] = None
+        with self._launching:
+            if self._links[group.index] is group.link:
+                self._links[group.index] = None
 
 
 def _kill_all(links: list[Link | None]) -> None:

@@ -147,7 +147,9 @@ class Server:
         except OSError as error:
             message = f"cannot read {path} ({error}); check the disk, then rerun the command"
             return Outcome(status="failed", reason="missing", message=message)
-        except Exception as error:  # noqa: BLE001  # a bug here costs a video, not the run
+        except Exception as error:  # a bug here costs a video, not the run
+            if self._source_of is not _software:
+                raise  # errors of CUDA stay: the process has to end
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = (
                 f"{path}: {type(error).__name__}: {error} ({Path(where.filename).name}:"
@@ -225,11 +227,11 @@ class _ChunkWriter:
     def add(self, frame: Frame) -> None:
         if self._format != frame.format or len(self._indices) == self._num_frames:
             self.flush()
-            layout, slots = frame.format, self._server.slots
+            layout = frame.format
             check_pixels(self._path, layout.width, layout.height, self._server.max_pixels)
             self._slot = self._server.take_slot()
             self._format = layout
-            self._num_frames = frames_per_chunk(layout.num_bytes, slots.slot_bytes)
+            self._num_frames = frames_per_chunk(layout.num_bytes, self._server.max_pixels)
         self._server.slots.write(self._slot, len(self._indices), frame)
         self._indices.append(frame.frame_index)
         self._times.append(frame.time)
@@ -237,6 +239,7 @@ class _ChunkWriter:
     def flush(self) -> None:
         """Send the frames collected so far."""
         if self._indices:
+            self._server.slots.flush()
             self._server.send(
                 kind="chunk",
                 slot=self._slot,
@@ -244,11 +247,11 @@ class _ChunkWriter:
                 frame_index=self._indices,
                 timestamps=self._times,
             )
-        self._format, self._indices, self._times = None, [], []
+        self._slot, self._format, self._indices, self._times = -1, None, [], []
 
     def drop(self) -> None:
         """Free the slot without sending it, for a video that failed."""
-        if self._indices:
+        if self._slot >= 0:
             self._server.free_slots.append(self._slot)
 
 

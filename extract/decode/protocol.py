@@ -2,7 +2,7 @@
 
 Frames pass through an anonymous file in memory (memfd), divided into slots: it leaves nothing
 behind when a process is killed, and does not depend on the size of /dev/shm. Those that a GPU
-decodes pass through slots in its memory, see `extract/nvdec_frames.py`. Messages are JSON, since a
+decodes pass through slots in its memory, see `extract/nvdec_process.py`. Messages are JSON, since a
 process that decodes hostile files is never trusted with a pickle.
 """
 
@@ -182,19 +182,16 @@ def receive(connection: Connection) -> Message:
 
 
 class FrameSlots(Protocol):
-    """Slots of memory that two processes share; each holds one chunk of frames.
-
-    Attributes:
-        slot_bytes: size of a slot.
-    """
-
-    slot_bytes: int
+    """Slots of memory that two processes share; each holds one chunk of frames."""
 
     def data(self, slot: int, num_frames: int, num_bytes: int) -> Any:
         """Return the first frames of a slot, [num_frames, num_bytes] uint8, as a view."""
 
     def write(self, slot: int, number: int, frame: Frame) -> None:
-        """Copy a frame to its place in a slot; it is there when this returns."""
+        """Copy a frame to its place in a slot; it may be there only after `flush`."""
+
+    def flush(self) -> None:
+        """Wait until all frames are in their places."""
 
     def is_pinned(self, num_bytes: int) -> bool:
         """Return whether a chunk of a number of bytes is in pinned memory of the CPU."""
@@ -225,7 +222,7 @@ class SharedFrames:
             pin: registers memory with a GPU: address and number of bytes → a function that undoes
                 it, which is called when no array uses the memory any more.
         """
-        self.slot_bytes = -(-3 * max_pixels // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.slot_bytes = slot_bytes(max_pixels)
         size = NUM_SLOTS * self.slot_bytes
         if descriptor is None:
             descriptor = os.memfd_create("vtnpipe-frames")
@@ -256,11 +253,21 @@ class SharedFrames:
         """See `FrameSlots`."""
         write_planes(frame.planes, self.data(slot, number + 1, frame.format.num_bytes)[number])
 
+    def flush(self) -> None:
+        """See `FrameSlots`."""
 
-def frames_per_chunk(num_bytes: int, slot_bytes: int = CHUNK_BYTES) -> int:
+
+def slot_bytes(max_pixels: int) -> int:
+    """Return the size of a slot of the CPU's memory, whole pages."""
+    return -(-3 * max_pixels // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def frames_per_chunk(num_bytes: int, max_pixels: int) -> int:
     """Return the number of frames of a size that one chunk holds, at least one.
 
-    >>> frames_per_chunk(3 * 240 * 320), frames_per_chunk(3 * 1080 * 1920)
+    It does not depend on who decodes them.
+
+    >>> frames_per_chunk(3 * 240 * 320, 10**7), frames_per_chunk(3 * 1080 * 1920, 10**7)
     (32, 2)
     """
-    return max(1, min(CHUNK_FRAMES, min(CHUNK_BYTES, slot_bytes) // num_bytes))
+    return max(1, min(CHUNK_FRAMES, min(CHUNK_BYTES, slot_bytes(max_pixels)) // num_bytes))

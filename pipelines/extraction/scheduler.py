@@ -217,7 +217,8 @@ def _run_on_worker(task: Task, settings: WorkerSettings, topic: str) -> TaskRepo
     """Run a task in a Dask worker, on the worker's own GPU; send progress to a topic."""
     worker = get_worker()
     if settings.device == "cuda":
-        settings = replace(settings, device=own_gpu())
+        gpu = own_gpu()
+        settings = replace(settings, device=gpu, engines=settings.engines and gpu)
     collected = TaskProgress()
     last_sent = time.monotonic()
 

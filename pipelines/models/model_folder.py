@@ -35,7 +35,7 @@ FORMAT, VERSION = "vtnpipe.model", 2
 DIGEST = "backbone_digest"  # key in the header of model.safetensors
 # Fields in which features may differ from those that a model was trained on: precision and dtype
 # cause other roundings only, and logits are averaged over the views.
-MAY_DIFFER = frozenset({"precision", "feature_dtype", "views"})
+MAY_DIFFER = frozenset({"precision", "feature_dtype", "views", "color_conversion"})
 
 
 @dataclass(frozen=True, kw_only=True)

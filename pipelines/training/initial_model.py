@@ -9,7 +9,7 @@ import safetensors.torch
 from ...extract.create_backbone import DEFAULT_BACKBONE, BuiltBackbone, build_backbone
 from ...extract.decode.sampling import Sampling
 from ...manifests.errors import SettingsError
-from ...manifests.feature_folder import FeatureSpec
+from ...manifests.feature_folder import BEFORE_RESIZE, FeatureSpec
 from ...temporal.checkpoint import RunFolder
 from ...temporal.model import TemporalClassifier
 from ...temporal.presets import preset
@@ -129,7 +129,8 @@ def _from_model(settings: FinetuneSettings) -> InitialModel:
         classifier.load_state_dict(kept, strict=not dropped)
         if classifier.shortcut is not None:
             classifier.shortcut.blend.fill_(1.0)  # a small factor would leave no gradient
-        changed = replace(config, temporal=temporal, class_names=splits.class_names)
+        spec = replace(config.spec, color_conversion=BEFORE_RESIZE)  # of the augmented images
+        changed = replace(config, spec=spec, temporal=temporal, class_names=splits.class_names)
         return VideoTransformerNetwork(model.backbone, classifier, changed)
 
     return InitialModel(

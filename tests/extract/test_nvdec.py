@@ -4,23 +4,35 @@ import ctypes
 import hashlib
 import re
 import threading
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, write_video
 from vtnpipe.extract.decode import nvdec
-from vtnpipe.extract.decode.frames import Outcome
+from vtnpipe.extract.decode import pool as pool_module
+from vtnpipe.extract.decode.frames import Frame, Outcome
 from vtnpipe.extract.decode.limits import Limits
-from vtnpipe.extract.decode.nvdec import Engines, describe, format_refusal, read_engines
+from vtnpipe.extract.decode.nvdec import (
+    Engines,
+    NvdecFaultError,
+    describe,
+    format_refusal,
+    read_engines,
+)
 from vtnpipe.extract.decode.pool import DecoderPool
-from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest, Restarted
-from vtnpipe.extract.nvdec_process import NvdecLauncher
+from vtnpipe.extract.decode.probe import probe
+from vtnpipe.extract.decode.protocol import NUM_SLOTS, Chunk, DecodeRequest, Restarted
+from vtnpipe.extract.nvdec_process import DeviceSlots, HardwareFrames, NvdecLauncher
+from vtnpipe.extract.planes import split
 from vtnpipe.extract.task import release_worker
 from vtnpipe.manifests.feature_folder import AFTER_RESIZE, FeatureFolder
 from vtnpipe.manifests.feature_store import open_features
@@ -98,7 +110,6 @@ def test_by_rule_the_cpu_decodes(tmp_path: Path, clips: dict[str, Path]) -> None
         write("a.mp4", "yuv444p"): "nvdec: h264 with pixel format yuv444p",
         write("b.mp4", "yuv422p"): "nvdec: h264 with pixel format yuv422p",
         write("c.mp4", "yuv420p10le"): "nvdec: h264 with pixel format yuv420p10le",
-        write("d.mp4", "yuv444p", width=65): "nvdec: h264 with pixel format yuv444p",
         write("e.webm", "yuv420p", "libvpx-vp9", width=65): "nvdec: an odd size, 65x48",
         clips["d"]: "nvdec: codec mpeg4",
         truncated: "nvdec: the file ends before its index",
@@ -112,7 +123,9 @@ def test_by_rule_the_cpu_decodes(tmp_path: Path, clips: dict[str, Path]) -> None
         _assert_as_on_cpu(pool, list(cases), found)
 
 
-def test_a_file_with_a_fault_is_decoded_by_the_cpu(tmp_path: Path) -> None:
+def test_a_file_with_a_fault_is_decoded_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unknown = r"nvdec: timestamp \d+ is no packet's, or comes twice"
     reasons = {
         "a": "",
@@ -124,10 +137,12 @@ def test_a_file_with_a_fault_is_decoded_by_the_cpu(tmp_path: Path) -> None:
         "fails": "nvdec: .*1 of 60 frames could not be decoded; engine error",
         "crashes": "nvdec: the decoder process ended with code 9",
         "c": "",
+        "breaks": "nvdec: the decoder process ended with code 1",
         "stalls": "nvdec: no progress for 2 s",
         "d": "",
     }
     paths = [write_video(tmp_path / f"{name}.mp4", 60) for name in reasons]
+    monkeypatch.setattr(pool_module, "MAX_ENGINE_DEATHS", 9)
     with DecoderPool(1, Limits(stall_seconds=2), engines=_launcher(1)) as pool:
         found = _decode(pool, paths)
         for one, reason in zip(found, reasons.values(), strict=True):
@@ -154,6 +169,82 @@ def test_engines_that_do_not_start_are_left_alone(tmp_path: Path) -> None:
             found = _decode(pool, paths)
         assert [one[0].decoder for one in found] == ["pyav"] * 3
         assert "No module named 'no_such_module'" in found[0][0].decoder_reason
+
+
+def test_frames_of_the_engines_are_void_even_if_the_cpus_process_is_dead(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "loses.mp4", 60)  # which shows only at the end
+    request = DecodeRequest(str(path), decoder="nvdec", as_planes=True)
+    with DecoderPool(1, engines=_launcher(1)) as pool:
+        pool.start()
+        link = pool._links[0]
+        assert link is not None
+        link.child.process.kill()
+        frames: list[int] = []
+        for _, _, event in pool.run(deque([("g", [request])])):
+            if isinstance(event, Restarted):
+                frames.clear()
+            elif isinstance(event, Chunk):
+                frames += event.frame_index
+    assert frames == list(range(60))
+
+
+def test_threads_may_lose_the_engines_at_the_same_time(tmp_path: Path) -> None:
+    paths = [write_video(tmp_path / f"crashes{n}.mp4", 30) for n in range(8)]
+    with DecoderPool(2, engines=_launcher(8)) as pool, ThreadPoolExecutor(4) as threads:
+        for _ in range(2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = list(threads.map(lambda path: _decode(pool, [path])[0], paths, timeout=60))
+            assert {one[0].status for one in found} == {"ok"}
+            assert [len(one[1]) for one in found] == [30] * 8
+
+
+class _Engine:
+    """A frame as PyAV gives it for a GPU, but in the CPU's memory; rows are padded."""
+
+    format = SimpleNamespace(name="cuda")
+    colorspace, color_range = 1, 1
+
+    def __init__(self, height: int, width: int, dtype: Any) -> None:
+        generator = np.random.default_rng(0)
+        most = 1024 if dtype == np.uint16 else 256
+        shift = 6 if dtype == np.uint16 else 0
+        self.height, self.width = height, width
+        luma = generator.integers(0, most, (height, 2 * width)).astype(dtype) << shift
+        chroma = generator.integers(0, most, (height // 2, width, 2)).astype(dtype) << shift
+        self.planes = [luma[:, :width], chroma[:, : width // 2]]
+        self.expected = [self.planes[0] >> shift, *np.moveaxis(self.planes[1] >> shift, -1, 0)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_planes_of_the_engines_in_their_slots(
+    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = probe(str(write_video(tmp_path / "v.mp4", 2, height=48, width=64)))
+    source, frame = HardwareFrames(info, None), _Engine(48, 64, dtype)
+    layout, planes = source.read(frame)
+    assert (layout.num_bits, layout.matrix) == (10 if dtype == np.uint16 else 8, "bt709")
+    slots = DeviceSlots(torch.zeros(NUM_SLOTS, 100_000, dtype=torch.uint8))
+    for number in range(3):
+        slots.write(2, number, Frame(planes, layout, number, 0.0))
+    slots.flush()
+    data = slots.data(2, 3, layout.num_bytes)
+    for row in data:
+        luma, chroma = split(row[None], layout)
+        found = [luma[0, 0], *chroma[0]]
+        for ours, theirs in zip(found, frame.expected, strict=True):
+            np.testing.assert_array_equal(ours.numpy(), theirs)
+    assert not slots.data(1, 3, layout.num_bytes).any()
+    monkeypatch.setattr(source, "_read_software", lambda expected: (layout, expected))
+    assert source.equals(frame, frame.expected)
+    frame.expected[1] = frame.expected[1] ^ 1
+    assert not source.equals(frame, frame.expected)
+    frame.planes[1] = frame.planes[1][:-1]
+    with pytest.raises(NvdecFaultError, match="gives planes"):
+        source.read(frame)
+    frame.format = SimpleNamespace(name="yuv420p")
+    with pytest.raises(NvdecFaultError, match="gives frames of the format yuv420p"):
+        source.read(frame)
 
 
 def test_threads_share_engines_and_cores(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Stand-in for a GPU's video engines: the CPU decodes in their process, wrongly if a file says so.
 
 The stem of a file's name is the fault: `garbled`, `loses`, `doubles`, `shifts`, `fails`, `crashes`
-or `stalls`; digits behind it do not count. Files of other names are decoded well.
+`breaks` (an error of CUDA) or `stalls`; digits behind it do not count. Files of other names are
+decoded well.
 """
 
 import os
@@ -30,10 +31,12 @@ class StandInFrames(SoftwareFrames):
     def __init__(self, info: Any, *, as_planes: bool) -> None:
         super().__init__(info, as_planes=as_planes)
         _num_frames[info.path] = 0
-        self._is_garbled = fault_of(info.path) == "garbled"
+        self._fault = fault_of(info.path)
 
     def equals(self, frame: Any, expected: Any) -> bool:
-        return super().equals(frame, expected) and not self._is_garbled
+        if self._fault == "breaks":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().equals(frame, expected) and self._fault != "garbled"
 
 
 def decode(stream: Any, packet: Any) -> tuple[list[Any], str]:

@@ -53,6 +53,6 @@ def test_both_sides_see_the_same_frames() -> None:
 
 def test_a_chunk_fits_in_its_slot() -> None:
     for height, width in ((64, 128), (1080, 1920), (2160, 3840), (6000, 6000)):
-        length = frames_per_chunk(3 * height * width, 3 * 40_000_000)
+        length = frames_per_chunk(3 * height * width, 40_000_000)
         assert 1 <= length <= 32
         assert length * 3 * height * width <= 3 * 40_000_000

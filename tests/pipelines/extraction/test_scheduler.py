@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,3 +194,25 @@ def test_a_worker_has_the_gpu_of_its_number(
         assert own_gpu() == "cuda:0"
     else:
         assert own_gpu() == f"cuda:{gpu}"
+
+
+def test_a_worker_decodes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[WorkerSettings] = []
+
+    def run_task(task: Task, settings: WorkerSettings, on_progress: Any) -> None:
+        taken.append(settings)
+
+    worker = SimpleNamespace(log_event=lambda topic, event: None)
+    monkeypatch.setattr(scheduler, "get_worker", lambda: worker)
+    monkeypatch.setattr(scheduler, "own_gpu", lambda: "cuda:2")
+    monkeypatch.setattr(scheduler, "run_task", run_task)
+    settings = WorkerSettings(
+        folder="f", device="cuda", num_threads=1, num_decoder_processes=1, engines="cuda"
+    )
+    for one in (settings, replace(settings, engines=""), replace(settings, device="cpu")):
+        scheduler._run_on_worker(TASKS[0], one, "t")
+    assert [(one.device, one.engines) for one in taken] == [
+        ("cuda:2", "cuda:2"),
+        ("cuda:2", ""),
+        ("cpu", "cuda"),
+    ]
