@@ -73,7 +73,8 @@ from vtnpipe.pipelines import extract as command
 from vtnpipe.pipelines.dask_cluster.client import open_client
 from vtnpipe.pipelines.extract import extract
 from vtnpipe.pipelines.extraction import planning
-from vtnpipe.pipelines.extraction.planning import Plan, ProbedRow
+from vtnpipe.pipelines.extraction.planning import Plan
+from vtnpipe.pipelines.extraction.probing import ProbedRow
 from vtnpipe.pipelines.extraction.scheduler import run_on_each_worker
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 from vtnpipe.pipelines.extraction.summary import FinishedRun, Throughput

@@ -35,6 +35,7 @@ from .decode.nvdec import NvdecFaultError, read_engines
 from .decode.probe import VideoInfo
 from .decode.process import Server, exit_with_parent
 from .decode.protocol import NUM_SLOTS, DecodeRequest, FrameSlots, SharedFrames
+from .decode.remote import Remote
 
 NUM_THREADS = 8  # enough for the engines of an H200
 SLOT_BYTES = 32 * 2**20  # a frame of 3840 x 2160 pixels of 10 bits fits
@@ -174,11 +175,11 @@ class NvdecLauncher:
         if self._gpu is None:
             shared = [SharedFrames(limits.max_pixels) for _ in range(self.num_threads)]
             inherited = [one.descriptor for one in shared]
-            arguments = ("cpu", ",".join(map(str, inherited)), limits.max_pixels)
+            arguments = ("cpu", ",".join(map(str, inherited)), *limits.arguments)
             slots += shared
         else:
             memory = self._allocate(self._gpu)  # new, as chunks of a lost process may be in use
-            inherited, arguments = [], (f"{self._gpu}", memory.handle, limits.max_pixels)
+            inherited, arguments = [], (f"{self._gpu}", memory.handle, *limits.arguments)
             slots += slots_of(memory, self.num_threads, self._gpu)
         child = Child(self._module, self.num_threads, arguments, inherited)
         return [Link(child, *one) for one in zip(child.connections, slots, strict=True)]
@@ -202,7 +203,7 @@ def slots_of(memory: DeviceMemory, num_threads: int, gpu: int) -> list[DeviceSlo
 
 def main() -> None:
     """Serve requests until the parent is gone."""
-    connections, lifeline, device, memory, max_pixels = sys.argv[1:]
+    connections, lifeline, device, memory, max_pixels, remote = sys.argv[1:]
     exit_with_parent(int(lifeline))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     descriptors = [int(one) for one in connections.split(",")]
@@ -216,7 +217,9 @@ def main() -> None:
         shared = DeviceMemory(len(descriptors) * NUM_SLOTS * SLOT_BYTES, memory)
         slots += slots_of(shared, len(descriptors), gpu)
     threads = [
-        threading.Thread(target=_serve, args=(descriptor, *one, int(max_pixels), gpu))
+        threading.Thread(
+            target=_serve, args=(descriptor, *one, int(max_pixels), Remote.from_json(remote), gpu)
+        )
         for descriptor, *one in zip(descriptors, slots, strict=True)
     ]
     for thread in threads:
@@ -225,7 +228,9 @@ def main() -> None:
         thread.join()
 
 
-def _serve(descriptor: int, slots: FrameSlots, max_pixels: int, gpu: int | None) -> None:
+def _serve(
+    descriptor: int, slots: FrameSlots, max_pixels: int, remote: Remote, gpu: int | None
+) -> None:
     """Serve the requests of one connection."""
 
     def source_of(info: VideoInfo, request: DecodeRequest) -> FrameSource:
@@ -234,7 +239,7 @@ def _serve(descriptor: int, slots: FrameSlots, max_pixels: int, gpu: int | None)
     try:
         if gpu is not None:
             _use_context(gpu)
-        Server(Connection(descriptor), slots, max_pixels, source_of).serve()
+        Server(Connection(descriptor), slots, max_pixels, remote, source_of).serve()
     except (EOFError, ConnectionError):
         return
     except BaseException:  # noqa: BLE001  # errors of CUDA stay, for all threads

@@ -8,13 +8,13 @@ entry counts.
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .atomic import atomic_text, file_state
+from .atomic import FileState, atomic_text, file_state
 from .errors import FeaturesError, ManifestError
 from .feature_folder import REMEDY, FeatureFolder
 from .manifest import VideoRow
@@ -159,9 +159,9 @@ def pending_tasks(tasks: Sequence[Task], folder: FeatureFolder) -> list[Task]:
     return [task for task in tasks if not task.shard(folder).exists()]
 
 
-def with_file_state(row: VideoRow) -> PlannedRow:
+def with_file_state(row: VideoRow, state_of: Callable[[str], FileState] = file_state) -> PlannedRow:
     """Return the row with its file's size and time; both are None if it cannot be read."""
-    return PlannedRow(row.video_id, row.path, row.start, row.end, *file_state(row.path))
+    return PlannedRow(row.video_id, row.path, row.start, row.end, *state_of(row.path))
 
 
 class TaskSize(NamedTuple):
@@ -252,6 +252,7 @@ def rows_to_plan(
     current_plans: Mapping[str, int] | None = None,
     retry: Container[str] = (),
     redo_changed: bool = False,
+    state_of: Callable[[str], FileState] = file_state,
 ) -> list[PlannedRow]:
     """Return the manifest's rows that need a new task; see `decide`.
 
@@ -263,6 +264,7 @@ def rows_to_plan(
         current_plans: id → number of the plan whose entry counts, of the finished videos.
         retry: reasons for which a failed or partial video is extracted again.
         redo_changed: extract changed videos again.
+        state_of: path → size and time of the file.
 
     Raises:
         ManifestError: a video with stored features has changed, and `redo_changed` is not set.
@@ -276,7 +278,7 @@ def rows_to_plan(
     }
     new, changed = [], []
     for row in rows:
-        now, before = with_file_state(row), planned.get(row.video_id)
+        now, before = with_file_state(row, state_of), planned.get(row.video_id)
         outcome = outcomes.get(row.video_id, ("", ""))
         decision = decide(now, before, outcome, is_pending=row.video_id in pending, retry=retry)
         if decision == "keep":

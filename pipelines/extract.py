@@ -36,8 +36,8 @@ from .extraction.planning import (
     create_folder,
     existing_plan,
     plan_extraction,
-    planning_pool,
 )
+from .extraction.probing import planning_pool
 from .extraction.scheduler import run_tasks
 from .extraction.settings import ExtractSettings
 from .extraction.summary import (

@@ -22,11 +22,11 @@ from ..manifests.manifest import read_manifest, with_image_rate
 from ..manifests.plan import Task, with_file_state
 from .console import counts_text, duration_text, say, say_some
 from .extraction.feature_spec import resolve_spec, with_model_settings
-from .extraction.planning import (
-    Plan,
+from .extraction.planning import Plan, plan_extraction
+from .extraction.probing import (
     ProbedRow,
     file_properties,
-    plan_extraction,
+    file_states,
     planning_pool,
     probe_rows,
 )
@@ -92,10 +92,12 @@ def plan(
     with locked(folder), planning_pool(rows, settings) as pool:
         pool.start()  # while the backbone is created
         new = resolve_spec(folder, settings, console)
+        state_of = file_states(rows, settings)
         probed = probe_rows(
-            [with_file_state(row) for row in rows],
+            [with_file_state(row, state_of) for row in rows],
             Sampling.from_spec(new.extraction.spec),
             pool,
+            settings,
             with_orientation=True,
         )
         say(console, *_describe_videos(probed, new.extraction))

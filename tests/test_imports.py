@@ -38,6 +38,7 @@ DOORS = {
 INSIDE_FUNCTIONS = {
     ("extract/create_backbone.py", "timm"),
     ("extract/decode/decord_reader.py", "decord"),
+    ("extract/decode/remote.py", "fsspec"),
     ("pipelines/dask_cluster/client.py", "dask_jobqueue"),
     ("manifests/tabular.py", "pandas"),
     ("pipelines/extraction/export_features.py", "pyarrow"),

@@ -72,7 +72,11 @@ def check_file(path: str) -> str:
         VideoError: `missing`, `permission`, `refused`, `empty` or `not-a-video`.
     """
     if "://" in path:
-        raise VideoError("refused", f"{path}: a URL; only local files are read: download it first")
+        raise VideoError(
+            "refused",
+            f"{path}: a URL; only local files are read: download it first, or extract it with "
+            "--allow-remote",
+        )
     try:
         if is_regular := stat.S_ISREG(Path(path).stat().st_mode):  # opening a FIFO would block
             with Path(path).open("rb") as file:

@@ -161,7 +161,7 @@ def launch_decoder(
     child = Child(
         "vtnpipe.extract.decode.process",
         1,
-        (slots.descriptor, limits.memory_bytes, limits.max_pixels),
+        (slots.descriptor, limits.memory_bytes, *limits.arguments),
         [slots.descriptor],
     )
     return Link(child, child.connections[0], slots)

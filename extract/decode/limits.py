@@ -1,12 +1,14 @@
 """Resources of a decoder process: memory, time without progress, pixels per frame."""
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...manifests.failures import VideoError
+from .remote import Remote
 
 MAX_PIXELS = 40_000_000  # per frame; 8K has 33 million
 # An index takes up to about 100 bytes in memory per frame, which has at least 8 bytes in the file.
@@ -32,11 +34,18 @@ class Limits:
         memory_bytes: private memory, without the shared memory for frames.
         stall_seconds: time without progress after which the process is killed.
         max_pixels: pixels per frame.
+        remote: what may be fetched.
     """
 
     memory_bytes: int = 4 * 2**30
     stall_seconds: float = 120.0
     max_pixels: int = MAX_PIXELS
+    remote: Remote = Remote()
+
+    @property
+    def arguments(self) -> tuple[str, str]:
+        """Pixel limit and `remote`, as arguments of a decoder process."""
+        return str(self.max_pixels), json.dumps(asdict(self.remote))
 
 
 def apply_memory_limit(memory_bytes: int) -> None:

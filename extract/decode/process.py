@@ -1,10 +1,11 @@
 """Decoder process: opens video files in isolation, so that a bad file costs only itself.
 
-`launch.py` starts it with CONNECTION LIFELINE FRAMES MEMORY_BYTES MAX_PIXELS as arguments: three
-file descriptors and two limits. It sends `ready`, then answers each request and sends `end`: a
-`decode` request with `selected` and `chunk`s, other requests with one `answer`. `alive` in between
-shows that a long file is being read. `extract/nvdec_process.py` is the same for a GPU's engines,
-with several connections; for a file that the CPU must decode it sends `refused` in place of `end`.
+`launch.py` starts it with CONNECTION LIFELINE FRAMES MEMORY_BYTES MAX_PIXELS REMOTE as arguments:
+three file descriptors, two limits, and what may be fetched. It sends `ready`, then answers each
+request and sends `end`: a `decode` request with `selected` and `chunk`s, other requests with one
+`answer`. `alive` in between shows that a long file is being read. `extract/nvdec_process.py` is the
+same for a GPU's engines, with several connections; for a file that the CPU must decode it sends
+`refused` in place of `end`.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from ...manifests.atomic import FileState, file_state
 from ...manifests.failures import VideoError
+from ...manifests.image_sequences import split_rate, with_rate
 from .cuts import cut_video
 from .frame_format import FrameFormat
 from .frames import (
@@ -49,6 +51,7 @@ from .protocol import (
     send,
 )
 from .quick_probe import quick_probe
+from .remote import Remote, fetched, is_url
 
 ALIVE_SECONDS = 1.0
 
@@ -60,6 +63,7 @@ class Server:
         connection: connection to the worker.
         slots: memory for frames, shared with the worker.
         max_pixels: pixel limit of a frame.
+        remote: what may be fetched.
         source_of: returns what decodes a file; by default the CPU.
     """
 
@@ -68,11 +72,13 @@ class Server:
         connection: Connection,
         slots: FrameSlots,
         max_pixels: int,
+        remote: Remote | None = None,
         source_of: Callable[[VideoInfo, DecodeRequest], FrameSource] | None = None,
     ) -> None:
         self.connection = connection
         self.slots = slots
         self.max_pixels = max_pixels
+        self._remote = remote or Remote()
         self._source_of = source_of or _software
         self.requests: deque[Request] = deque()
         self.free_slots = deque(range(NUM_SLOTS))
@@ -133,6 +139,8 @@ class Server:
         """Answer one request; errors become its outcome."""
         path = request.path
         try:
+            if is_url(path):
+                return self._answer_remote(request)
             if isinstance(request, DecodeRequest):
                 return self._decode(request)
             self._answer_question(request)
@@ -156,6 +164,17 @@ class Server:
                 f"{where.lineno}); this is a bug in vtnpipe, please report it"
             )
             return Outcome(status="failed", reason="crashed", message=message)
+
+    def _answer_remote(self, request: Request) -> Outcome:
+        """Fetch a file and answer one request about it; messages name its URL."""
+        url, rate = split_rate(request.path)
+        with fetched(url, self._remote, self.show_progress) as path:
+            local = path if rate is None else with_rate(path, rate)
+            try:
+                outcome = self._answer(request._replace(path=local))
+            except NvdecFaultError as fault:
+                raise NvdecFaultError(str(fault).replace(path, url)) from None
+        return dataclasses.replace(outcome, message=outcome.message.replace(path, url))
 
     def _decode(self, request: DecodeRequest) -> Outcome:
         selection = select_frames(
@@ -268,11 +287,12 @@ def exit_with_parent(lifeline: int) -> None:
 
 def main() -> None:
     """Serve requests until the parent is gone."""
-    connection_fd, lifeline_fd, frames_fd, memory_bytes, max_pixels = map(int, sys.argv[1:])
+    *numbers, remote = sys.argv[1:]
+    connection_fd, lifeline_fd, frames_fd, memory_bytes, max_pixels = map(int, numbers)
     exit_with_parent(lifeline_fd)
     apply_memory_limit(memory_bytes)
     frames = SharedFrames(max_pixels, frames_fd)
     try:
-        Server(Connection(connection_fd), frames, max_pixels).serve()
+        Server(Connection(connection_fd), frames, max_pixels, Remote.from_json(remote)).serve()
     except (EOFError, ConnectionError):
         return

@@ -106,6 +106,12 @@ def quick_probe(
         )
 
 
+def estimated(num_bytes: int) -> QuickProbe:
+    """Return a probe of a file of which nothing but its size is known; its codec is ""."""
+    num_frames = max(1, num_bytes // ASSUMED_BYTES_PER_FRAME)
+    return QuickProbe("", "", 0, 0, 25.0, num_frames, num_frames / 25, "size")
+
+
 def _count(container: Any, stream: Any, by_duration: float, path: str) -> tuple[int, Source]:
     """Return the number of presented frames and its source.
 

@@ -1,27 +1,23 @@
 """Planning: the one function that writes plans, and how rows become tasks.
 
-Rows that no plan holds as they are now are probed quickly, long videos are cut into parts, and rows
-are packed into tasks of about equal work. No cluster and no measurement is needed.
+Rows that no plan holds as they are now are probed quickly (`probing.py`), long videos are cut into
+parts, and rows are packed into tasks of about equal work. No cluster and no measurement is needed.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from rich.console import Console
 
-from ...extract.cores import num_cpus
 from ...extract.decode.cuts import PREROLL_IF_CHEAP, PREROLL_IF_DEAR
-from ...extract.decode.nvdec import format_refusal
 from ...extract.decode.pool import DecoderPool
-from ...extract.decode.protocol import CutRequest, QuickProbeRequest
-from ...extract.decode.quick_probe import QuickProbe
+from ...extract.decode.protocol import CutRequest
+from ...extract.decode.remote import is_url
 from ...extract.decode.sampling import Sampling
 from ...extract.device import can_compile
 from ...manifests.atomic import write_bytes
 from ...manifests.errors import FeaturesError, SettingsError, StoppedError, StorageError
-from ...manifests.failures import VideoError
 from ...manifests.feature_folder import Extraction, FeatureFolder, check_spec, write_extraction
 from ...manifests.feature_store import FeatureStore
 from ...manifests.manifest import VideoRow, read_manifest, update_manifest
@@ -40,11 +36,9 @@ from ...manifests.plan import (
 from ..console import say
 from .failure_limit import FailureLimit
 from .feature_spec import NewExtraction
+from .probing import ProbedRow, file_properties, file_states, probe_rows
 from .settings import ExtractSettings
 from .workers import expected_workers
-
-PROCESSES_PER_CPU = 2  # for quick probes, which wait for the disk half of the time
-MAX_PROPERTIES = 100  # values of each file property that a plan records
 
 DEFAULT_BATCH_SIZE = {"cpu": 16, "cuda": 128}
 # Frames of a task for each decoder process: one to two minutes of ViT-B/16 on one core, half a
@@ -62,21 +56,6 @@ MIN_COMPILED_FRAMES = 1_000_000  # per worker
 # A video engine of an H200 decodes H.264 as fast as 2.9 cores at 720p, as 2.4 at 1080p.
 CORES_PER_ENGINE = 2.6
 CUT_FROM = 1.5  # size of a video, in tasks, from which on it is cut
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbedRow:
-    """A row with its quick probe.
-
-    Attributes:
-        row: the row, with its number of wanted frames.
-        probe: quick probe of the file; None if it cannot be opened.
-        error: why it cannot be opened.
-    """
-
-    row: PlannedRow
-    probe: QuickProbe | None
-    error: VideoError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +115,7 @@ def plan_extraction(
     if unplanned:
         sampling = Sampling.from_spec(new.extraction.spec)
         if probed is None:
-            probed = probe_rows(unplanned, sampling, pool)
+            probed = probe_rows(unplanned, sampling, pool, settings)
         else:
             names = {row.video_id for row in unplanned}
             probed = [one for one in probed if one.row.video_id in names]
@@ -202,6 +181,7 @@ def read_state(
         current_plans=store.plans,
         retry=settings.reasons_to_retry,
         redo_changed=settings.redo_changed,
+        state_of=file_states(rows, settings),
     )
     return store, tasks, unplanned
 
@@ -231,74 +211,6 @@ def create_folder(folder: FeatureFolder, new: NewExtraction, settings: ExtractSe
             raise FeaturesError(f"{error}; nothing has been extracted yet") from None
     for path in (folder.plans, folder.shards):
         path.mkdir(exist_ok=True)
-
-
-def planning_pool(rows: Sequence[VideoRow], settings: ExtractSettings) -> DecoderPool:
-    """Return the decoder pool of planning, with no more processes than there are files."""
-    num_files = len({row.path for row in rows})
-    return DecoderPool(max(1, min(num_files, PROCESSES_PER_CPU * num_cpus())), settings.limits)
-
-
-def probe_rows(
-    rows: Sequence[PlannedRow],
-    sampling: Sampling,
-    pool: DecoderPool,
-    *,
-    with_orientation: bool = False,
-) -> list[ProbedRow]:
-    """Probe the files of rows quickly, each file once, several at a time.
-
-    Args:
-        rows: the rows.
-        sampling: frames taken of each row.
-        pool: the decoder pool.
-        with_orientation: decode each file's first frame, too.
-    """
-    paths = list(dict.fromkeys(row.path for row in rows if row.size is not None))
-    questions = [QuickProbeRequest(path, with_orientation) for path in paths]
-    answers = {paths[number]: answer for number, answer in pool.ask(questions)}
-    probed = []
-    for row in rows:
-        found = answers.get(row.path)
-        if isinstance(found, QuickProbe):
-            refusal = format_refusal(found.codec, found.pixel_format, found.width, found.height)
-            planned = row._replace(
-                num_frames=wanted_frames(row, found, sampling), may_use_nvdec=not refusal
-            )
-            probed.append(ProbedRow(row=planned, probe=found))
-            continue
-        missing = VideoError("missing", f"{row.path}: not found or not reachable; correct its path")
-        probed.append(ProbedRow(row=row, probe=None, error=found or missing))
-    return probed
-
-
-def file_properties(probed: Iterable[ProbedRow]) -> dict[str, dict[str, int]]:
-    """Count properties of readable files, the most frequent first: `codec` → `h264` → number."""
-    counts: dict[str, Counter[str]] = {}
-    for one in probed:
-        if (found := one.probe) is None:
-            continue
-        for name, value in (
-            ("container", found.container.split(",")[0]),
-            ("codec", found.codec),
-            ("size", f"{found.width}x{found.height}"),
-            ("frames/s", f"{found.fps:.4g}"),
-            ("rotation", found.orientation),
-            ("estimate", "" if found.is_counted else f"by {found.source}"),
-        ):
-            if value:
-                counts.setdefault(name, Counter())[value] += 1
-    return {name: dict(values.most_common(MAX_PROPERTIES)) for name, values in counts.items()}
-
-
-def wanted_frames(row: PlannedRow, probe: QuickProbe, sampling: Sampling) -> int:
-    """Estimate the number of frames taken of a row; at least one."""
-    end = probe.seconds if row.end is None else min(row.end, probe.seconds)
-    seconds = max(0.0, end - (row.start or 0.0))
-    num_frames = probe.num_frames * min(1.0, seconds / (probe.seconds or 1.0))
-    if sampling.fps is not None:
-        num_frames = min(num_frames, seconds * sampling.fps)
-    return max(1, ceil(num_frames / sampling.frame_stride))
 
 
 def max_task_frames(extraction: Extraction) -> int:
@@ -440,7 +352,7 @@ def _cut_long(
     requests: dict[int, CutRequest] = {}
     for index, one in enumerate(probed):
         row = one.row
-        if row.num_frames > CUT_FROM * division.size.at(num_left):
+        if row.num_frames > CUT_FROM * division.size.at(num_left) and not is_url(row.path):
             offsets = _offsets(row.num_frames, num_left, division)
             requests[index] = CutRequest(
                 row.path, offsets, sampling, row.start, row.end, division.max_preroll

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from ...extract.create_backbone import DEFAULT_BACKBONE
 from ...extract.decode.limits import Limits
+from ...extract.decode.remote import SCHEMES, Remote
 from ...extract.decode.sampling import Sampling
 from ...extract.device import PrecisionChoice
 from ...extract.views import Views
@@ -29,6 +30,15 @@ def _check_part(value: str) -> str:
     return "" if is_valid else "must be I/N, from 1/N to N/N"
 
 
+def _check_urls(value: str) -> str:
+    """Return the rule that a value of --allow-remote breaks, or ""."""
+    is_valid = all(
+        url.partition("://")[0] in SCHEMES and url.partition("://")[2].strip("/")
+        for url in value.split(",")
+    )
+    return "" if is_valid else f"must be URLs with a host or bucket, of {', '.join(SCHEMES)}"
+
+
 def _check_retry(value: str) -> str:
     """Return the rule that a value of --retry breaks, or ""."""
     known = (*get_args(Reason), "all")
@@ -37,7 +47,7 @@ def _check_retry(value: str) -> str:
 
 
 # Options of one run, which are not recorded with the features.
-_OF_RUN = ("part", "finish", "retry", "max_failures")
+_OF_RUN = ("part", "finish", "retry", "max_failures", "allow_remote", "cache", "cache_gib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +157,21 @@ class ExtractSettings(ClusterSettings):
         help="Largest frame; larger ones are refused.",
         check=at_least(0.001),
     )
+    allow_remote: str | None = setting(
+        None,
+        help="URLs, separated by commas, below which videos may be fetched: s3://bucket/videos, "
+        "gs://, az://, https://; by default, only local files are read.",
+        check=_check_urls,
+        metavar="URL[,URL]",
+    )
+    cache: str | None = setting(
+        None,
+        help="Folder for fetched videos, which all workers of a host share; by default in TMPDIR.",
+        metavar="FOLDER",
+    )
+    cache_gib: float = setting(
+        20.0, help="Size of that folder; what was used longest ago is removed.", check=above(0)
+    )
     part: str | None = setting(
         None,
         help="Run only tasks I, I+N, I+2N, ...: for job arrays, whose jobs share the folder and "
@@ -188,7 +213,12 @@ class ExtractSettings(ClusterSettings):
     def limits(self) -> Limits:
         """Limits of each decoder process."""
         max_pixels = int(self.max_megapixels * 1e6)
-        return Limits(stall_seconds=self.stall_seconds, max_pixels=max_pixels)
+        remote = Remote(
+            allowed=tuple((self.allow_remote or "").split(",")) if self.allow_remote else (),
+            cache=self.cache or "",
+            max_bytes=int(self.cache_gib * 2**30),
+        )
+        return Limits(stall_seconds=self.stall_seconds, max_pixels=max_pixels, remote=remote)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def test_every_setting_has_a_sentence_of_help() -> None:
 # Options that commands share.
 OUTPUT = "quiet verbose"
 EXTRACTION = f"""
-    backbone batch-size cluster compile config decoder decoder-processes device feature-dtype finish
+    allow-remote backbone batch-size cache cache-gib cluster compile config decoder
+    decoder-processes device feature-dtype finish
     fps frame-stride image-fps image-size jobs max-failures max-megapixels part pool precision
     redo-changed retry scheduler shard-frames stall-seconds threads tls views weights workers
     {OUTPUT}

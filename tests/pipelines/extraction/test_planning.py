@@ -24,16 +24,14 @@ from vtnpipe.pipelines.extraction.planning import (
     MIN_TASK_FRAMES,
     TASK_FRAMES,
     Division,
-    ProbedRow,
     automatic_task_size,
     divide,
     divide_work,
-    file_properties,
     lane_frames,
     max_task_frames,
     nvdec_share,
-    probe_rows,
 )
+from vtnpipe.pipelines.extraction.probing import ProbedRow, file_properties, probe_rows
 from vtnpipe.pipelines.extraction.settings import ExtractSettings
 
 EXTRACTION = Extraction(
@@ -57,7 +55,9 @@ def pool() -> Iterable[DecoderPool]:
 def test_long_videos_are_cut_and_short_ones_share_a_task(tmp_path: Path, pool: DecoderPool) -> None:
     paths = [write_video(tmp_path / f"{n}.mp4", length) for n, length in enumerate((9, 100, 9, 9))]
     rows = [with_file_state(VideoRow(video_id=path.stem, path=str(path))) for path in paths]
-    probed = probe_rows([*rows, rows[0]._replace(video_id="again", end=0.2)], Sampling(), pool)
+    probed = probe_rows(
+        [*rows, rows[0]._replace(video_id="again", end=0.2)], Sampling(), pool, ExtractSettings()
+    )
     assert [one.row.num_frames for one in probed] == [9, 100, 9, 9, 5]
     tasks = divide(probed, Sampling(), _division(30), pool)
     assert [[(row.video_id, row.part) for row in task] for task in tasks] == [
@@ -87,7 +87,9 @@ def test_parts_of_a_long_video_are_lanes(tmp_path: Path, pool: DecoderPool) -> N
     division = Division(
         size=TaskSize(60), computation=Computation(8, lane_frames=30), max_preroll=PREROLL_IF_CHEAP
     )
-    tasks = divide(probe_rows([row], Sampling(), pool), Sampling(), division, pool)
+    tasks = divide(
+        probe_rows([row], Sampling(), pool, ExtractSettings()), Sampling(), division, pool
+    )
     assert [[part.part for part in task] for task in tasks] == [[0], [1], [2]]
     assert [part.num_frames for task in tasks for part in task] == [28, 36, 36]
 
@@ -102,7 +104,7 @@ def test_wanted_frames_are_estimated_by_sampling(tmp_path: Path, pool: DecoderPo
         (Sampling(fps=5), [20, 15, 5, 1]),
         (Sampling(fps=500), [100, 75, 25, 1]),
     ):
-        found = [one.row.num_frames for one in probe_rows(rows, sampling, pool)]
+        found = [one.row.num_frames for one in probe_rows(rows, sampling, pool, ExtractSettings())]
         assert found == expected
 
 
@@ -113,7 +115,7 @@ def test_unreadable_files_have_an_error_and_no_properties(tmp_path: Path) -> Non
     names = ("a.mp4", "wide.mp4", "text.mp4", "none.mp4")
     rows = [with_file_state(VideoRow(video_id=n, path=str(tmp_path / n))) for n in names]
     with DecoderPool(limits=Limits(max_pixels=64 * 128)) as pool:
-        probed = probe_rows(rows, Sampling(), pool, with_orientation=True)
+        probed = probe_rows(rows, Sampling(), pool, ExtractSettings(), with_orientation=True)
     assert [one.row.video_id for one in probed] == list(names)
     assert [one.error.reason if one.error else "" for one in probed] == [
         *("", "too-large", "not-a-video", "missing"),
@@ -206,7 +208,7 @@ def test_a_probe_tells_which_rows_the_engines_may_decode(clips: dict[str, Path])
     rows = [VideoRow(video_id=name, path=str(path)) for name, path in clips.items()]
     planned = [with_file_state(row) for row in rows]
     with DecoderPool() as pool:
-        probed = probe_rows(planned, Sampling(), pool)
+        probed = probe_rows(planned, Sampling(), pool, ExtractSettings())
     assert {one.row.video_id: one.row.may_use_nvdec for one in probed} == {
         "a": True,
         "b": True,
