@@ -524,7 +524,7 @@ def memory(folder: Path, is_quick: bool) -> dict[str, Any]:
 def remux(source: Path, path: Path, times: int) -> Path:
     """Copy a file's packets so many times, one after the other; return the path of the copy."""
     with av.open(str(source)) as container:
-        packets = [
+        packets: list[Any] = [
             (bytes(p), p.pts, p.dts, p.duration, p.is_keyframe, p.time_base)
             for p in container.demux(video=0)
             if p.size

@@ -18,6 +18,7 @@ def main(backbone: str, *paths: str) -> None:
     model = timm.create_model(backbone, num_classes=0).eval()
     transform: Any = create_transform(**resolve_model_data_config(model), is_training=False)
     features: list[torch.Tensor] = []
+    container: Any
     with torch.inference_mode():
         for path in paths:
             batch: list[torch.Tensor] = []

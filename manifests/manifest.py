@@ -132,8 +132,9 @@ def read_records(
                 f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8"
             ) from None
         except csv.Error as error:
-            remedy = "remove it" if "NUL" in str(error) else "check the quotes"  # Python 3.10
-            raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error}); {remedy}") from None
+            raise ManifestError(
+                f"{path}:{reader.line_num}: not CSV ({error}); check the quotes"
+            ) from None
 
 
 def _first_undecodable_line(path: Path) -> int:
