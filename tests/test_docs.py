@@ -21,7 +21,10 @@ from vtnpipe.pipelines.cli import LazyCommand, cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted(DOCS.glob("*.md")),
+]
 
 
 def _blocks(path: Path) -> list[str]:
