@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ManifestError
+from .image_sequences import IMAGE_EXTENSIONS
 from .manifest import VideoRow, nfc
 
 # File names that count as videos; the content is checked when a file is opened.
@@ -67,7 +68,7 @@ class VideosBelow(NamedTuple):
     """Files with video names below a folder.
 
     Attributes:
-        videos: the videos, sorted.
+        videos: the videos, and folders of images alone, sorted.
         dangling: symbolic links that lead to no file, sorted.
         num_left_out: number of files that are hidden, or in a folder that a system made.
     """
@@ -78,7 +79,9 @@ class VideosBelow(NamedTuple):
 
 
 def videos_below(folder: Path) -> VideosBelow:
-    """Find the files with video names below a folder; symbolic links are followed.
+    """Find the files with video names below a folder, and folders that hold images alone.
+
+    Symbolic links are followed.
 
     Raises:
         ManifestError: a folder cannot be read.
@@ -94,6 +97,10 @@ def videos_below(folder: Path) -> VideosBelow:
             left_out |= {
                 here / one for one in folders if is_left_out or _SYSTEM_FOLDERS.fullmatch(one)
             }
+            extensions = {Path(name).suffix.lower() for name in names}
+            is_sequence = bool(extensions & {*IMAGE_EXTENSIONS}) and not extensions & EXTENSIONS
+            if is_sequence and not (folders or is_left_out or here == folder):
+                videos.append(here)
             for name in names:
                 path = here / name
                 if path.suffix.lower() not in EXTENSIONS:

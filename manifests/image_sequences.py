@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 ARCHIVES = (".zip", ".tar")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 DEFAULT_FPS = 25.0
 _RATE = re.compile(r"(.*)\?fps=([0-9.e+-]+)", re.DOTALL)
 

@@ -59,14 +59,14 @@ def test_the_main_job(tmp_path: Path, shared_videos: Path, vtnpipe: Vtnpipe) -> 
     again = vtnpipe(*command, code=1)
     assert "nothing to do" in again.stdout
 
-    # Every frame of one clip against the plainest way: PIL, float32, frame by frame.
+    # Every fifth frame of one clip against the plainest way: PIL, float32, frame by frame.
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     load_weights_file(model, tmp_path / "f/backbone.safetensors")
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     frames, _ = _read(shared_videos / MAIN["ggsy"][0], decoder="pyav")
     with torch.inference_mode():
-        plain = torch.cat([model(transform(Image.fromarray(f.image))[None]) for f in frames])
-    stored = torch.from_numpy(store["ggsy"].features.astype(np.float32))
+        plain = torch.cat([model(transform(Image.fromarray(f.image))[None]) for f in frames[::5]])
+    stored = torch.from_numpy(store["ggsy"].features[::5].astype(np.float32))
     assert torch.cosine_similarity(stored, plain).min() >= 0.9999
 
 

@@ -21,14 +21,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...manifests.failures import VideoError
-from ...manifests.image_sequences import DEFAULT_FPS, split_rate
+from ...manifests.image_sequences import DEFAULT_FPS, IMAGE_EXTENSIONS, split_rate
 from .frame_format import UPRIGHT
 from .limits import MAX_PIXELS, check_pixels
 from .packets import Keyframe, Window
 from .probe import VideoInfo
 
 IMAGES = "images"  # container of an image sequence
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 BYTES_PER_PIXEL = 8  # more than a file of either format can need
 _DIGITS = re.compile(r"(\d+)")
 
@@ -95,7 +94,7 @@ def _opened(path: str, max_pixels: int) -> Iterator[_Sequence]:
 
 def _is_image(name: str) -> bool:
     base = name.rpartition("/")[2]
-    return base.lower().endswith(EXTENSIONS) and not base.startswith(".")
+    return base.lower().endswith(IMAGE_EXTENSIONS) and not base.startswith(".")
 
 
 def _folder(folder: Path, most_bytes: int) -> _Sequence:

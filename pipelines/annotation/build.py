@@ -129,9 +129,9 @@ class BuildReport:
         if self.segmented is not None:
             yield from self._segment_lines(self.segmented)
             return
-        num_labels = len({row.label for row in self.rows})
-        counts = counted(len(self.rows), "video"), counted(num_labels, "class", "classes")
-        yield f"{self.output}: {', '.join(counts)}"
+        num_labels = len({row.label for row in self.rows} - {""})
+        classes = counted(num_labels, "class", "classes") if num_labels else "without labels"
+        yield f"{self.output}: {counted(len(self.rows), 'video')}, {classes}"
         if num_spans := sum(row.end is not None for row in self.rows):
             yield f"  {num_spans:,} are spans of a longer video, by start and end"
         if self.num_repeated:
@@ -168,8 +168,9 @@ def build_manifest(
 ) -> BuildReport:
     """Write a manifest of a folder with one sub-folder per class, or of a data set's own files.
 
-    In a folder, a video's id is its path, and its label the sub-folder's name. Clips whose files
-    are missing, such as links that lead nowhere, are left out, and listed in OUTPUT.missing.csv.
+    In a folder, a video's id is its path, and its label the sub-folder's name; without sub-folders,
+    it has no label. A folder of images alone is a video. Clips whose files are missing, such as
+    links that lead nowhere, are left out, and listed in OUTPUT.missing.csv.
 
     Args:
         sources: a folder, or annotation files (for UCF101 and HMDB51 the folder of splits).
@@ -277,8 +278,9 @@ def _build_of_folder(sources: Sequence[str | Path], output: Path, split: str | N
             "data set's own files"
         )
     below = videos_below(root)
+    is_flat = all(path.parent == root for path in (*below.videos, *below.dangling))
     videos, dangling = (
-        [path.relative_to(root) for path in paths if path.parent != root]
+        [path.relative_to(root) for path in paths if is_flat or path.parent != root]
         for paths in (below.videos, below.dangling)
     )
     has_splits = all(
@@ -289,7 +291,7 @@ def _build_of_folder(sources: Sequence[str | Path], output: Path, split: str | N
         path: AnnotatedClip(
             video_id=nfc(path.as_posix()),
             names=(str((root / path).absolute()),),
-            label=nfc(path.parts[1 if has_splits else 0]),
+            label="" if is_flat else nfc(path.parts[1 if has_splits else 0]),
             split=split or (split_named(path.parts[0]) if has_splits else ""),
         )
         for path in (*videos, *dangling)
@@ -300,8 +302,7 @@ def _build_of_folder(sources: Sequence[str | Path], output: Path, split: str | N
     ]
     if not rows:
         raise ManifestError(
-            f"{root}: no videos in sub-folders; expected "
-            f"{root}/CLASS/VIDEO with an extension such as .mp4"
+            f"{root}: no videos; expected {root}/CLASS/VIDEO with an extension such as .mp4"
         )
     if len({row.video_id for row in rows}) < len(rows):
         ((name, _),) = Counter(row.video_id for row in rows).most_common(1)

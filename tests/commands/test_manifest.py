@@ -177,10 +177,26 @@ def test_split_rules(tmp_path: Path) -> None:
         _split(tmp_path, ["a1"], SplitSettings(group="x"))
 
 
-def test_build_needs_videos_in_sub_folders(tmp_path: Path) -> None:
-    _touch(tmp_path / "set/a.mp4")
-    with pytest.raises(ManifestError, match="CLASS/VIDEO"):
+def test_a_folder_without_classes(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ManifestError, match=r"no videos; expected .*CLASS/VIDEO"):
         build_manifest([tmp_path / "set"], tmp_path / "m.csv")
+    for name in ("a.mp4", "b.mkv", "cover.jpg"):
+        _touch(tmp_path / f"set/{name}")
+    report = build_manifest([tmp_path / "set"], tmp_path / "m.csv")
+    assert [(row.video_id, row.label) for row in report.rows] == [("a.mp4", ""), ("b.mkv", "")]
+    assert next(report.lines).endswith("m.csv: 2 videos, without labels")
+
+
+def test_folders_of_images_are_videos(tmp_path: Path) -> None:
+    for name in ("run/a/1.jpg", "run/a/2.JPG", "eat/b/1.png", "eat/c.mp4", "eat/thumbnail.jpg"):
+        _touch(tmp_path / "set" / name)
+    rows = build_manifest([tmp_path / "set"], tmp_path / "m.csv").rows
+    assert [(row.video_id, row.label) for row in rows] == [
+        ("eat/b", "eat"),
+        ("eat/c.mp4", "eat"),
+        ("run/a", "run"),
+    ]
 
 
 def test_folders_that_are_links_are_searched(tmp_path: Path) -> None:
