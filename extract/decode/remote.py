@@ -124,6 +124,10 @@ def _acquire(url: str, remote: Remote, on_progress: Callable[[], None]) -> tuple
     """Return the path of a fetched object, and the descriptor of its lock."""
     cache = Path(remote.cache or default_cache())
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not remote.cache and cache.stat().st_uid != os.getuid():
+        raise VideoError(
+            "permission", f"{url}: {cache} belongs to another user; give --cache FOLDER"
+        )
     for number in itertools.count(1):
         try:
             store, path = _open_store(url)

@@ -16,6 +16,7 @@ import pytest
 from command_line import Vtnpipe
 from moto.server import ThreadedMotoServer
 from numbered_videos import number_of_blocks, write_video
+from vtnpipe.extract.decode import remote as remote_module
 from vtnpipe.extract.decode.remote import Remote, check_allowed, fetched, remote_state
 from vtnpipe.manifests.failures import VideoError
 from vtnpipe.manifests.feature_store import open_features
@@ -202,7 +203,7 @@ def test_a_download_that_fails_has_one_more_try(
     answers: list[tuple[int, bytes, int]],
     is_read: bool,
 ) -> None:
-    monkeypatch.setattr("vtnpipe.extract.decode.remote.check_allowed", lambda url, remote: None)
+    monkeypatch.setattr(remote_module, "check_allowed", lambda url, remote: None)
     with _Web(answers) as web:
         if is_read:
             for _ in range(2):  # the second time from the cache
@@ -264,3 +265,17 @@ def test_a_file_in_use_is_not_removed(tmp_path: Path, bucket: Any) -> None:
     np.testing.assert_array_less(
         sum(one.stat().st_size for one in (tmp_path / "c").glob("*.mp4")), size + 11
     )
+
+
+def test_a_cache_of_another_user_is_not_used(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = os.getuid()
+    monkeypatch.setattr(remote_module, "default_cache", lambda: tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    remote = Remote(allowed=("s3://videos",), max_bytes=10**6)
+    with (
+        pytest.raises(VideoError, match="belongs to another user; give --cache"),
+        fetched("s3://videos/a.mp4", remote, lambda: None),
+    ):
+        pass
