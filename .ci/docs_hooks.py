@@ -21,6 +21,7 @@ import click
 import vtnpipe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from torch import nn
@@ -41,8 +42,13 @@ EXAMPLES = {  # page → its command, and its title
 SHORT_DEMO = DemoSettings(events=30, seeds=1, epochs=20, backbone="test_vit")
 
 
+@event_priority(100)  # before mkdocstrings reads its configuration
 def on_config(config: MkDocsConfig) -> None:
-    """Set the navigation."""
+    """Set the navigation, and where mkdocstrings finds the package."""
+    # It reads the sources, and looks for a folder of the package's name.
+    (_temporary_folder() / "vtnpipe").symlink_to(ROOT)
+    handlers = config.plugins["mkdocstrings"].config["handlers"]
+    handlers["python"]["paths"] = [str(_temporary_folder())]
     config.nav = [{"Home": HOME}]
     for section, pages in _contents().items():
         config.nav.append({section: [{title: path} for title, path, _ in pages]})
@@ -177,10 +183,17 @@ def _returned(value: Any) -> Iterator[type]:
 
 
 @functools.cache
-def _examples() -> Path:
-    """Return a folder with the example pages, made by a short demo."""
+def _temporary_folder() -> Path:
+    """Return a folder that is removed in the end."""
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
+    return root
+
+
+@functools.cache
+def _examples() -> Path:
+    """Return a folder with the example pages, made by a short demo."""
+    root = _temporary_folder()
     with contextlib.chdir(root):
         demo("demo", SHORT_DEMO)
         for name, (command, _) in EXAMPLES.items():
