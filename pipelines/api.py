@@ -57,7 +57,7 @@ def extract_features(
         VtnpipeError: the videos, a setting or the folder is invalid; nothing has been written.
         StoppedError: the run could not be finished; the same call resumes.
 
-    Example:
+    Examples:
         >>> store = vtnpipe.extract_features("videos.csv", backbone="resnet18")  # doctest: +SKIP
         >>> store["run/a.mp4"].features.shape  # doctest: +SKIP
         (250, 512)
@@ -88,7 +88,7 @@ def train_temporal(
         VtnpipeError: features, manifest or a setting is invalid; nothing has been written.
         StoppedError: a signal asked for it; the same call resumes.
 
-    Example:
+    Examples:
         >>> training = vtnpipe.train_temporal(store, "run", epochs=20)  # doctest: +SKIP
         >>> training.to_pandas().plot(x="epoch", y=["train_loss", "top1"])  # doctest: +SKIP
     """
@@ -115,7 +115,7 @@ def evaluate(
     Raises:
         VtnpipeError: model, source or a setting is invalid.
 
-    Example:
+    Examples:
         >>> report = vtnpipe.evaluate("run", store, split="test")  # doctest: +SKIP
         >>> report.values["top1"], report.intervals["top1"]  # doctest: +SKIP
         (0.91, (0.85, 0.95))
@@ -142,7 +142,7 @@ def predict(
     Raises:
         VtnpipeError: model, features or a setting is invalid.
 
-    Example:
+    Examples:
         >>> report = vtnpipe.predict("run", ["a.mp4", "b.mkv"])  # doctest: +SKIP
         >>> report.to_pandas()  # doctest: +SKIP
     """

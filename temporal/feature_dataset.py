@@ -25,7 +25,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         class_names: names of the classes, of which labels are indices; by default the sorted labels
             of the folder's manifest, of all splits.
 
-    Example:
+    Examples:
         >>> train = vtnpipe.FeatureDataset(store, split="train")  # doctest: +SKIP
         >>> loader = torch.utils.data.DataLoader(
         ...     train, batch_size=16, shuffle=True, collate_fn=train.collate
