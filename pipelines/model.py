@@ -85,6 +85,7 @@ def _num_parameters(module: nn.Module) -> int:
 def backbone_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Return the multiplications with weights for one frame, by a module on the meta device."""
     aten = torch.ops.aten
+    module.requires_grad_(False)  # the counter cannot follow parameters as inputs (attention pools)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         module.eval()(torch.zeros(1, *input_size, device="meta"))
     counts: dict[object, int] = counter.get_flop_counts()["Global"]

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import run_cli
+from vtnpipe.extract.create_backbone import create_module
 from vtnpipe.manifests.errors import FeaturesError, SettingsError
-from vtnpipe.pipelines.model import show_model
+from vtnpipe.pipelines.model import backbone_macs, show_model
 from vtnpipe.temporal.presets import PRESETS
 
 
@@ -40,6 +42,12 @@ def test_gmacs_grow_with_the_frames() -> None:
     assert "1 frames: 17 GMACs" in list(show_model("vit-b-vtn", num_frames=1))[3]
     with pytest.raises(SettingsError, match="neither a preset"):
         list(show_model("no/such"))
+
+
+def test_gmacs_of_a_backbone_that_pools_by_attention() -> None:
+    with torch.device("meta"):
+        module = create_module("vit_base_patch16_siglip_224", pretrained=False)
+    assert round(backbone_macs(module, (3, 224, 224)) / 1e9, 1) == 17.0
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
