@@ -29,6 +29,7 @@ SCRIPTS = [
     "train_temporal.py",
     "finetune.py",
     "recipes.py",
+    "backbones.py",
     "ablations.sh",
 ]
 

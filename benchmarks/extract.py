@@ -8,6 +8,7 @@ fed         with a stand-in for a GPU, a backbone that only waits, at 2,000 fram
 worker      CPU time per frame of a worker whose frames are decoded already
 decoders    frames/s of one process that decodes to RGB: PyAV as here, PyAV's default conversion,
             decord
+sampling    CPU time of the decoder processes for ten minutes of 720p, by --fps
 efficiency  extracted frames/s over those of the backbone alone, in as many processes and threads,
             on random input; the backbone is measured before and after each extraction
 scaling     two workers of one thread over one
@@ -390,6 +391,22 @@ def _decode_all(path: str, how: str, barrier: Any) -> float:
     return num_frames / (time.perf_counter() - start)
 
 
+def sampling(folder: Path, is_quick: bool) -> dict[str, Any]:
+    """Extract one video at several rates: all frames are decoded, those taken are converted."""
+    seconds = 20 if is_quick else 600
+    drawn = draw(folder / "sampling-drawn.mp4", 10 * FPS, height=720, width=1280)
+    video = remux(drawn, folder / "sampling.mp4", seconds // 10)
+    manifest = manifest_of(folder, "sampling", [video])
+    found = {}
+    for fps in (None, 8.0, 2.0, 1.0):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(manifest, folder / "sampling", backbone="test_vit", fps=fps)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        found[f"{fps or FPS:g}"] = round(cpu_seconds, 1)
+    return {"video_seconds": seconds, "cpu_seconds_by_fps": found}
+
+
 def efficiency(folder: Path, is_quick: bool) -> dict[str, Any]:
     """Measure sets of videos; the backbone alone is measured before and after each extraction."""
     scale = 20 if is_quick else 1
@@ -683,6 +700,7 @@ PARTS = {
     "fed": fed,
     "worker": worker,
     "decoders": decoders,
+    "sampling": sampling,
     "start": start,
     "efficiency": efficiency,
     "scaling": scaling,
