@@ -35,9 +35,10 @@ CLASSES = {
 BLOCK = re.compile(
     r"^(?P<commands>(?: {4}[^\n]*\n)+)|^```(?P<kind>python|text)\n(?P<text>.*?)^```$", re.M | re.S
 )
-TIMES = [  # what differs from run to run
+TIMES = [  # what differs from run to run or between CPUs
     (re.compile(r"about .* for (?=[\d,]+ frames)"), "about … for "),
     (re.compile(r"[\d,.]+ frames/s each"), "… frames/s each"),
+    (re.compile(r"epoch \d+\)"), "epoch …)"),
     (re.compile(r"in [\d.]+ (s|min) \([\d,.]+/s\)"), "in … s (…/s)"),
 ]
 NUMBER = re.compile(r"\d(?:[\d,]*\d)?(?:\.\d+)?%?")
