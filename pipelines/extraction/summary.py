@@ -24,7 +24,7 @@ MAX_SPANS = 40  # spans of time whose throughput is recorded
 
 # What is busy → what helps if it is the limit.
 LIMITS = {
-    "backbone": "--precision bfloat16 if it helps, a smaller backbone, or more cores or GPUs",
+    "backbone": "a smaller backbone, fewer pixels (--image-size), or more cores or GPUs",
     "decoding": "more --decoder-processes or cores, or videos of fewer pixels",
     "preparing frames": "more --workers, or videos of fewer pixels",
     "video engines": "more cores, or videos of fewer pixels",

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...extract.cores import num_cpus
 from ...extract.device import num_gpus
-from ...manifests.errors import SettingsError
+from ...manifests.errors import SettingsError, counted
 from ..dask_cluster.jobqueue import workers_per_job
 from .scheduler import run_on_each_worker, workers_with_device
 from .settings import ExtractSettings
@@ -97,12 +97,12 @@ def _workers(
     num_threads = settings.threads or cores
     default_processes = 1 if device == "cpu" else cores
     num_processes = settings.decoder_processes or default_processes
-    threads = f"{num_threads} threads and " if device == "cpu" else ""
+    threads = f"{counted(num_threads, 'thread')} and " if device == "cpu" else ""
+    processes = counted(num_processes, "decoder process", "decoder processes")
     return Workers(
         device=device,
         num_workers=num_workers,
         num_threads=num_threads,
         num_decoder_processes=num_processes,
-        description=f"workers: {num_workers} ({reason}), {threads}{num_processes} decoder "
-        "processes each",
+        description=f"workers: {num_workers} ({reason}), {threads}{processes} each",
     )
