@@ -279,7 +279,7 @@ def test_views_of_sampled_frames_in_small_tasks(
     assert counts[-1].startswith(f"extract: {total}/{total} frames, ")
     assert report.workers is not None
     assert report.workers.description in lines
-    assert "1 decoder processes each" in report.workers.description
+    assert "1 decoder process each" in report.workers.description
     assert report.throughput is not None
     assert any(line.endswith(report.throughput.limit) for line in lines)
     written = json.loads((tmp_path / "f/report.json").read_text())

@@ -30,7 +30,7 @@ def test_no_more_workers_than_the_work_is_worth(monkeypatch: pytest.MonkeyPatch)
         assert found.num_decoder_processes == 1
     found = local_workers(ExtractSettings(workers=3, threads=5), "cpu", 10)
     assert (found.num_workers, found.num_threads) == (3, 5)
-    assert found.description == "workers: 3 (as given), 5 threads and 1 decoder processes each"
+    assert found.description == "workers: 3 (as given), 5 threads and 1 decoder process each"
     found = local_workers(ExtractSettings(decoder_processes=4), "cpu", 10)
     assert found.num_decoder_processes == 4
 
