@@ -261,8 +261,8 @@ def test_the_pages_show_truth_and_prediction(folder: Path, browser: Browser) -> 
 def test_order_and_appearance_are_learned_with_the_defaults(
     tmp_path: Path, vtnpipe: Vtnpipe
 ) -> None:
-    """Held-out videos of 30 to 120 s; a linear probe of single frames cannot know the order."""
-    draw_event_videos(tmp_path, 40)
+    """Held-out videos of 30 to 60 s; a linear probe of single frames cannot know the order."""
+    draw_event_videos(tmp_path, 40, seconds=(30.0, 60.0))
     vtnpipe("extract", "videos.csv", "f", "--backbone", "test_vit", "--weights", "none")
     vtnpipe("train-temporal", "f", "run", *FRAMES)
     vtnpipe("evaluate", "run", "f", "--split", "test")
