@@ -149,22 +149,19 @@ def evaluation_transform(
     if preprocessing.style == "pyslowfast":
         height, width = preprocessing.input_size[1:]
         steps: list[Any] = [PySlowFastResize(round(height / preprocessing.crop_pct))]
-        planes = _plane_resize(steps, device)
         crop: Any = pyslowfast_crop((height, width))
     else:
         *steps, crop, _, _ = timm_steps(preprocessing)
-        planes = _plane_resize(steps, device)
-        steps = [_fast_resize(step, device) for step in steps]
         if preprocessing.crop_mode == "border":
             fill = crop.fill if isinstance(crop.fill, (tuple, list)) else (crop.fill,) * 3
             crop = CropOrPad(crop.size, fill)
     return Transform(
         preprocessing=preprocessing,
-        resize_steps=steps,
+        resize_steps=[_fast_resize(step, device) for step in steps],
         crop=crop,
         views=tuple(views),
         device=torch.device(device),
-        planes=planes,
+        planes=_plane_resize(steps, device),
     )
 
 

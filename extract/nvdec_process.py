@@ -178,21 +178,22 @@ class NvdecLauncher:
             arguments = ("cpu", ",".join(map(str, inherited)), *limits.arguments)
             slots += shared
         else:
-            memory = self._allocate(self._gpu)  # new, as chunks of a lost process may be in use
-            inherited, arguments = [], (f"{self._gpu}", memory.handle, *limits.arguments)
+            # New, as chunks of a lost process may be in use.
+            memory, handle = self._allocate(self._gpu)
+            inherited, arguments = [], (f"{self._gpu}", handle, *limits.arguments)
             slots += slots_of(memory, self.num_threads, self._gpu)
         child = Child(self._module, self.num_threads, arguments, inherited)
         return [Link(child, *one) for one in zip(child.connections, slots, strict=True)]
 
-    def _allocate(self, gpu: int) -> DeviceMemory:
+    def _allocate(self, gpu: int) -> tuple[DeviceMemory, str]:
+        """Return memory for the frames of all threads, and its handle."""
         with torch.cuda.device(gpu):
             _use_context(gpu)
             try:
                 memory = DeviceMemory(self.num_threads * NUM_SLOTS * SLOT_BYTES)
-                assert memory.handle
+                return memory, memory.handle
             except (CudaError, RuntimeError) as error:
                 raise NvdecFaultError(str(error)) from None
-        return memory
 
 
 def slots_of(memory: DeviceMemory, num_threads: int, gpu: int) -> list[DeviceSlots]:

@@ -444,27 +444,23 @@ def _read_sequence(
     info, wanted = selection.info, selection.wanted
     if decoder == "nvdec":
         raise NvdecFaultError("an image sequence")
-    images = read_images(info, wanted, on_progress)
-    num_read = 0
-    while True:
-        try:
-            position, image = next(images)
-        except StopIteration as end:
-            error = str(end.value)
-            break
-        num_read += 1
+    errors = []
+    for position, image in read_images(info, wanted, on_progress):
+        if isinstance(image, str):
+            errors.append(image)
+            continue
         layout = FrameFormat(*image.shape[:2])
         index = selection.first_frame + position
         yield Frame([image], layout, index, float(info.times[position]))
-    if num_lost := len(wanted) - num_read:
-        words = f"{num_lost} of {len(wanted)} images could not be read; {error}"
-        if not num_read:
+    if errors:
+        words = f"{len(errors)} of {len(wanted)} images could not be read; {errors[0]}"
+        if len(errors) == len(wanted):
             raise VideoError("damaged", f"{info.path}: {words}")
         return Outcome(
             status="partial",
             reason="damaged",
             message=f"{info.path}: {words}",
-            num_lost_frames=num_lost,
+            num_lost_frames=len(errors),
             decoder="pillow",
         )
     return Outcome(status="ok", decoder="pillow")

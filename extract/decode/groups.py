@@ -33,14 +33,16 @@ class Station:
 
     Args:
         indices: indices of the links.
+        is_engine: whether they lead to the engines of a GPU.
 
     Attributes:
         num_idle: semaphore (eventfd) that counts the free links.
         turn: lock of the thread that starts groups.
     """
 
-    def __init__(self, indices: range) -> None:
+    def __init__(self, indices: range, *, is_engine: bool = False) -> None:
         self.indices = indices
+        self.is_engine = is_engine
         self.turn = threading.Lock()
         self._idle = deque(reversed(indices))
         self.num_idle = os.eventfd(
@@ -87,7 +89,6 @@ class Group(Generic[K]):
         link: its connection to a decoder process.
         number: number of the request that the process works on.
         num_sent: number of requests sent.
-        is_on_engine: whether engines of a GPU decode it.
         has_frames: whether frames of that request have arrived.
         is_begun: whether events of the group have been yielded since it began.
         num_starts: number of processes that were started for it and died before they were ready.
@@ -100,7 +101,6 @@ class Group(Generic[K]):
     station: Station
     index: int
     link: Link
-    is_on_engine: bool
     number: int = 0
     num_sent: int = 0
     has_frames: bool = False
@@ -108,6 +108,11 @@ class Group(Generic[K]):
     num_starts: int = 1
     retried: set[int] = field(default_factory=set)
     events: deque[tuple[int, Any]] = field(default_factory=deque)
+
+    @property
+    def is_on_engine(self) -> bool:
+        """Whether engines of a GPU decode it."""
+        return self.station.is_engine
 
     @property
     def is_done(self) -> bool:

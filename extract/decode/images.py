@@ -11,7 +11,7 @@ import stat
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -179,10 +179,10 @@ def probe_images(path: str, window: Window, max_pixels: int = MAX_PIXELS) -> Vid
 
 def read_images(
     info: VideoInfo, wanted: npt.NDArray[np.int64], on_progress: Callable[[], None]
-) -> Generator[tuple[int, npt.NDArray[np.uint8]], None, str]:
-    """Yield (position, image [H, W, 3] uint8) of the wanted images; return the first error, or "".
+) -> Iterator[tuple[int, npt.NDArray[np.uint8] | str]]:
+    """Yield (position, image [H, W, 3] uint8) of the wanted images, or (position, error).
 
-    Images that cannot be read are left out. EXIF orientations are applied.
+    EXIF orientations are applied.
 
     Args:
         info: from `probe_images`.
@@ -192,23 +192,21 @@ def read_images(
     Raises:
         VideoError: the sequence cannot be read, or an image is too large.
     """
-    first_error = ""
     with _opened(info.path, info.max_pixels) as sequence:
         for position in wanted.tolist():
             on_progress()
             number = int(info.presented_pts[position])
             if number >= len(sequence.names):
-                first_error = first_error or "images have been removed"
+                yield position, "images have been removed"
                 continue
             name = sequence.names[number]
             try:
                 image = _open(info.path, name, sequence.read, info.max_pixels)
                 upright = ImageOps.exif_transpose(image).convert("RGB")
             except (_BrokenImageError, OSError, SyntaxError, ValueError) as error:
-                first_error = first_error or f"{name}: {error}"
-                continue
-            yield position, np.asarray(upright)
-    return first_error
+                yield position, f"{name}: {error}"
+            else:
+                yield position, np.asarray(upright)
 
 
 class _BrokenImageError(Exception):

@@ -95,7 +95,7 @@ class DecoderPool:
         num_links = num_processes + (0 if engines is None else engines.num_threads)
         self._links: list[Link | None] = [None] * num_links
         self._cpu = Station(range(num_processes))
-        self._engine = Station(range(num_processes, num_links))
+        self._engine = Station(range(num_processes, num_links), is_engine=True)
         self._engine_fault = "" if engines is not None else "the worker has no engines"
         self._dead_engines: set[int] = set()  # process ids
         self._launching = threading.Lock()
@@ -284,8 +284,7 @@ class DecoderPool:
         if link is None or link.has_ended():
             link = self._start(index)
         link.last_heard = time.monotonic()
-        is_on_engine = station is self._engine
-        group: Group[K] = Group(one.key, list(one.requests), station, index, link, is_on_engine)
+        group: Group[K] = Group(one.key, list(one.requests), station, index, link)
         group.is_begun = one.is_restart
         if one.is_restart:
             group.events.append((0, Restarted()))

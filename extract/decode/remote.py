@@ -32,7 +32,7 @@ WAIT_SECONDS = 0.5  # until room in the cache is looked for again
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """What may be fetched, and where it is kept.
+    """Settings of fetching: what is allowed, and the cache.
 
     Attributes:
         allowed: URLs below which objects may be fetched.
@@ -84,15 +84,13 @@ def check_allowed(url: str, remote: Remote) -> None:
 
 
 def remote_state(url: str, remote: Remote) -> FileState:
-    """Return size and version of an object, the version as a number; None if there is none.
+    """Return size and version of an object, the version as a number.
 
-    It stands for the size and time of a local file.
-
-    Raises:
-        VideoError: the URL is not allowed.
+    It stands for the size and time of a local file; both are None if there is no such object, or it
+    is not allowed.
     """
-    check_allowed(url, remote)
     try:
+        check_allowed(url, remote)
         found = _state(*_open_store(url))
     except Exception:  # noqa: BLE001  # stores raise errors of their own; the task tells them
         return FileState(None, None)

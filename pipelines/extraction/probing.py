@@ -48,15 +48,13 @@ def file_states(rows: Iterable[VideoRow], settings: ExtractSettings) -> Callable
     urls = list({split_rate(row.path)[0] for row in rows if is_url(row.path)})
     if not urls:
         return file_state
-    allowed = [url for url in urls if not _refusal(url, settings)]
+    remote = settings.limits.remote
     with ThreadPoolExecutor(LOOKUPS) as threads:
-        states = threads.map(lambda url: remote_state(url, settings.limits.remote), allowed)
-        known = dict(zip(allowed, states, strict=True))
-    unknown = FileState(None, None)
+        states = threads.map(lambda url: remote_state(url, remote), urls)
+        known = dict(zip(urls, states, strict=True))
 
     def state_of(path: str) -> FileState:
-        url, _ = split_rate(path)
-        return known.get(url, unknown) if is_url(url) else file_state(path)
+        return known[split_rate(path)[0]] if is_url(path) else file_state(path)
 
     return state_of
 

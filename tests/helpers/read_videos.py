@@ -1,5 +1,6 @@
 """Videos read in this process: all frames of a selection, by index, and the outcome."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import av
 import numpy as np
 from numbered_videos import read_number, write_video
 from vtnpipe.extract.decode.frames import Frame, FrameSource, Outcome, read_frames, select_frames
+from vtnpipe.extract.decode.protocol import Chunk
 
 
 def read_video(
@@ -27,6 +29,16 @@ def read_video(
             found.append(next(frames))
         except StopIteration as end:
             return sorted(found, key=lambda frame: frame.frame_index), end.value
+
+
+def without_first(chunk: Chunk, num_frames: int) -> Chunk:
+    """Return a chunk without its first frames."""
+    return replace(
+        chunk,
+        data=chunk.data[num_frames:],
+        frame_index=chunk.frame_index[num_frames:],
+        timestamps=chunk.timestamps[num_frames:],
+    )
 
 
 def assert_numbered(frames: list[Frame], numbers: range, fps: float = 25) -> None:

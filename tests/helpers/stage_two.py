@@ -5,7 +5,6 @@ A conftest.py that imports the fixtures `extracted`, `folder` and `two_views` pr
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from feature_folders import extract_rows, made_up_features, make_folder
 from numbered_videos import write_video
+from read_videos import without_first
 from vtnpipe.extract.decode.frames import Outcome
 from vtnpipe.extract.decode.pool import DecoderPool
 from vtnpipe.extract.decode.protocol import Chunk, DecodeRequest
@@ -73,15 +73,7 @@ def lose_frames_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
             name = Path(requests[number].path).stem
             if isinstance(event, Chunk) and name in ("1", "2"):
                 if name == "1":
-                    yield (
-                        number,
-                        replace(
-                            event,
-                            data=event.data[2:],
-                            frame_index=event.frame_index[2:],
-                            timestamps=event.timestamps[2:],
-                        ),
-                    )
+                    yield number, without_first(event, 2)
             elif isinstance(event, Outcome) and name in ("1", "2"):
                 status: Any = "partial" if name == "1" else "failed"
                 yield number, Outcome(status=status, reason="damaged", message=f"{name}.x: broken")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from feature_folders import extract_rows, make_folder
 from numbered_videos import CLIP_LENGTHS, read_number
+from read_videos import without_first
 from rich.console import Console
 from stage_two import SHAPE, lose_frames_of_clips, write_numbered_rows
 from vtnpipe.extract.augmentation import Augmentation
@@ -125,15 +126,7 @@ def test_frames_of_an_abandoned_try_are_void(
             yield number, event
             if isinstance(event, Chunk):  # again, without the first frame
                 yield number, Selected(len(event.frame_index))
-                yield (
-                    number,
-                    replace(
-                        event,
-                        data=event.data[1:],
-                        frame_index=event.frame_index[1:],
-                        timestamps=event.timestamps[1:],
-                    ),
-                )
+                yield number, without_first(event, 1)
 
     monkeypatch.setattr(DecoderPool, "decode", decode_twice)
     preprocessing = default_preprocessing(create_module(MIXER, pretrained=False))
